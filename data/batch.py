@@ -1,0 +1,42 @@
+"""The one place that names what a batch holds.
+
+A training batch is a flat dict. Row i of every entry belongs to the same image-caption pair.
+
+====================  ==========================================================================
+key                   value
+====================  ==========================================================================
+an image view         uint8 ``(B, 3, H, W)``; `IMAGE_VIEWS`. Normalised by the encoder, on the device.
+a text view           `Tokens` of int64 ids ``(B, L)`` and bool mask ``(B, L)``; `TEXT_VIEWS`
+`PIDS`                int64 ``(B,)``, identities relabelled densely from 0. Absent under methods
+                      that may not read them.
+`INDEX`               int64 ``(B,)``, position of the pair in the training set
+====================  ==========================================================================
+
+An evaluation batch holds one modality: `IMAGE` or `TEXT`, `PIDS` (raw ids of the annotation file) and `INDEX`.
+"""
+
+from typing import Any, Final, NamedTuple
+
+from torch import Tensor
+
+IMAGE: Final = "image"
+IMAGE_AUG: Final = "image_aug"
+IMAGE_SS1: Final = "image_ss1"
+IMAGE_SS2: Final = "image_ss2"
+TEXT: Final = "text"
+TEXT_MASKED: Final = "text_masked"
+PIDS: Final = "pids"
+INDEX: Final = "index"
+
+IMAGE_VIEWS: Final = (IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2)
+TEXT_VIEWS: Final = (TEXT, TEXT_MASKED)
+VIEWS: Final = (*IMAGE_VIEWS, *TEXT_VIEWS)
+
+Batch = dict[str, Any]
+
+
+class Tokens(NamedTuple):
+    """Token ids ``(B, L)`` int64 and the mask ``(B, L)`` bool that is true on tokens that are not padding."""
+
+    ids: Tensor
+    mask: Tensor

@@ -1,0 +1,158 @@
+"""What the losses of one step may look at: encoded views, identities, temperature."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One encoded view of B samples.
+
+    pooled: ``(B, D)`` the backbone's pooled feature, not normalised.
+    embedding: ``(B, E)`` what is compared and ranked. Unit norm; a head with K blocks returns K
+        concatenated unit-norm blocks, so that an inner product is a sum of K cosines.
+    tokens: ``(B, L, D)`` the sequence behind `pooled`, in the same space.
+    mask: ``(B, L)`` bool, true on content: words for a text (not padding), patches for an image (not [CLS]).
+    """
+
+    pooled: Tensor
+    embedding: Tensor
+    tokens: Tensor
+    mask: Tensor
+
+
+class Encoder(Protocol):
+    """What `Features` needs of a model; `model.tbps.TBPS` is one."""
+
+    def encode_image(self, pixels: Tensor) -> Encoded: ...
+    def encode_text(self, ids: Tensor, mask: Tensor) -> Encoded: ...
+    def temperature(self) -> tuple[Tensor, Tensor]: ...
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+class Features:
+    """The encoded views of one training step, each computed the first time a loss asks for it.
+
+    Image views that `expect` announced are encoded in one pass through the vision tower. `embedding` and
+    `pooled` come gathered over all processes, with gradient, and so do `pids`: a loss sees the global
+    batch. `image` and `text` return this process' rows only, tokens included. Encoding runs under the AMP
+    mode that was on when the object was made, also when a loss asks from within its own fp32 region.
+
+    Args:
+        encoder: encodes pixels and tokens.
+        images: view name -> uint8 ``(B, 3, H, W)``.
+        texts: view name -> (ids ``(B, L)``, mask ``(B, L)``).
+        pids: identities ``(B,)``, or None where the method may not know them.
+        epoch: training progress in epochs, fractional (for ramps).
+        gather: ``(B, ...) -> (W*B, ...)`` concatenates the rows of all W processes, with gradient.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        images: Mapping[str, Tensor],
+        texts: Mapping[str, tuple[Tensor, Tensor]],
+        pids: Tensor | None = None,
+        *,
+        epoch: float = 0.0,
+        gather: Callable[[Tensor], Tensor] = _alone,
+    ) -> None:
+        self.epoch = epoch
+        self.accessed: set[str] = set()
+        self._encoder = encoder
+        self._images = images
+        self._texts = texts
+        self._pids = pids
+        self._gather = gather
+        self._encoded: dict[str, Encoded] = {}
+        self._gathered: dict[tuple[str, str], Tensor] = {}
+        self._expected: tuple[str, ...] = ()
+        device = next(iter({**images, **{k: v[0] for k, v in texts.items()}}.values())).device.type
+        self._device = device
+        self._amp_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+    def amp(self) -> AbstractContextManager[None]:
+        """The AMP mode of the step, for the modules of a loss that are heavy enough to want it."""
+        return torch.autocast(self._device, dtype=self._amp_dtype, enabled=self._amp_dtype is not None)
+
+    def fp32(self) -> AbstractContextManager[None]:
+        """AMP switched off: what losses run under."""
+        return torch.autocast(self._device, enabled=False)
+
+    def expect(self, views: Iterable[str]) -> None:
+        """Announces the views that will be asked for, so that images among them are encoded together."""
+        self._expected = tuple(view for view in self._images if view in set(views))
+
+    def image(self, view: str = "image") -> Encoded:
+        """This process' encoded image view."""
+        self.accessed.add(view)
+        if view not in self._encoded:
+            self._refuse_no_grad(view)
+            together = [v for v in self._expected if v not in self._encoded]
+            self._encode_images(together if view in together else [view])
+        return self._encoded[view]
+
+    def text(self, view: str = "text") -> Encoded:
+        """This process' encoded text view."""
+        self.accessed.add(view)
+        if view not in self._encoded:
+            self._refuse_no_grad(view)
+            with self.amp():
+                self._encoded[view] = self._encoder.encode_text(*self._texts[view])
+        return self._encoded[view]
+
+    def embedding(self, view: str) -> Tensor:
+        """Gathered embeddings ``(W*B, E)`` of an image or text view, unit norm per block."""
+        return self._global(view, "embedding")
+
+    def pooled(self, view: str) -> Tensor:
+        """Gathered pooled features ``(W*B, D)`` of an image or text view, not normalised."""
+        return self._global(view, "pooled")
+
+    @property
+    def pids(self) -> Tensor:
+        """Gathered identities ``(W*B,)``."""
+        self.accessed.add("pids")
+        if self._pids is None:
+            raise LookupError(
+                "this batch carries no identities: a loss that needs them must list 'pids' in needs"
+            )
+        if ("pids", "") not in self._gathered:
+            self._gathered["pids", ""] = self._gather(self._pids)
+        return self._gathered["pids", ""]
+
+    @property
+    def temperature(self) -> tuple[Tensor, Tensor]:
+        """(logit_scale, logit_bias) of the backbone, scalars with gradient; the scale is already exponentiated."""
+        return self._encoder.temperature()
+
+    def _global(self, view: str, part: str) -> Tensor:
+        key = (view, part)
+        if key not in self._gathered:
+            encoded = self.image(view) if view in self._images else self.text(view)
+            self._gathered[key] = self._gather(getattr(encoded, part))
+        self.accessed.add(view)
+        return self._gathered[key]
+
+    def _encode_images(self, views: list[str]) -> None:
+        sizes = [len(self._images[view]) for view in views]
+        with self.amp():
+            encoded = self._encoder.encode_image(torch.cat([self._images[view] for view in views]))
+        parts = (encoded.pooled, encoded.embedding, encoded.tokens, encoded.mask)
+        for view, *rows in zip(views, *(part.split(sizes) for part in parts), strict=True):
+            self._encoded[view] = Encoded(*rows)
+
+    def _refuse_no_grad(self, view: str) -> None:
+        if not torch.is_grad_enabled():
+            raise RuntimeError(
+                f"view {view!r} was first asked for under no_grad; it would be remembered without gradient "
+                "for every loss of the step: ask for it outside no_grad, then detach"
+            )
