@@ -1,0 +1,96 @@
+"""Optimizers over named parameter groups."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import Adam, AdamW, Optimizer
+
+from solver.groups import split_parameters
+from utils.errors import UserError, nearest
+
+
+def build_optimizer(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    *,
+    name: str,
+    algorithm: str,
+    param_groups: Mapping[str, Any],
+    fused: bool | None = None,
+) -> Optimizer:
+    """Returns the optimizer of all trainable parameters.
+
+    Each of its groups carries `group` (the configured name), `name` (the same, or with "/no_decay" for the
+    vectors of a group whose matrices are decayed) and `lr_start`, `lr_end` for the schedule.
+
+    Args:
+        name: of the recipe, as in `config/optimizer/`.
+        algorithm: "adamw", "adam", or "adamw8bit" (bitsandbytes).
+        param_groups: see `solver.groups.split_parameters`.
+        fused: whether one kernel updates all parameters; None: where all are on a CUDA device. Lightning
+            refuses a fused optimizer that clips gradients under fp16 with a scaler.
+
+    Raises:
+        UserError: unknown algorithm, bitsandbytes missing, or groups that cannot be.
+    """
+    if algorithm not in ALGORITHMS:
+        raise UserError(
+            f"optimizer {name!r}: there is no algorithm {algorithm!r}, only {', '.join(ALGORITHMS)}."
+            f"{nearest(algorithm, set(ALGORITHMS))}"
+        )
+    groups: list[dict[str, Any]] = [
+        {
+            "params": parameters,
+            "name": group.name if decay == group.weight_decay else f"{group.name}/no_decay",
+            "group": group.name,
+            "lr": group.lr,
+            "lr_start": group.lr_start,
+            "lr_end": group.lr_end,
+            "weight_decay": decay,
+            "betas": group.betas,
+            "eps": group.eps,
+        }
+        for group in split_parameters(named_parameters, param_groups)
+        for decay, parameters in group.by_decay()
+    ]
+    return ALGORITHMS[algorithm](groups, fused)
+
+
+def learning_rates(optimizer: Optimizer) -> dict[str, float]:
+    """Returns configured group name -> current learning rate, groups without parameters left out."""
+    return {group["group"]: float(group["lr"]) for group in optimizer.param_groups}
+
+
+def _fused(groups: list[dict[str, Any]], fused: bool | None) -> bool | None:
+    """What torch is told: None leaves it its fastest form that is not fused, False would be the slowest."""
+    if fused is None:
+        fused = all(parameter.is_cuda for group in groups for parameter in group["params"])
+    return True if fused else None
+
+
+def _adamw(groups: list[dict[str, Any]], fused: bool | None) -> Optimizer:
+    return AdamW(groups, fused=_fused(groups, fused))
+
+
+def _adam(groups: list[dict[str, Any]], fused: bool | None) -> Optimizer:
+    return Adam(groups, fused=_fused(groups, fused))
+
+
+def _adamw8bit(groups: list[dict[str, Any]], fused: bool | None) -> Optimizer:
+    if fused:
+        raise UserError("optimizer.fused=true: adamw8bit has no fused form; leave fused null.")
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise UserError(
+            "optimizer.algorithm=adamw8bit needs the package bitsandbytes, which cannot be imported "
+            f"({error}); run `uv sync --extra bnb`."
+        ) from error
+    return AdamW8bit(groups)
+
+
+ALGORITHMS: dict[str, Callable[[list[dict[str, Any]], bool | None], Optimizer]] = {
+    "adamw": _adamw,
+    "adam": _adam,
+    "adamw8bit": _adamw8bit,
+}

@@ -1,0 +1,116 @@
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from solver.optimizers import build_optimizer, learning_rates
+from utils.errors import UserError
+
+GROUPS = {
+    "default": {
+        "lr": 1e-2,
+        "lr_start": 1e-3,
+        "lr_end": 0.0,
+        "weight_decay": 0.1,
+        "betas": [0.9, 0.98],
+        "eps": 1e-6,
+    },
+    "last": {"match": [r"1\..*"], "lr_scale": 5.0, "weight_decay": 0.0},
+    "absent": {"match": ["nothing"]},
+}
+
+
+def model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+
+
+def build(network: nn.Module, algorithm: str = "adamw", fused: bool | None = None) -> torch.optim.Optimizer:
+    return build_optimizer(
+        network.named_parameters(), name="test", algorithm=algorithm, param_groups=GROUPS, fused=fused
+    )
+
+
+def test_groups_carry_names_rates_and_decay():
+    keys = ("name", "group", "lr", "lr_start", "lr_end", "weight_decay", "betas", "eps")
+    assert [tuple(group[key] for key in keys) for group in build(model()).param_groups] == [
+        ("default", "default", 1e-2, 1e-3, 0.0, 0.1, (0.9, 0.98), 1e-6),
+        ("default/no_decay", "default", 1e-2, 1e-3, 0.0, 0.0, (0.9, 0.98), 1e-6),
+        ("last", "last", 5e-2, 5e-3, 0.0, 0.0, (0.9, 0.98), 1e-6),
+    ]
+
+
+def test_learning_rates_are_told_once_per_group_that_has_parameters():
+    assert learning_rates(build(model())) == {"default": 1e-2, "last": 5e-2}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "torch_class"), [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam)]
+)
+def test_a_step_equals_one_of_torch_over_groups_made_by_hand(algorithm: str, torch_class: type):
+    ours, theirs = model(), model()
+    optimizer = build(ours, algorithm)
+    shared = {"betas": (0.9, 0.98), "eps": 1e-6}
+    reference = torch_class(
+        [
+            {"params": [theirs[0].weight], "lr": 1e-2, "weight_decay": 0.1, **shared},
+            {"params": [theirs[0].bias], "lr": 1e-2, "weight_decay": 0.0, **shared},
+            {"params": list(theirs[1].parameters()), "lr": 5e-2, "weight_decay": 0.0, **shared},
+        ]
+    )
+    batch = torch.randn(4, 3)
+    for _ in range(3):
+        for network, stepper in ((ours, optimizer), (theirs, reference)):
+            stepper.zero_grad()
+            network(batch).square().sum().backward()
+            stepper.step()
+    assert type(optimizer) is torch_class
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=0)
+
+
+def test_state_loads_into_a_new_optimizer_of_the_same_model():
+    network = model()
+    optimizer = build(network)
+    network(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+    again = build(network)
+    again.load_state_dict(optimizer.state_dict())
+    assert [group["name"] for group in again.param_groups] == ["default", "default/no_decay", "last"]
+    torch.testing.assert_close(
+        again.state[network[0].weight]["exp_avg"], optimizer.state[network[0].weight]["exp_avg"]
+    )
+
+
+@pytest.mark.parametrize(("asked", "told"), [(None, None), (False, None), (True, True)])
+def test_fused_is_off_on_the_cpu_unless_asked_for(asked: bool | None, told: bool | None):
+    assert build(model(), fused=asked).defaults["fused"] is told
+
+
+def test_unknown_algorithm_names_the_nearest():
+    with pytest.raises(UserError, match=r"there is no algorithm 'adamv'.*Did you mean 'adam"):
+        build(model(), "adamv")
+
+
+def test_adamw8bit_without_bitsandbytes_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(UserError, match="uv sync --extra bnb"):
+        build(model(), "adamw8bit")
+
+
+def test_adamw8bit_gets_the_same_groups(monkeypatch: pytest.MonkeyPatch):
+    class AdamW8bit(torch.optim.AdamW):
+        pass
+
+    optim = ModuleType("bitsandbytes.optim")
+    optim.AdamW8bit = AdamW8bit  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "bitsandbytes", ModuleType("bitsandbytes"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", optim)
+    optimizer = build(model(), "adamw8bit")
+    assert isinstance(optimizer, AdamW8bit)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0, 0.0]
+    with pytest.raises(UserError, match="no fused form"):
+        build(model(), "adamw8bit", fused=True)
