@@ -131,12 +131,13 @@ class Features:
 
     @property
     def temperature(self) -> tuple[Tensor, Tensor]:
-        """(logit_scale, logit_bias) of the backbone, scalars with gradient; the scale is already exponentiated."""
+        """(logit_scale, logit_bias) of the backbone: scalars with gradient, the scale exponentiated."""
         return self._encoder.temperature()
 
     def _global(self, view: str, part: str) -> Tensor:
         key = (view, part)
         if key not in self._gathered:
+            self._refuse_no_grad(view)
             encoded = self.image(view) if view in self._images else self.text(view)
             self._gathered[key] = self._gather(getattr(encoded, part))
         self.accessed.add(view)

@@ -43,7 +43,7 @@ class LossTerm(nn.Module):
 
 @dataclass(frozen=True)
 class LossReport:
-    """The losses of one step: `total` (with gradient) and, detached and by term name, raw, weighted and stats."""
+    """The losses of one step: `total` with gradient; by term and detached, raw, weighted and stats."""
 
     total: Tensor
     raw: dict[str, Tensor]

@@ -1,0 +1,58 @@
+"""From the config's loss terms to an objective whose needs are met."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Final
+
+from model.objectives.base import Facts, LossTerm, Objective
+from utils.errors import UserError, nearest
+
+# What is not there under every configuration -> the option that brings it.
+PROVIDERS: Final[Mapping[str, str]] = {
+    "pids": "pseudo_label=none",
+    "image_labels": "pseudo_label=dbscan",
+    "text_labels": "pseudo_label=dbscan",
+    "parts": "head=part",
+}
+
+
+def build_objective(terms: Mapping[str, Callable[..., LossTerm]], facts: Facts) -> Objective:
+    """Returns the objective of `terms`.
+
+    Args:
+        terms: name -> partial that still takes `facts`, as Hydra instantiates `loss.terms`.
+        facts: of the composed model and data.
+
+    Raises:
+        UserError: there are no terms, or one of them cannot be built.
+    """
+    if not terms:
+        raise UserError("loss.terms is empty: add a loss, e.g. +loss/term@loss.terms.nitc=nitc")
+    return Objective({name: _build_term(name, make, facts) for name, make in terms.items()})
+
+
+def check_needs(objective: Objective, provided: Collection[str]) -> None:
+    """Passes an objective that needs nothing beyond `provided`, the views and labels of this run.
+
+    Raises:
+        UserError: naming the term, the need, and the option that provides it.
+    """
+    for name, term in objective.terms.items():
+        missing = sorted(term.needs - set(provided))  # type: ignore[operator]
+        if missing:
+            raise UserError(f"loss.terms.{name} needs {missing[0]!r}, {_remedy(missing[0], provided)}")
+
+
+def _remedy(need: str, provided: Collection[str]) -> str:
+    if need in PROVIDERS:
+        return f"which this run lacks: set {PROVIDERS[need]} or leave the term out"
+    known = {*provided, *PROVIDERS}
+    return f"which is unknown; expected one of {', '.join(sorted(known))}.{nearest(need, known)}"
+
+
+def _build_term(name: str, make: Callable[..., LossTerm], facts: Facts) -> LossTerm:
+    try:
+        return make(facts=facts)
+    except TypeError as error:
+        raise UserError(f"loss.terms.{name} cannot be built: {error}") from error
+    except UserError as error:
+        raise UserError(f"loss.terms.{name}.{error}") from error

@@ -1,0 +1,226 @@
+"""Circle loss (Sun et al., CVPR 2020) within a modality, across modalities, and as the logits of N-ITC.
+
+The similarity s of a positive pair is weighted by alpha_p = [1 + m - s]_+ and compared with 1 - m, that of a
+negative pair is weighted by alpha_n = [s + m]_+ and compared with m; the weights get no gradient. Decision:
+papers/circle_msiglip.md prints the loss without the offsets 1 - m and m; they are kept, as in the source.
+
+Embeddings are unit-norm ``(B, D)``, `pids` int64 ``(B,)``. Every function returns a scalar in fp32 or wider.
+"""
+
+from collections.abc import Sequence
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.features import Features
+from model.objectives.base import Facts, Stats
+from model.objectives.pairs import PairTerm, masked_mean, same_identity, similarities
+from utils.errors import UserError, nearest
+
+Scope = Literal["batch", "anchor"]
+Reduction = Literal["mean", "row"]
+SCOPES: Final = ("batch", "anchor")
+REDUCTIONS: Final = ("mean", "row")
+
+
+def in_modal_circle(
+    embeddings: Tensor, pids: Tensor, margin: float = 0.25, gamma: float = 128.0, scope: Scope = "batch"
+) -> Tensor:
+    """Returns the Circle loss of one modality.
+
+    Decision: scope "batch" is one softplus(LSE + LSE) over all unordered pairs i < j (the paper's "pairwise"
+    loss); "anchor" is one per sample over its B - 1 others, mean over samples that have both a positive and a
+    negative. Without positives or without negatives: zero, connected to the graph.
+    """
+    _check_option("scope", scope, SCOPES)
+    similarity = similarities(embeddings, embeddings)
+    positive, negative = _others(pids)
+    if scope == "batch":
+        return _circle(similarity, positive.triu(1), negative.triu(1), margin, gamma, dims=(0, 1))
+    return _per_anchor(similarity, positive, negative, margin, gamma)
+
+
+def cross_modal_circle(
+    image: Tensor,
+    text: Tensor,
+    pids: Tensor,
+    margin: float = 0.25,
+    gamma: float = 128.0,
+    scope: Scope = "batch",
+) -> Tensor:
+    """Returns the Circle loss between images and texts; row i of both is one pair.
+
+    Decision: scope "batch" is one softplus(LSE + LSE) over all B x B similarities; "anchor" is one per image
+    over the texts and one per text over the images, mean over anchors that have both kinds, mean of both
+    directions. Without negatives: zero, connected to the graph.
+    """
+    _check_option("scope", scope, SCOPES)
+    similarity = similarities(image, text)
+    same = same_identity(pids)
+    if scope == "batch":
+        return _circle(similarity, same, ~same, margin, gamma, dims=(0, 1))
+    directions = [_per_anchor(s, same, ~same, margin, gamma) for s in (similarity, similarity.T)]
+    return torch.stack(directions).mean()
+
+
+def nc_itc(
+    image: Tensor,
+    text: Tensor,
+    pids: Tensor,
+    margin: float = 0.35,
+    gamma: float = 80.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Returns N-ITC whose sigmoid logits are re-weighted as in Circle loss.
+
+    Binary cross-entropy with target y_ij = [pid_i = pid_j] on logits gamma alpha_p (s - (1 - m)) where y = 1
+    and gamma alpha_n (s - m) where y = 0 (papers/circle_msiglip.md, strategy 2). Decision: reduction "mean"
+    averages over all B x B entries, "row" sums over a row and averages over rows, as N-ITC does.
+    """
+    _check_option("reduction", reduction, REDUCTIONS)
+    similarity = similarities(image, text)
+    same = same_identity(pids)
+    logits = torch.where(
+        same, _positive_logits(similarity, margin, gamma), _negative_logits(similarity, margin, gamma)
+    )
+    entropy = F.binary_cross_entropy_with_logits(logits, same.to(logits.dtype), reduction="none")
+    return entropy.mean() if reduction == "mean" else entropy.sum(dim=1).mean()
+
+
+def _positive_logits(similarity: Tensor, margin: float, gamma: float) -> Tensor:
+    alpha = (1 + margin - similarity.detach()).clamp_min(0)
+    return gamma * alpha * (similarity - (1 - margin))
+
+
+def _negative_logits(similarity: Tensor, margin: float, gamma: float) -> Tensor:
+    alpha = (similarity.detach() + margin).clamp_min(0)
+    return gamma * alpha * (similarity - margin)
+
+
+def _circle(
+    similarity: Tensor, positive: Tensor, negative: Tensor, margin: float, gamma: float, dims: tuple[int, ...]
+) -> Tensor:
+    """Returns softplus(LSE over negatives + LSE over positives), both over `dims` of ``(B, B)``.
+
+    Entries outside a mask count as the lowest finite number, so an empty mask ends in softplus(lowest): an
+    exact zero with zero gradients, where the gradient of a logsumexp over nothing but -inf is NaN.
+    """
+    lowest = torch.finfo(similarity.dtype).min
+    positives = (-_positive_logits(similarity, margin, gamma)).masked_fill(~positive, lowest)
+    negatives = _negative_logits(similarity, margin, gamma).masked_fill(~negative, lowest)
+    return F.softplus(negatives.logsumexp(dims) + positives.logsumexp(dims))
+
+
+def _per_anchor(
+    similarity: Tensor, positive: Tensor, negative: Tensor, margin: float, gamma: float
+) -> Tensor:
+    """Returns the mean over the rows that have both kinds of pairs."""
+    losses = _circle(similarity, positive, negative, margin, gamma, dims=(1,))
+    return masked_mean(losses, positive.any(dim=1) & negative.any(dim=1))
+
+
+def _others(pids: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns bool ``(B, B)``, twice: other samples of the same identity, samples of another identity."""
+    same = same_identity(pids)
+    return same & ~torch.eye(len(pids), dtype=torch.bool, device=pids.device), ~same
+
+
+def _check_option(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(
+            f"{option}: {value!r} given, expected {' or '.join(allowed)}.{nearest(value, allowed)}"
+        )
+
+
+def _hard_shares(similarity: Tensor, positive: Tensor, negative: Tensor, margin: float) -> Stats:
+    """Returns the share of positive pairs below 1 - margin and of negative pairs above margin."""
+    return {
+        "hard_positives": masked_mean((similarity < 1 - margin).float(), positive),
+        "hard_negatives": masked_mean((similarity > margin).float(), negative),
+    }
+
+
+class _CircleTerm(PairTerm):
+    """Holds the settings of a Circle loss.
+
+    Args:
+        margin: m; positives aim at 1 - m and above, negatives at m and below.
+        gamma: scale.
+        scope: "batch" or "anchor".
+    """
+
+    def __init__(
+        self,
+        *,
+        facts: Facts,
+        weight: float = 1.0,
+        views: Sequence[str] = ("image",),
+        margin: float = 0.25,
+        gamma: float = 128.0,
+        scope: Scope = "batch",
+    ) -> None:
+        super().__init__(facts=facts, weight=weight, views=views)
+        _check_option("scope", scope, SCOPES)
+        self.margin = margin
+        self.gamma = gamma
+        self.scope = scope
+
+
+class InModalCircle(_CircleTerm):
+    """Mean of `in_modal_circle` of the image branch (mean over its views) and of the text branch."""
+
+    def pair_loss(self, image: Tensor, text: Tensor, features: Features) -> Tensor:
+        branches = [
+            in_modal_circle(branch, features.pids, self.margin, self.gamma, self.scope)
+            for branch in (image, text)
+        ]
+        return torch.stack(branches).mean()
+
+    def pair_stats(self, image: Tensor, text: Tensor, features: Features) -> Stats:
+        return _hard_shares(similarities(image, image), *_others(features.pids), self.margin)
+
+
+class CrossModalCircle(_CircleTerm):
+    """`cross_modal_circle`."""
+
+    def pair_loss(self, image: Tensor, text: Tensor, features: Features) -> Tensor:
+        return cross_modal_circle(image, text, features.pids, self.margin, self.gamma, self.scope)
+
+    def pair_stats(self, image: Tensor, text: Tensor, features: Features) -> Stats:
+        same = same_identity(features.pids)
+        return _hard_shares(similarities(image, text), same, ~same, self.margin)
+
+
+class NCITC(PairTerm):
+    """`nc_itc`.
+
+    Args:
+        margin: m; positives aim at 1 - m and above, negatives at m and below.
+        gamma: scale.
+        reduction: "mean" or "row".
+    """
+
+    def __init__(
+        self,
+        *,
+        facts: Facts,
+        weight: float = 1.0,
+        views: Sequence[str] = ("image",),
+        margin: float = 0.35,
+        gamma: float = 80.0,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(facts=facts, weight=weight, views=views)
+        _check_option("reduction", reduction, REDUCTIONS)
+        self.margin = margin
+        self.gamma = gamma
+        self.reduction = reduction
+
+    def pair_loss(self, image: Tensor, text: Tensor, features: Features) -> Tensor:
+        return nc_itc(image, text, features.pids, self.margin, self.gamma, self.reduction)
+
+    def pair_stats(self, image: Tensor, text: Tensor, features: Features) -> Stats:
+        same = same_identity(features.pids)
+        return _hard_shares(similarities(image, text), same, ~same, self.margin)

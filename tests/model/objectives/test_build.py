@@ -1,0 +1,66 @@
+"""Building an objective out of the config's terms, and refusing one whose needs are not met."""
+
+from functools import partial
+
+import pytest
+
+from model.objectives import ITC, NITC, Facts, LossTerm, Objective, build_objective, check_needs
+from utils.errors import UserError
+
+PROVIDED = {"image", "image_aug", "text", "text_masked"}
+
+
+class Needy(LossTerm):
+    """Needs what it is told to."""
+
+    def __init__(self, *needs: str, facts: Facts) -> None:
+        super().__init__(facts=facts)
+        self.needs = frozenset(needs)
+
+
+def test_terms_keep_their_names_weights_and_order(facts: Facts) -> None:
+    objective = build_objective({"b": partial(ITC, weight=0.5), "a": partial(NITC, sigmoid=True)}, facts)
+    assert list(objective.terms) == ["b", "a"]
+    assert objective.terms["b"].weight == 0.5
+    assert objective.needs == {"image", "text", "pids"}
+
+
+def test_no_terms(facts: Facts) -> None:
+    with pytest.raises(UserError, match=r"loss\.terms is empty"):
+        build_objective({}, facts)
+
+
+def test_errors_name_the_term_and_the_key(facts: Facts) -> None:
+    with pytest.raises(UserError, match=r"loss\.terms\.nitc cannot be built: .*'gama'"):
+        build_objective({"nitc": partial(NITC, sigmoid=True, gama=3)}, facts)  # type: ignore[call-arg]
+    with pytest.raises(UserError, match=r"loss\.terms\.stray cannot be built"):
+        build_objective({"stray": {"weight": 1.0}}, facts)  # type: ignore[dict-item]
+    with pytest.raises(UserError, match=r"^loss\.terms\.mine\.views: 'image' given"):
+        build_objective({"mine": partial(ITC, views="image")}, facts)
+
+
+def test_met_needs_pass(facts: Facts) -> None:
+    check_needs(Objective({"nitc": NITC(facts=facts, sigmoid=True)}), {*PROVIDED, "pids"})
+
+
+@pytest.mark.parametrize(
+    ("need", "option"),
+    [
+        ("pids", "pseudo_label=none"),
+        ("image_labels", "pseudo_label=dbscan"),
+        ("text_labels", "pseudo_label=dbscan"),
+        ("parts", "head=part"),
+    ],
+)
+def test_an_unmet_need_names_the_term_and_the_option_that_provides_it(
+    need: str, option: str, facts: Facts
+) -> None:
+    objective = Objective({"fine": ITC(facts=facts), "pcm": Needy("image", need, facts=facts)})
+    with pytest.raises(UserError, match=f"loss.terms.pcm needs '{need}', which this run lacks: set {option}"):
+        check_needs(objective, PROVIDED)
+
+
+def test_an_unknown_need_names_the_nearest_known_one(facts: Facts) -> None:
+    objective = Objective({"itc": ITC(facts=facts, views=["image_agu"])})
+    with pytest.raises(UserError, match=r"needs 'image_agu', which is unknown.* Did you mean 'image_aug'\?"):
+        check_needs(objective, PROVIDED)

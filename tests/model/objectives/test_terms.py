@@ -1,0 +1,135 @@
+"""What the terms add to the functions: views, ramp, temperature, projector, statistics."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from model.features import Features
+from model.objectives import (
+    ITC,
+    NCITC,
+    NITC,
+    CrossModalCircle,
+    Facts,
+    InModalCircle,
+    Objective,
+    SimCLR,
+    cross_modal_circle,
+    in_modal_circle,
+    nitc,
+)
+from utils.errors import UserError
+
+PIDS = torch.tensor([0, 0, 1, 1, 2])
+MVS = ("image", "image_aug")
+
+MakeFeatures = Callable[..., Features]
+
+
+def test_needs_follow_from_the_views(facts: Facts) -> None:
+    assert NITC(facts=facts, sigmoid=True).needs == {"image", "text", "pids"}
+    assert NITC(facts=facts, sigmoid=True, views=MVS).needs == {"image", "image_aug", "text", "pids"}
+    assert ITC(facts=facts, views=["image_aug"]).needs == {"image_aug", "text"}
+
+
+@pytest.mark.parametrize("views", [[], "image", None])
+def test_views_must_be_a_list_of_views(views: object, facts: Facts) -> None:
+    with pytest.raises(UserError, match=r"views: .* expected a list of image views"):
+        ITC(facts=facts, views=views)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.5])
+def test_the_softlabel_ratio_is_a_share(ratio: float, facts: Facts) -> None:
+    with pytest.raises(UserError, match=f"softlabel_ratio: {ratio} given"):
+        NITC(facts=facts, sigmoid=True, softlabel_ratio=ratio)
+
+
+def test_misspelt_options_stop_before_training(facts: Facts) -> None:
+    with pytest.raises(UserError, match="scope"):
+        CrossModalCircle(facts=facts, scope="anker")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="reduction"):
+        NCITC(facts=facts, reduction="sum")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sigmoid", [True, False])
+@pytest.mark.parametrize(("epoch", "ratio"), [(0.0, 0.0), (0.25, 0.1), (1.0, 0.4), (7.5, 0.4)])
+def test_soft_labels_ramp_up_over_the_first_epoch(
+    epoch: float, ratio: float, sigmoid: bool, facts: Facts, make_features: MakeFeatures
+) -> None:
+    features = make_features(PIDS, epoch=epoch)
+    loss, _ = NITC(facts=facts, sigmoid=sigmoid, softlabel_ratio=0.4)(features)
+    image, text = features.embedding("image"), features.embedding("text")
+    expected = nitc(image, text, PIDS, *features.temperature, sigmoid=sigmoid, softlabel_ratio=ratio)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_multi_view_supervision_averages_over_views_and_trains_the_augmented_one(
+    facts: Facts, make_features: MakeFeatures
+) -> None:
+    features = make_features(PIDS)
+    image, aug, text = (features.embedding(view) for view in ("image", "image_aug", "text"))
+    aug.retain_grad()
+    loss, _ = CrossModalCircle(facts=facts, views=MVS)(features)
+    expected = (cross_modal_circle(image, text, PIDS) + cross_modal_circle(aug, text, PIDS)) / 2
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert aug.grad is not None
+    assert aug.grad.abs().sum() > 0
+
+
+def test_in_modal_circle_averages_the_image_and_the_text_branch(
+    facts: Facts, make_features: MakeFeatures
+) -> None:
+    features = make_features(PIDS)
+    loss, _ = InModalCircle(facts=facts, views=MVS, scope="anchor")(features)
+    of_view = {v: in_modal_circle(features.embedding(v), PIDS, scope="anchor") for v in (*MVS, "text")}
+    expected = (of_view["image"] + of_view["image_aug"]) / 4 + of_view["text"] / 2
+    torch.testing.assert_close(loss, expected)
+
+
+def test_temperature_is_trained(facts: Facts, make_features: MakeFeatures, encoder: nn.Module) -> None:
+    loss, _ = NITC(facts=facts, sigmoid=True)(make_features(PIDS))
+    loss.backward()
+    assert all(
+        p.grad is not None and p.grad != 0
+        for n, p in encoder.named_parameters()
+        if n in {"log_scale", "bias"}
+    )
+
+
+def test_statistics_describe_positive_and_negative_pairs(facts: Facts, make_features: MakeFeatures) -> None:
+    features = make_features(PIDS)
+    cosines = (features.embedding("image") @ features.embedding("text").T).tolist()
+    positives = [cosines[i][j] for i in range(5) for j in range(5) if PIDS[i] == PIDS[j]]
+    negatives = [cosines[i][j] for i in range(5) for j in range(5) if PIDS[i] != PIDS[j]]
+    _, stats = NITC(facts=facts, sigmoid=True)(features)
+    assert stats["positive_cosine"].item() == pytest.approx(sum(positives) / len(positives), abs=1e-6)
+    assert stats["negative_cosine"].item() == pytest.approx(sum(negatives) / len(negatives), abs=1e-6)
+    _, stats = CrossModalCircle(facts=facts, margin=0.3)(features)
+    assert stats["hard_positives"].item() == pytest.approx(sum(s < 0.7 for s in positives) / len(positives))
+    assert stats["hard_negatives"].item() == pytest.approx(sum(s > 0.3 for s in negatives) / len(negatives))
+
+
+def test_simclr_parameters_can_be_told_apart_by_name(facts: Facts) -> None:
+    objective = Objective({"self_supervision": SimCLR(facts=facts, hidden_dim=16)})
+    names = [name for name, _ in objective.named_parameters()]
+    assert len(names) == 10
+    assert all("simclr" in name for name in names)
+
+
+def test_simclr_projects_under_amp_and_compares_in_fp32(facts: Facts, make_features: MakeFeatures) -> None:
+    term = SimCLR(facts=facts, hidden_dim=16, out_dim=4)
+    projected: list[torch.Tensor] = []
+    term.simclr_projector.register_forward_hook(lambda *call: projected.append(call[2]))
+    with torch.autocast("cpu", torch.bfloat16):
+        report = Objective({"simclr": term})(make_features(PIDS))
+    assert [(p.dtype, tuple(p.shape)) for p in projected] == [(torch.bfloat16, (10, 4))]
+    assert report.total.dtype == torch.float32
+
+
+def test_simclr_accepts_a_batch_of_one(facts: Facts, make_features: MakeFeatures) -> None:
+    loss, _ = SimCLR(facts=facts, hidden_dim=16)(make_features(PIDS[:1]))
+    assert loss == 0
+    assert loss.requires_grad

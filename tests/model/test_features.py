@@ -1,0 +1,159 @@
+"""Features: lazy, encoded once, gathered once, under the AMP mode of the step."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.features import Encoded, Features
+
+BATCH, WIDTH = 3, 4
+
+
+@dataclass
+class Calls:
+    """Rows of every call, in order."""
+
+    images: list[int] = field(default_factory=list)
+    texts: list[int] = field(default_factory=list)
+    gathers: list[int] = field(default_factory=list)
+
+
+class CountingEncoder(nn.Module):
+    def __init__(self, calls: Calls) -> None:
+        super().__init__()
+        self.calls = calls
+        self.vision = nn.Linear(3 * 4, WIDTH)
+        self.language = nn.Embedding(10, WIDTH)
+
+    def encode_image(self, pixels: Tensor) -> Encoded:
+        self.calls.images.append(len(pixels))
+        return self._encode(self.vision(pixels.flatten(1) / 255)[:, None])
+
+    def encode_text(self, ids: Tensor, mask: Tensor) -> Encoded:
+        self.calls.texts.append(len(ids))
+        return self._encode(self.language(ids))
+
+    def temperature(self) -> tuple[Tensor, Tensor]:
+        return torch.tensor(10.0), torch.tensor(-1.0)
+
+    def _encode(self, tokens: Tensor) -> Encoded:
+        pooled = tokens.mean(dim=1)
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool)
+        return Encoded(pooled, F.normalize(pooled.float(), dim=-1), tokens, mask)
+
+
+@pytest.fixture
+def calls() -> Calls:
+    return Calls()
+
+
+@pytest.fixture
+def encoder(calls: Calls) -> CountingEncoder:
+    torch.manual_seed(0)
+    return CountingEncoder(calls)
+
+
+def make(encoder: CountingEncoder, pids: Tensor | None = None) -> Features:
+    """Features of two image views and one text view, as if one of two processes that hold the same rows."""
+
+    def gather(rows: Tensor) -> Tensor:
+        encoder.calls.gathers.append(len(rows))
+        return torch.cat([rows, rows])
+
+    draw = torch.Generator().manual_seed(1)
+    images = {
+        view: torch.randint(256, (BATCH, 3, 2, 2), generator=draw, dtype=torch.uint8)
+        for view in ("image", "image_aug", "image_ss1")
+    }
+    texts = {"text": (torch.randint(10, (BATCH, 5), generator=draw), torch.ones(BATCH, 5, dtype=torch.bool))}
+    return Features(encoder, images, texts, pids, gather=gather)
+
+
+def test_nothing_is_encoded_before_it_is_asked_for_and_nothing_twice(
+    encoder: CountingEncoder, calls: Calls
+) -> None:
+    features = make(encoder)
+    assert calls == Calls()
+    assert features.accessed == set()
+    assert features.image() is features.image("image")
+    features.text()
+    features.text()
+    assert (calls.images, calls.texts) == ([BATCH], [BATCH])
+    assert features.accessed == {"image", "text"}
+
+
+def test_expected_image_views_share_one_pass_and_equal_separate_ones(
+    encoder: CountingEncoder, calls: Calls
+) -> None:
+    together, apart = make(encoder), make(encoder)
+    together.expect({"image", "image_aug", "text", "pids"})
+    for view in ("image_aug", "image", "image_ss1"):
+        for part in ("pooled", "embedding", "tokens", "mask"):
+            joint, single = getattr(together.image(view), part), getattr(apart.image(view), part)
+            torch.testing.assert_close(joint, single)
+    assert sorted(calls.images) == [BATCH, BATCH, BATCH, BATCH, 2 * BATCH]
+
+
+def test_a_view_that_was_expected_but_not_asked_for_does_not_count_as_accessed(
+    encoder: CountingEncoder,
+) -> None:
+    features = make(encoder)
+    features.expect({"image", "image_aug"})
+    features.image("image")
+    assert features.accessed == {"image"}
+
+
+def test_a_first_access_under_no_grad_is_refused_a_second_is_not(
+    encoder: CountingEncoder, calls: Calls
+) -> None:
+    features = make(encoder)
+    with torch.no_grad():
+        for access in (features.image, features.text):
+            with pytest.raises(RuntimeError, match="first asked for under no_grad"):
+                access()
+        with pytest.raises(RuntimeError, match="'image_aug' was first asked for under no_grad"):
+            features.embedding("image_aug")
+    assert calls == Calls()
+    trained = features.embedding("image")
+    with torch.no_grad():
+        assert features.embedding("image") is trained
+    assert trained.requires_grad
+
+
+def test_every_tensor_is_gathered_once_with_gradient(encoder: CountingEncoder, calls: Calls) -> None:
+    features = make(encoder, pids=torch.tensor([4, 4, 9]))
+    for _ in range(2):
+        assert features.embedding("image").shape == (2 * BATCH, WIDTH)
+        assert features.pooled("image").shape == (2 * BATCH, WIDTH)
+        assert features.embedding("text").shape == (2 * BATCH, WIDTH)
+        assert features.pids.tolist() == [4, 4, 9, 4, 4, 9]
+    assert len(calls.gathers) == 4
+    assert features.image().embedding.shape == (BATCH, WIDTH)
+    assert features.accessed == {"image", "text", "pids"}
+    features.embedding("text").sum().backward()
+    assert encoder.language.weight.grad is not None
+
+
+def test_encoding_runs_under_the_amp_mode_of_the_step(encoder: CountingEncoder) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        features = make(encoder)
+    with features.fp32():
+        assert not torch.is_autocast_enabled("cpu")
+        assert features.image().tokens.dtype == torch.bfloat16
+        with features.amp():
+            assert torch.is_autocast_enabled("cpu")
+        assert not torch.is_autocast_enabled("cpu")
+
+
+def test_without_amp_encoding_stays_in_fp32(encoder: CountingEncoder) -> None:
+    features = make(encoder)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert features.image().tokens.dtype == torch.float32
+
+
+def test_a_batch_without_identities_says_so(encoder: CountingEncoder) -> None:
+    with pytest.raises(LookupError, match="must list 'pids' in needs"):
+        _ = make(encoder).pids
