@@ -12,7 +12,8 @@ a text view           `Tokens` of int64 ids ``(B, L)`` and bool mask ``(B, L)``;
 `INDEX`               int64 ``(B,)``, position of the pair in the training set
 ====================  ==========================================================================
 
-An evaluation batch holds one modality: `IMAGE` or `TEXT`, `PIDS` (raw ids of the annotation file) and `INDEX`.
+An evaluation batch holds one modality, `IMAGE` or `TEXT`, with `PIDS` (the raw ids of the annotation file)
+and `INDEX`.
 """
 
 from typing import Any, Final, NamedTuple

@@ -1,0 +1,177 @@
+"""Reads a dataset into train, validation and test records; every cut runs between identities."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Final, Literal, NamedTuple
+
+from data.annotations.layouts import IMAGE_FOLDER, layout_of
+from data.annotations.records import Annotations, load_annotations
+from utils.errors import UserError, nearest
+
+VAL_PROTOCOLS: Final = ("held_out", "paper")
+HELD_OUT_SHARE: Final = 0.1
+HELD_OUT_LIMIT: Final = 400
+
+
+class Record(NamedTuple):
+    """One image: raw identity of the file, index of the image in the file, path, captions (one or more)."""
+
+    pid: int
+    image_id: int
+    image_path: Path
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DatasetSplits:
+    """The records of a dataset, in file order.
+
+    validation: where `val` comes from: the file's own split, identities held out of train, or the test split
+        ("test": checkpoints are then chosen on test, which every table must say).
+    """
+
+    name: str
+    language: str
+    folder: Path
+    train: list[Record]
+    val: list[Record]
+    test: list[Record]
+    validation: Literal["own", "held_out", "test"]
+
+    @property
+    def val_is_test(self) -> bool:
+        """Whether validation happens on the test split, as in the literature."""
+        return self.validation == "test"
+
+
+def read_dataset(
+    name: str,
+    root: str | Path,
+    *,
+    language: str | None = None,
+    val_protocol: str = "held_out",
+    val_identities: int | None = None,
+    proportion: float = 1.0,
+    fold_id: int = 0,
+    seed: int = 0,
+) -> DatasetSplits:
+    """Returns the records of dataset `name`, one per image, captions with white space collapsed.
+
+    Image files are not looked at; every path stays inside the dataset folder.
+
+    Args:
+        name: a key of `data.annotations.layouts.LAYOUTS`.
+        root: the folder that holds ``CUHK-PEDES/``, ``VN3K/``, ...
+        language: captions to read (``vi``, ``en``, ``mixed``); the dataset's own by default.
+        val_protocol: what to validate on where the file has no validation split: ``held_out`` identities
+            of train, or the test split as the ``paper`` s do.
+        val_identities: how many identities to hold out; by default a tenth of train, at most 400.
+        proportion: share of the train identities to keep, after holding out; val and test stay whole.
+        fold_id: which of the ``1 / proportion`` disjoint shares.
+        seed: decides which identities are held out and which fall into which fold.
+
+    Raises:
+        UserError: the dataset is absent or an argument or a record is wrong; one sentence that says where.
+    """
+    annotations = load_annotations(name, layout_of(name, language), root)
+    if annotations.problems:
+        doctor = f"uv run python -m data.doctor {name} --root {root}"
+        raise UserError(
+            f"{annotations.sentence(annotations.problems[0])}: correct the file "
+            f"(problems: {len(annotations.problems)}; `{doctor}` names each)."
+        )
+    return cut(
+        annotations,
+        val_protocol=val_protocol,
+        val_identities=val_identities,
+        proportion=proportion,
+        fold_id=fold_id,
+        seed=seed,
+    )
+
+
+def cut(
+    annotations: Annotations,
+    *,
+    val_protocol: str = "held_out",
+    val_identities: int | None = None,
+    proportion: float = 1.0,
+    fold_id: int = 0,
+    seed: int = 0,
+) -> DatasetSplits:
+    """Returns the records of `annotations`, cut as `read_dataset` says."""
+    splits: dict[str, list[Record]] = {"train": [], "val": [], "test": []}
+    for image_id, image in enumerate(annotations.images):
+        path = annotations.folder / IMAGE_FOLDER / image.path
+        splits[image.split].append(Record(image.pid, image_id, path, image.captions))
+    train, val, test = splits["train"], splits["val"], splits["test"]
+    for split in ("train", "test"):
+        if not splits[split]:
+            raise UserError(f"{annotations.file} has no record of split {split!r}; fetch the complete file.")
+    if val_protocol not in VAL_PROTOCOLS:
+        raise UserError(
+            f"dataset.val_protocol={val_protocol} is unknown; expected one of {', '.join(VAL_PROTOCOLS)}."
+            + nearest(val_protocol, VAL_PROTOCOLS)
+        )
+    validation: Literal["own", "held_out", "test"] = "own"
+    if not val and val_protocol == "paper":
+        validation, val = "test", test
+    elif not val:
+        validation = "held_out"
+        held_out = _held_out(_identities(train), val_identities, seed, annotations.file)
+        val = [record for record in train if record.pid in held_out]
+        train = [record for record in train if record.pid not in held_out]
+    if val_identities is not None and validation != "held_out":
+        used = "the test split (dataset.val_protocol=paper)" if validation == "test" else "its own split"
+        raise UserError(
+            f"dataset.val_identities={val_identities} has nothing to do because {annotations.name} validates "
+            f"on {used}; drop it."
+        )
+    kept = _fold(_identities(train), proportion, fold_id, seed)
+    train = [record for record in train if record.pid in kept]
+    layout = annotations.layout
+    return DatasetSplits(annotations.name, layout.language, annotations.folder, train, val, test, validation)
+
+
+def _identities(records: Iterable[Record]) -> set[int]:
+    return {record.pid for record in records}
+
+
+def _shuffled(identities: set[int], purpose: str, seed: int) -> list[int]:
+    """Returns the identities in an order that depends on nothing but them, the purpose and the seed."""
+    order = sorted(identities)
+    Random(f"{purpose} {seed}").shuffle(order)
+    return order
+
+
+def _held_out(identities: set[int], count: int | None, seed: int, file: Path) -> set[int]:
+    if count is None:
+        count = max(1, min(HELD_OUT_LIMIT, round(HELD_OUT_SHARE * len(identities))))
+    if not 0 < count < len(identities):
+        raise UserError(
+            f"dataset.val_identities={count} cannot be held out of the {len(identities)} train identities of "
+            f"{file}, which has no validation split; expected 1 to {len(identities) - 1}, or set "
+            "dataset.val_protocol=paper to validate on test."
+        )
+    return set(_shuffled(identities, "held out", seed)[:count])
+
+
+def _fold(identities: set[int], proportion: float, fold_id: int, seed: int) -> set[int]:
+    """Returns share `fold_id` of the identities; the shares are disjoint and as equal as can be."""
+    if not 0 < proportion <= 1:
+        raise UserError(f"dataset.proportion={proportion} is not a share; expected above 0 and at most 1.")
+    folds = int(1 / proportion + 1e-6)
+    if not 0 <= fold_id < folds:
+        raise UserError(
+            f"dataset.fold_id={fold_id} does not exist at dataset.proportion={proportion}; "
+            f"expected 0{f' to {folds - 1}' if folds > 1 else ''}."
+        )
+    start, end = (round(fold * proportion * len(identities)) for fold in (fold_id, fold_id + 1))
+    if start == end:
+        raise UserError(
+            f"dataset.proportion={proportion} of {len(identities)} train identities leaves none in fold "
+            f"{fold_id}; raise the proportion."
+        )
+    return set(_shuffled(identities, "fold", seed)[start:end])

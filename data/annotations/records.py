@@ -1,0 +1,183 @@
+"""Reads an annotation file into checked annotations and names everything that is wrong in it."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data.annotations.fields import WrongValueError, kind_of, record_fields
+from data.annotations.layouts import SPLITS, Layout
+from utils.errors import UserError, nearest
+
+
+class Annotation(NamedTuple):
+    """What a file says of an image: record number from 1, raw identity, split, path below imgs/, captions."""
+
+    number: int
+    pid: int
+    split: str
+    path: str
+    captions: tuple[str, ...]
+
+
+class Problem(NamedTuple):
+    """What is wrong with one record (numbered from 1), and under which key; None stands for all of it."""
+
+    record: int
+    key: str | None
+    found: str
+    expected: str
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The content of one annotation file.
+
+    records: how many records the file holds; per_split: how many of the sound ones name each split.
+    images: one annotation per image, in file order; records of the same image are merged.
+    problems: everything that must be corrected before training, in order of discovery.
+    ids_restart: whether every split numbers its identities from 0 anew.
+    """
+
+    name: str
+    layout: Layout
+    folder: Path
+    file: Path
+    records: int
+    per_split: dict[str, int]
+    images: list[Annotation]
+    problems: list[Problem]
+    ids_restart: bool
+
+    def sentence(self, problem: Problem) -> str:
+        """Returns `problem` as a clause that names file, record, key and expectation."""
+        key = "" if problem.key is None else f", key {problem.key!r}"
+        where = f"{self.file}, record {problem.record} of {self.records}{key}"
+        return f"{where}: {problem.found}; expected {problem.expected}"
+
+
+def load_annotations(name: str, layout: Layout, root: str | Path) -> Annotations:
+    """Returns the annotations of dataset `name` below `root`, its bad records as problems.
+
+    Raises:
+        UserError: the folder or the file is missing, or the file is not a JSON list.
+    """
+    folder = Path(root) / layout.folder
+    file = _find_file(name, layout, folder)
+    entries = _read_list(file)
+    problems: list[Problem] = []
+    sound = list(_check_records(entries, layout, folder, problems))
+    images = _merge(sound, problems)
+    ids_restart = layout.ids_may_restart and _restarts(images)
+    if not ids_restart:
+        _check_leaks(images, problems)
+    per_split = {split: sum(annotation.split == split for annotation in sound) for split in SPLITS}
+    return Annotations(name, layout, folder, file, len(entries), per_split, images, problems, ids_restart)
+
+
+def _find_file(name: str, layout: Layout, folder: Path) -> Path:
+    if not folder.is_dir():
+        siblings = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise UserError(
+            f"Dataset {name} was expected in the folder {folder.absolute()}, which does not exist: "
+            f"{layout.source}, or point dataset_root_dir to the folder that holds {layout.folder}/."
+            + nearest(layout.folder, siblings, cutoff=0.8)
+        )
+    for file in layout.files:
+        if (folder / file).exists():
+            return folder / file
+    others = ", ".join(sorted(path.name for path in folder.glob("*.json")))
+    raise UserError(
+        f"Dataset {name} needs the annotation file {folder.absolute() / layout.files[0]}, which is missing"
+        + (f" (the folder has {others} instead, which cannot replace it)" if others else "")
+        + f": {layout.source}."
+    )
+
+
+def _read_list(file: Path) -> list[Any]:
+    try:
+        content = json.loads(file.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}.") from error
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}: {error.msg}"
+        raise UserError(f"{file} is not valid JSON ({where}); fetch or export the file again.") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{file} is not UTF-8 (line {line}, byte {error.start}): save it as such.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not a list of records ({error}); fetch the file again.") from error
+    if not isinstance(content, list):
+        raise UserError(f"{file} holds {kind_of(content)}; expected a JSON list of records, one per image.")
+    if not content:
+        raise UserError(f"{file} holds an empty list; expected a JSON list of records, one per image.")
+    return content
+
+
+def _check_records(
+    entries: list[Any], layout: Layout, folder: Path, problems: list[Problem]
+) -> Iterator[Annotation]:
+    """Yields the sound records and adds to `problems` what is wrong with the others."""
+    fields = record_fields(layout, folder)
+    for number, entry in enumerate(entries, start=1):
+        if not isinstance(entry, dict):
+            problems.append(Problem(number, None, kind_of(entry), f"an object with keys {_names(fields)}"))
+            continue
+        values: dict[str, Any] = {}
+        for key, field in fields.items():
+            if key not in entry:
+                found = f"missing (the record has {_names(entry) or 'no keys'})"
+                problems.append(Problem(number, key, found, field.expected))
+                continue
+            try:
+                values[key] = field.parse(entry[key])
+            except WrongValueError as wrong:
+                problems.append(Problem(number, key, str(wrong), field.expected))
+        if len(values) == len(fields):
+            captions = sum((values[key] for key in layout.caption_keys[layout.language]), ())
+            yield Annotation(number, values["id"], values["split"], values[layout.path_key], captions)
+
+
+def _names(keys: Iterable[str]) -> str:
+    return ", ".join(map(repr, keys))
+
+
+def _merge(annotations: Iterable[Annotation], problems: list[Problem]) -> list[Annotation]:
+    """Returns one annotation per image, in file order; captions of its later records are appended once.
+
+    Records of one image that disagree on identity or split are problems.
+    """
+    images: dict[str, Annotation] = {}
+    for annotation in annotations:
+        first = images.setdefault(annotation.path, annotation)
+        if first is annotation:
+            continue
+        for key, here, there in (("id", annotation.pid, first.pid), ("split", annotation.split, first.split)):
+            if here != there:
+                found = f"{here!r} for the image {annotation.path!r}"
+                expected = f"{there!r} as in record {first.number}, which names the same image"
+                problems.append(Problem(annotation.number, key, found, expected))
+        if (first.pid, first.split) == (annotation.pid, annotation.split):
+            new = tuple(caption for caption in annotation.captions if caption not in first.captions)
+            images[annotation.path] = first._replace(captions=first.captions + new)
+    return list(images.values())
+
+
+def _restarts(images: list[Annotation]) -> bool:
+    """Returns whether each split numbers its identities 0, 1, 2, ... without gaps."""
+    ids = {split: {image.pid for image in images if image.split == split} for split in SPLITS}
+    return all(numbers == set(range(len(numbers))) for numbers in ids.values())
+
+
+def _check_leaks(images: list[Annotation], problems: list[Problem]) -> None:
+    """Adds one problem for every identity that lies in more than one split."""
+    first: dict[int, Annotation] = {}
+    leaked: set[int] = set()
+    for image in images:
+        seen = first.setdefault(image.pid, image)
+        if seen.split != image.split and image.pid not in leaked:
+            leaked.add(image.pid)
+            found = f"identity {image.pid} is in split {image.split!r}"
+            expected = f"{seen.split!r} as in record {seen.number}: an identity belongs to one split"
+            problems.append(Problem(image.number, "id", found, expected))

@@ -1,0 +1,162 @@
+"""Examines a dataset folder before any training.
+
+    uv run python -m data.doctor cuhk_pedes [--root .] [--tokenizer m_siglip_checkpoints] [--fast] [--json]
+
+Ends with status 0 if the dataset can be trained on, 1 if something in it would break training, and 2 if
+there is nothing to examine.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from data.annotations import cut
+from data.annotations.layouts import IMAGE_FOLDER, LAYOUTS, layout_of
+from data.annotations.records import load_annotations
+from data.doctor.facts import (
+    Facts,
+    caption_facts,
+    duplicate_facts,
+    id_facts,
+    image_facts,
+    split_facts,
+    token_facts,
+)
+from data.doctor.images import look_at_images
+from data.doctor.tables import render
+from utils.errors import EXIT_STATUS, UserError
+
+FAULT_WORDS: Final = {
+    "missing": "the image is missing",
+    "empty": "the image has 0 bytes",
+    "unreadable": "the image cannot be read",
+}
+
+
+def examine(
+    name: str,
+    root: str | Path,
+    *,
+    language: str | None = None,
+    tokenizer: Path | None = None,
+    max_length: int | None = None,
+    decode: bool = True,
+) -> Facts:
+    """Returns everything that is known of dataset `name` below `root`, ready for JSON.
+
+    Unlike `read_dataset` it goes on after a bad record. What breaks training is under ``errors``, what is
+    only worth knowing under ``warnings``.
+
+    Args:
+        name: as for `data.annotations.read_dataset`, like `root` and `language`.
+        root: the folder that holds the dataset's folder.
+        language: captions to read; the dataset's own by default.
+        tokenizer: folder of a tokenizer to count captions with.
+        max_length: tokens that a caption may have; the tokenizer's own limit by default.
+        decode: whether to decode every image, or only to see whether it is there.
+
+    Raises:
+        UserError: dataset, annotation file or tokenizer is absent or unusable as a whole.
+    """
+    annotations = load_annotations(name, layout_of(name, language), root)
+    images = annotations.images
+    tokens = token_facts(images, tokenizer, max_length) if tokenizer else None
+    files = [annotations.folder / IMAGE_FOLDER / image.path for image in images]
+    states = look_at_images(files, decode=decode)
+    report: Facts = {
+        "dataset": name,
+        "language": annotations.layout.language,
+        "folder": str(annotations.folder),
+        "annotation_file": annotations.file.name,
+        "records": annotations.records,
+        "splits": split_facts(annotations),
+        "validation": None,
+        "ids": id_facts(annotations),
+        "captions": caption_facts(images),
+        "tokens": tokens,
+        "images": {"decoded": decode} | image_facts(annotations, states),
+        "duplicates": duplicate_facts(annotations, states),
+    }
+    errors = [annotations.sentence(problem) for problem in annotations.problems] + _image_errors(report)
+    try:
+        splits = cut(annotations)
+        report["validation"] = {"from": splits.validation, "ids": len({record.pid for record in splits.val})}
+    except UserError as error:
+        errors.append(str(error))
+    return report | {"errors": errors, "warnings": _warnings(report), "trainable": not errors}
+
+
+def _image_errors(report: Facts) -> list[str]:
+    """Returns one sentence for each image folder that is missing altogether and each other faulty image."""
+    folders = report["images"]["folders"]
+    absent = {folder: counts["images"] for folder, counts in folders.items() if not counts["exists"]}
+    whole = [
+        f"{report['folder']}/{folder}: the folder is missing, and all images in it ({count:,})"
+        for folder, count in absent.items()
+    ]
+    return whole + [
+        f"{report['folder']}/{image['path']}: {FAULT_WORDS[image['fault']]}"
+        + (f" ({image['detail']})" if image["detail"] else "")
+        for image in report["images"]["faulty"]
+        if image["folder"] not in absent
+    ]
+
+
+def _warnings(report: Facts) -> list[str]:
+    """Returns one sentence for each oddity that does not keep a model from training."""
+    warnings = []
+    for split, found in report["splits"].items():
+        official = found["official"] or {}
+        if any(count not in _counts(found, what) for what, count in official.items()):
+            has, should = (
+                ", ".join(f"{counts[key]:,} {key}" for key in official) for counts in (found, official)
+            )
+            warnings.append(f"{split} has {has}; officially {should}")
+    duplicates, tokens = report["duplicates"], report["tokens"]
+    for what, count in (
+        ("captions shared by several identities", len(duplicates["captions_under_several_ids"])),
+        ("image files shared by several identities", len(duplicates["image_files_under_several_ids"] or ())),
+        ("records merged because they name the same image", duplicates["merged_records"]),
+        (f"captions cut to {tokens['max_length']} tokens" if tokens else "", tokens["cut"] if tokens else 0),
+    ):
+        if count:
+            warnings.append(f"{what}: {count:,}")
+    return warnings
+
+
+def _counts(found: Facts, what: str) -> tuple[int, ...]:
+    """Returns the numbers that may equal an official one: records too for images, as authors count either."""
+    return (found[what], found["records"]) if what == "images" else (found[what],)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the report on the dataset that the arguments name and returns the exit status."""
+    parser = argparse.ArgumentParser(prog="data.doctor", description="Examines a dataset folder.")
+    parser.add_argument("name", help=", ".join(LAYOUTS))
+    parser.add_argument("--root", type=Path, default=Path(), help="folder that holds CUHK-PEDES/, VN3K/, ...")
+    parser.add_argument("--language", help="vi, en or mixed, for datasets that have several")
+    parser.add_argument("--tokenizer", type=Path, help="checkpoint folder: count the captions it would cut")
+    parser.add_argument("--max-length", type=int, help="tokens that fit (default: the tokenizer's own limit)")
+    parser.add_argument("--fast", action="store_true", help="look only whether images exist; decode none")
+    parser.add_argument("--json", action="store_true", help="print the whole report as one JSON object")
+    options = parser.parse_args(arguments)
+    if options.max_length is not None and options.tokenizer is None:
+        parser.error("--max-length needs --tokenizer")
+    try:
+        report = examine(
+            options.name,
+            options.root,
+            language=options.language,
+            tokenizer=options.tokenizer,
+            max_length=options.max_length,
+            decode=not options.fast,
+        )
+    except UserError as error:
+        if not options.json:
+            raise
+        print(json.dumps({"dataset": options.name, "trainable": False, "errors": [str(error)]}))
+        return EXIT_STATUS
+    print(json.dumps(report, ensure_ascii=False, indent=2) if options.json else render(report))
+    return 0 if report["trainable"] else 1

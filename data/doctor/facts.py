@@ -1,0 +1,150 @@
+"""What the dataset doctor counts: splits, identities, captions, tokens, images and duplicates."""
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from data.annotations.layouts import IMAGE_FOLDER, SPLITS
+from data.annotations.records import Annotation, Annotations
+from data.doctor.images import FAULTS, ImageState
+from utils.errors import UserError
+
+NO_LIMIT: Final = 1_000_000  # transformers writes a huge number where a tokenizer has no limit
+
+Facts = dict[str, Any]  # ready for JSON
+
+
+def split_facts(annotations: Annotations) -> Facts:
+    """Returns, by split, the records, images, captions and identities found, and the official counts."""
+    layout = annotations.layout
+    facts: Facts = {}
+    for split in SPLITS:
+        images = [image for image in annotations.images if image.split == split]
+        official = layout.official[split]._asdict() if split in layout.official else None
+        if official and layout.language != layout.official_language:
+            del official["captions"]
+        facts[split] = {
+            "records": annotations.per_split[split],
+            "images": len(images),
+            "captions": sum(len(image.captions) for image in images),
+            "ids": len({image.pid for image in images}),
+            "official": official,
+        }
+    return facts
+
+
+def id_facts(annotations: Annotations) -> Facts:
+    """Returns the range of raw ids, how many numbers in it are unused, and the identities with one image."""
+    images_of = Counter(map(_person, annotations.images))
+    numbers = {pid for _, pid in images_of}
+    return {
+        "first": min(numbers, default=None),
+        "last": max(numbers, default=None),
+        "distinct": len(images_of),
+        "unused": max(numbers) - min(numbers) + 1 - len(numbers) if numbers else 0,
+        "with_one_image": sum(count == 1 for count in images_of.values()),
+        "restart_in_each_split": annotations.ids_restart,
+    }
+
+
+def caption_facts(images: Sequence[Annotation]) -> Facts:
+    """Returns how many captions images have (number of captions -> images), and the longest caption."""
+    sizes = Counter(len(image.captions) for image in images)
+    captions = ((len(text.split()), text, image.path) for image in images for text in image.captions)
+    words, text, path = max(captions, default=(0, None, None))
+    return {
+        "per_image": {str(size): sizes[size] for size in sorted(sizes)},
+        "longest": {"words": words, "image": path, "text": text},
+    }
+
+
+def token_facts(images: Sequence[Annotation], folder: Path, max_length: int | None) -> Facts:
+    """Returns how many captions are cut to `max_length` tokens, special ones included, and the longest.
+
+    Raises:
+        UserError: the folder holds no tokenizer, or one without a limit while `max_length` is None.
+    """
+    from transformers import AutoTokenizer  # takes seconds to import
+
+    if not folder.is_dir():
+        raise UserError(f"The tokenizer folder {folder} does not exist; fill it with prepare_checkpoints.py.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"The folder {folder} holds no usable tokenizer ({error}).") from error
+    limit = tokenizer.model_max_length if max_length is None else max_length
+    if limit > NO_LIMIT:
+        raise UserError(f"The tokenizer in {folder} does not say how many tokens fit; add --max-length.")
+    captions = [caption for image in images for caption in image.captions]
+    lengths = [len(ids) for ids in tokenizer(captions, verbose=False)["input_ids"]] if captions else []
+    cut = sum(length > limit for length in lengths)
+    return {
+        "tokenizer": str(folder),
+        "max_length": limit,
+        "cut": cut,
+        "share": cut / max(len(lengths), 1),
+        "longest": max(lengths, default=0),
+    }
+
+
+def image_facts(annotations: Annotations, states: Sequence[ImageState]) -> Facts:
+    """Returns smallest and largest sides, counts by first folder below imgs/, and every faulty image."""
+    folders: dict[str, Counter[str]] = defaultdict(Counter)
+    faulty = []
+    for image, state in zip(annotations.images, states, strict=True):
+        parent, slash, _ = image.path.partition("/")
+        folder = f"{IMAGE_FOLDER}/{parent}" if slash else IMAGE_FOLDER
+        folders[folder]["images"] += 1
+        if state.fault:
+            folders[folder][state.fault] += 1
+            path = f"{IMAGE_FOLDER}/{image.path}"
+            faulty.append({"path": path, "folder": folder, "fault": state.fault, "detail": state.detail})
+    counts = {
+        folder: {"exists": (annotations.folder / folder).is_dir(), "images": found["images"]}
+        | {fault: found[fault] for fault in FAULTS}
+        for folder, found in sorted(folders.items())
+    }
+    sizes = [state.size for state in states if state.size]
+    return {
+        "width": _range(width for width, _ in sizes),
+        "height": _range(height for _, height in sizes),
+        "folders": counts,
+        "faulty": faulty,
+    }
+
+
+def duplicate_facts(annotations: Annotations, states: Sequence[ImageState]) -> Facts:
+    """Returns repeated records, and the captions and (None if not decoded) files that identities share."""
+    images = annotations.images
+    by_caption = [(caption, image) for image in images for caption in set(image.captions)]
+    by_digest = [(state.digest, image) for image, state in zip(images, states, strict=True) if state.digest]
+    return {
+        "merged_records": sum(annotations.per_split.values()) - len(images),
+        "captions_under_several_ids": [
+            {"caption": caption, "images": paths} for caption, paths in _shared(by_caption).items()
+        ],
+        "image_files_under_several_ids": list(_shared(by_digest).values()) if by_digest else None,
+    }
+
+
+def _person(image: Annotation) -> tuple[str, int]:
+    """Returns what tells persons apart even where each split numbers its own."""
+    return image.split, image.pid
+
+
+def _range(values: Iterable[int]) -> Facts | None:
+    numbers = sorted(values)
+    return {"min": numbers[0], "max": numbers[-1]} if numbers else None
+
+
+def _shared(pairs: Iterable[tuple[Hashable, Annotation]]) -> dict[Any, list[str]]:
+    """Returns the keys that images of several identities have in common, with the paths of these images."""
+    groups: dict[Hashable, list[Annotation]] = defaultdict(list)
+    for key, image in pairs:
+        groups[key].append(image)
+    return {
+        key: [image.path for image in group]
+        for key, group in groups.items()
+        if len(set(map(_person, group))) > 1
+    }
