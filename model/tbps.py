@@ -1,0 +1,45 @@
+"""The encoder: a backbone and a head, the same for training and for ranking."""
+
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from model.backbones import Backbone, BackboneOutput
+from model.features import Encoded
+
+
+class Head(Protocol):
+    """What `TBPS` needs of a head; a head is an `nn.Module` as well."""
+
+    embed_dim: int
+
+    def image(self, output: BackboneOutput) -> Encoded: ...
+    def text(self, output: BackboneOutput) -> Encoded: ...
+
+
+class TBPS(nn.Module):
+    """Encodes images and captions into one space.
+
+    Embeddings are normalised here and nowhere else, in fp32, so training and ranking always agree.
+    """
+
+    def __init__(self, backbone: Backbone, head: Head) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    @property
+    def embed_dim(self) -> int:
+        return self.head.embed_dim
+
+    def encode_image(self, pixels: Tensor) -> Encoded:
+        """Encodes uint8 pixels ``(B, 3, H, W)``."""
+        return self.head.image(self.backbone.image(pixels))
+
+    def encode_text(self, ids: Tensor, mask: Tensor) -> Encoded:
+        """Encodes token ids ``(B, L)`` with their mask ``(B, L)``, true on tokens that are not padding."""
+        return self.head.text(self.backbone.text(ids, mask))
+
+    def temperature(self) -> tuple[Tensor, Tensor]:
+        """(logit_scale, logit_bias) of the backbone."""
+        return self.backbone.temperature()

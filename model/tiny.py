@@ -1,0 +1,149 @@
+"""Tiny SigLIP and CLIP models from scratch: real classes and tokenizers, small enough to train on a CPU."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from math import log
+from pathlib import Path
+from string import ascii_lowercase, digits
+from tempfile import TemporaryDirectory
+from typing import Final
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    BaseImageProcessor,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+)
+from transformers.utils import logging
+
+WIDTH: Final = 128
+PATCH_SIZE: Final = 8
+IMAGE_SIZE: Final = 96
+VOCAB_SIZE: Final = 2000
+_TOWER: Final = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 4 * WIDTH,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
+_VISION: Final = {**_TOWER, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
+_SQUARE: Final = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+_Parts = tuple[PreTrainedModel, PreTrainedTokenizerFast, BaseImageProcessor]
+
+
+def make_tiny(name: str, captions: Iterable[str], folder: Path, seed: int = 0) -> Path:
+    """Returns `folder`, newly written with a tiny model, its tokenizer and its image normalisation.
+
+    The same captions, seed and library versions give the same bytes. The folder appears whole or not at
+    all; of several processes that make it at once, the first one wins.
+
+    Args:
+        name: ``tiny_siglip`` or ``tiny_clip``.
+        captions: what the tokenizer learns from, in every language that the model will see.
+        folder: where to write; must not exist.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary,
+        torch.random.fork_rng(devices=[]),
+        _silent_transformers(),
+    ):
+        torch.manual_seed(seed)
+        for part in MAKERS[name](captions):
+            part.save_pretrained(Path(temporary) / "made")
+        try:
+            (Path(temporary) / "made").rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    return folder
+
+
+def _siglip(captions: Iterable[str]) -> _Parts:
+    """Sigmoid family: texts are padded to the full length; scale 10 and bias -10 as SigLIP starts from."""
+    specials = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokenizer = _tokenizer(captions, specials, template="$A </s>", max_length=64)
+    text = {
+        **_TOWER,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": tokenizer.model_max_length,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config=_VISION))
+    with torch.no_grad():
+        model.logit_scale.fill_(log(10))
+        model.logit_bias.fill_(-10)
+    return model, tokenizer, SiglipImageProcessor(size=_SQUARE)
+
+
+def _clip(captions: Iterable[str]) -> _Parts:
+    """Softmax family: pooled at the first end-of-text token, which also pads; scale 1/0.07."""
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    specials = {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": "<unk>"}
+    tokenizer = _tokenizer(captions, specials, template=f"{start} $A {end}", max_length=77)
+    text = {
+        **_TOWER,
+        "projection_dim": WIDTH,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": tokenizer.model_max_length,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    vision = {**_VISION, "projection_dim": WIDTH}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH))
+    return model, tokenizer, CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=_SQUARE)
+
+
+def _tokenizer(
+    captions: Iterable[str], specials: dict[str, str], *, template: str, max_length: int
+) -> PreTrainedTokenizerFast:
+    """Returns a BPE tokenizer of lower-cased NFC text, at most `VOCAB_SIZE` tokens, special ones first.
+
+    Words are told from word parts by a leading mark, as in SentencePiece: the suffix of CLIP's vocabulary
+    makes the `tokenizers` trainer number its alphabet differently in every process.
+
+    Args:
+        specials: role -> token, in the order of their ids.
+        template: where special tokens go around a text ``$A``.
+    """
+    core = Tokenizer(models.BPE(unk_token=specials["unk_token"]))
+    core.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Metaspace()])
+    core.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=list(dict.fromkeys(specials.values())),
+        initial_alphabet=list(ascii_lowercase + digits),
+        show_progress=False,
+    )
+    core.train_from_iterator(captions, trainer)
+    around = [(token, core.token_to_id(token)) for token in specials.values() if token in template]
+    core.post_processor = processors.TemplateProcessing(single=template, special_tokens=around)
+    return PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=max_length, **specials)
+
+
+@contextmanager
+def _silent_transformers() -> Iterator[None]:
+    """Keeps transformers from reporting every file it writes and every default it would have doubted."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+MAKERS: Final = {"tiny_siglip": _siglip, "tiny_clip": _clip}

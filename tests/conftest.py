@@ -1,0 +1,64 @@
+"""Shared fixtures: small backbones in Hugging Face format."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    PreTrainedModel,
+    SiglipConfig,
+    SiglipModel,
+    SiglipTextConfig,
+    SiglipVisionConfig,
+)
+
+TEXT = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 12,
+}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+}
+FAMILIES = ("siglip", "clip")
+
+
+def small_model(family: str) -> PreTrainedModel:
+    """A seeded SigLIP (width 32) or CLIP (width 32, embedding 24) for 32x32 images, 12 text positions, 40 tokens."""
+    torch.manual_seed(0)
+    if family == "siglip":
+        text = SiglipTextConfig(**TEXT, projection_size=32, pad_token_id=1, bos_token_id=2, eos_token_id=3)
+        return SiglipModel(
+            SiglipConfig(text_config=text.to_dict(), vision_config=SiglipVisionConfig(**VISION).to_dict())
+        )
+    text = CLIPTextConfig(**TEXT, pad_token_id=1, bos_token_id=2, eos_token_id=3)
+    vision = CLIPVisionConfig(**VISION)
+    return CLIPModel(
+        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=24)
+    )
+
+
+@pytest.fixture(scope="session")
+def hub_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Family -> folder as `prepare_checkpoints.py` leaves it, without a tokenizer."""
+    folders = {}
+    for family in FAMILIES:
+        folder = tmp_path_factory.mktemp(family)
+        small_model(family).save_pretrained(folder)
+        pixels = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 0.2]}
+        (folder / "preprocessor_config.json").write_text(json.dumps(pixels))
+        folders[family] = folder
+    return folders

@@ -1,0 +1,100 @@
+"""Checkpoint files: written whole or not at all, read without executing anything."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from torch import Tensor, nn
+
+from utils.errors import UserError
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and renames, so that a full disk or a kill leaves the previous file intact."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(target.name + ".partial")
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        except (OSError, RuntimeError) as error:
+            partial.unlink(missing_ok=True)
+            kept = "the previous one is intact" if target.exists() else "none was there before"
+            raise UserError(
+                f"checkpoint {target} cannot be written ({_reason(error)}; {kept}); free disk space or set "
+                "output_dir= to another disk, then continue with ckpt_path=last"
+            ) from error
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: Any = None
+    ) -> dict[str, Any]:
+        return read_checkpoint(path, map_location=map_location)
+
+
+def read_checkpoint(path: str | Path, *, map_location: Any = "cpu") -> dict[str, Any]:
+    """Returns the content of a checkpoint that `trainer.py` wrote. Never unpickles code.
+
+    Raises:
+        UserError: no such file, not a checkpoint, or one of another program.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"ckpt_path: {path} does not exist; give the path of a .ckpt file under outputs/, or 'last'"
+        )
+    try:
+        checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+    except Exception as error:  # garbage makes the unpickler raise anything
+        raise UserError(
+            f"ckpt_path: {path} is not a readable checkpoint ({_reason(error)}); it may be damaged or of "
+            "another program: give a .ckpt file that trainer.py wrote"
+        ) from error
+    if not isinstance(checkpoint, dict) or not {"state_dict", "config"} <= checkpoint.keys():
+        raise UserError(
+            f"ckpt_path: {path} holds no 'state_dict' and 'config'; give a .ckpt file that trainer.py wrote"
+        )
+    return checkpoint
+
+
+def encoder_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Returns the weights of the encoder alone, without losses and their classifiers."""
+    prefix = "encoder."
+    return {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+
+
+def frozen_names(module: nn.Module) -> set[str]:
+    """Names of the parameters that are not trained: their values come from the backbone's folder."""
+    return {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], *, source: str | Path) -> None:
+    """Loads `weights` into `module`; only frozen parameters may be missing.
+
+    Raises:
+        UserError: other names or shapes than the module's: a checkpoint of another architecture.
+    """
+    own = module.state_dict()
+    missing = own.keys() - weights.keys() - frozen_names(module)
+    unknown = weights.keys() - own.keys()
+    reshaped = {name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape}
+    problems = {"lacks": missing, "has in addition": unknown, "has in another shape": reshaped}
+    for problem, names in problems.items():
+        if names:
+            raise UserError(
+                f"ckpt_path: {source} is of another architecture: it {problem} {len(names)} of the model's "
+                f"tensors, the first {min(names)!r}; choose the backbone, head, lora, loss and img_size_str that "
+                "it was trained with"
+            )
+    module.load_state_dict(dict(weights), strict=False)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].strip().rstrip(".")

@@ -1,0 +1,55 @@
+"""Config resolvers. Imports nothing heavy, so that --help and a misspelt key answer at once."""
+
+import re
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from utils.errors import UserError
+
+_SIZE = re.compile(r"\(?\s*(\d+)\s*[x,]\s*(\d+)\s*\)?")
+
+
+def parse_size(text: str) -> list[int]:
+    """Returns [height, width] from ``(384,128)``, ``384x128`` or ``384,128``.
+
+    >>> parse_size("(384,128)"), parse_size("384x128"), parse_size("384, 128")
+    ([384, 128], [384, 128], [384, 128])
+    """
+    match = _SIZE.fullmatch(str(text).strip().strip("'\""))
+    if match is None or "0" in match.groups():
+        raise UserError(
+            f"img_size_str: {text!r} is not a size; write height and width as (384,128) or 384x128"
+        )
+    return [int(match[1]), int(match[2])]
+
+
+def find_checkpoint(output_dir: str, run_name: str, ckpt_path: str | None) -> Path | None:
+    """Returns the file that `ckpt_path` means: None, a path, or ``last`` for the newest run of `run_name`.
+
+    ``last`` without any run gives the path where a run would have left it, which does not exist.
+    """
+    if ckpt_path is None:
+        return None
+    if ckpt_path != "last":
+        return Path(ckpt_path)
+    runs = Path(output_dir) / run_name
+    found = sorted(runs.glob("*/checkpoints/last.ckpt"))
+    return found[-1] if found else runs / "<time>" / "checkpoints" / "last.ckpt"
+
+
+@lru_cache
+def run_dir(output_dir: str, run_name: str, ckpt_path: str | None) -> str:
+    """Returns the folder of a run: that of the checkpoint which it continues or tests, else a new one."""
+    checkpoint = find_checkpoint(output_dir, run_name, ckpt_path)
+    if checkpoint is not None and checkpoint.is_file() and checkpoint.parent.name == "checkpoints":
+        return str(checkpoint.parent.parent)
+    return str(Path(output_dir) / run_name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+
+
+def register_resolvers() -> None:
+    """Makes ``${parse_size:...}`` and ``${run_dir:...}`` known to OmegaConf."""
+    OmegaConf.register_new_resolver("parse_size", parse_size, replace=True)
+    OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)

@@ -1,0 +1,102 @@
+"""What Hydra has to say about a command line, as one sentence that names the nearest right key or option."""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from utils.errors import UserError, fail, nearest
+
+_NOT_FOUND = re.compile(r"Could not find '([^']+)'")
+_NO_PRIMARY = re.compile(r"Cannot find primary config '([^']+)'")
+
+
+@contextmanager
+def hydra_errors_in_one_sentence(config_dir: Path, default_config: str) -> Iterator[None]:
+    """Ends the process with one sentence and status 2 when Hydra or OmegaConf refuses the command line."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # lets Hydra's exceptions out instead of printing them
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, UserError) as error:
+        fail(sentence(error, config_dir, _config_name(sys.argv, default_config), sys.argv[1:]))
+
+
+def sentence(error: BaseException, config_dir: Path, config_name: str, arguments: list[str]) -> str:
+    """Returns what is wrong with `arguments` and the nearest thing that would be right."""
+    if (ours := _user_error(error)) is not None:
+        return str(ours)
+    text = str(error)
+    if match := _NO_PRIMARY.search(text):
+        names = [path.stem for path in config_dir.glob("*.yaml")]
+        return f"-cn {match[1]}: there is no config/{match[1]}.yaml.{nearest(match[1], names)}"
+    if isinstance(error, MissingConfigException) and (match := _NOT_FOUND.search(text)):
+        group, _, option = match[1].rpartition("/")
+        options = _options(config_dir / group)
+        return (
+            f"{group}={option}: no such option.{nearest(option, options)} Choose one of {', '.join(options)}"
+        )
+    if text.startswith("Could not") and (match := re.search(r"'([^']+)'", text)):
+        key = match[1]
+        known = _known_keys(config_dir, config_name, arguments)
+        return (
+            f"{key}: the config has no such key.{nearest(key, known)} See all keys with --cfg job; "
+            f"a key that is new on purpose is added with +{key}=..."
+        )
+    if isinstance(error, InstantiationException):
+        cause = error.__cause__ or error
+        where = re.search(r"full_key: (\S+)", text)
+        return f"{where[1] if where else 'config'}: {_first_line(cause)}; see --cfg job for what it accepts"
+    return _first_line(error) + "; see --cfg job for the composed config"
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _known_keys(config_dir: Path, config_name: str, arguments: list[str]) -> list[str]:
+    """Every dotted key of the config that the group choices among `arguments` compose."""
+    choices = [
+        a for a in arguments if "=" in a and a[0] not in "-+~" and (config_dir / a.split("=")[0]).is_dir()
+    ]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
+        try:
+            config = compose(config_name, overrides=choices)
+        except HydraException:
+            config = compose(config_name)
+    return list(_dotted(config))
+
+
+def _dotted(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in config:
+        yield f"{prefix}{key}"
+        value: Any = None if OmegaConf.is_missing(config, key) else config._get_node(key)  # type: ignore[arg-type]
+        if isinstance(value, DictConfig) and not value._is_none():
+            yield from _dotted(value, f"{prefix}{key}.")
+
+
+def _options(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def _config_name(argv: list[str], default: str) -> str:
+    for flag, value in pairwise(argv):
+        if flag in ("-cn", "--config-name"):
+            return value
+    return next((a.split("=", 1)[1] for a in argv if a.startswith("--config-name=")), default)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

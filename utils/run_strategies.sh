@@ -1,0 +1,150 @@
+#!/usr/bin/env bash
+# Trains the Circle-loss strategies and compares them in one table: run_cir_loss.sh and run_cir_full.sh.
+# Arguments: the calling script's name without .sh, the `lora` option that it stands for, the user's arguments.
+set -euo pipefail
+
+readonly SCRIPT=$1 LORA=$2
+shift 2
+readonly NAMES=(baseline in_modal nc_itc pure hybrid)
+readonly LOSSES=(baseline in_modal_circle nc_itc pure_circle hybrid_circle)
+readonly ABOUT=(
+    "N-ITC, no Circle loss"
+    "N-ITC + Circle loss within each modality"
+    "N-ITC with the weights of Circle loss inside"
+    "Circle loss across modalities instead of N-ITC"
+    "N-ITC + Circle loss across modalities"
+)
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+fail() {
+    echo "error: $1" >&2
+    exit 2
+}
+
+menu() {
+    local i
+    for i in "${!NAMES[@]}"; do
+        printf '  %d  %-9s  %s\n' "$((i + 1))" "${NAMES[i]}" "${ABOUT[i]}"
+    done
+    printf '     %-9s  %s\n' all "the five, one after another"
+}
+
+usage() {
+    local how="with LoRA adapters"
+    [[ $LORA != none ]] || how="with all its weights"
+    cat <<EOF
+Usage: ./$SCRIPT.sh [STRATEGY] [--demo] [--dry-run] [OVERRIDE...]
+
+Trains mSigLIP on VN3K $how, under one Circle-loss strategy or all, and compares them in one table.
+On a terminal it asks for the strategy when none is given:
+
+$(menu)
+
+  --demo      the tiny backbone on the embedded data (-cn demo) instead of mSigLIP on VN3K
+  --dry-run   prints the commands, one per line, and runs nothing
+  OVERRIDE    any Hydra override, for every strategy: seed=1 trainer.max_epochs=5 dataset=vn3k_en
+
+The runs go to outputs/${SCRIPT}_<time>/, or to FOLDER with output_dir=FOLDER; a killed run continues with its
+strategy, the same output_dir and ckpt_path=last. A strategy that fails does not stop the others.
+Exit status: 0 all trained, 1 some failed, 2 wrong arguments or something missing, 130 interrupted.
+EOF
+}
+
+# Sets `chosen` to the positions in NAMES that $1 stands for; false for an unknown one.
+choose() {
+    local i
+    chosen=()
+    for i in "${!NAMES[@]}"; do
+        if [[ $1 == all || $1 == "${NAMES[i]}" || $1 == "$((i + 1))" ]]; then
+            chosen+=("$i")
+        fi
+    done
+    ((${#chosen[@]} > 0))
+}
+
+# Whether an override begins with one of the given prefixes.
+overridden() {
+    local override prefix
+    for override in "${overrides[@]}"; do
+        for prefix in "$@"; do
+            [[ $override != "$prefix"* ]] || return 0
+        done
+    done
+    return 1
+}
+
+need_real_data() {
+    local missing=()
+    if ! overridden backbone= backbone.folder= dataset_root_dir= experiment=; then
+        [[ -f m_siglip_checkpoints/config.json ]] || missing+=(m_siglip_checkpoints/)
+    fi
+    if ! overridden dataset= dataset_root_dir= experiment=; then
+        [[ -d VN3K ]] || missing+=(VN3K/)
+    fi
+    ((${#missing[@]} == 0)) || fail "${missing[0]}${missing[1]:+ and ${missing[1]}} not found here: run\
+ ./setup.sh, or add --demo to train the tiny backbone on the embedded data."
+}
+
+choice="" config=cir_msiglip dry_run=false
+folder=outputs/${SCRIPT}_$(date +%Y-%m-%d_%H-%M-%S)
+overrides=()
+for argument in "$@"; do
+    case $argument in
+        -h | --help) usage && exit 0 ;;
+        --demo) config=demo ;;
+        --dry-run) dry_run=true ;;
+        -*) fail "there is no option $argument; see ./$SCRIPT.sh --help." ;;
+        loss=* | lora=*) fail "$argument is what this script sets; to choose it run \`uv run trainer.py $argument\`." ;;
+        output_dir=*) folder=${argument#*=} ;;
+        *=* | '~'*) overrides+=("$argument") ;;
+        *)
+            [[ -z $choice ]] || fail "two strategies, $choice and $argument: name one, or all."
+            choice=$argument
+            ;;
+    esac
+done
+
+readonly ASK="baseline, in_modal, nc_itc, pure, hybrid, all or 1-5"
+if [[ -n $choice ]]; then
+    choose "$choice" || fail "there is no strategy $choice: name one of $ASK."
+elif [[ -t 0 ]]; then
+    menu >&2
+    until choose "$choice"; do
+        read -r -p "Strategy ($ASK): " choice || fail "no strategy was chosen."
+    done
+else
+    fail "no strategy given: name one of $ASK (see ./$SCRIPT.sh --help)."
+fi
+
+if ! $dry_run; then
+    [[ $config == demo ]] || need_real_data
+    command -v uv >/dev/null || fail "uv is not installed; run ./setup.sh."
+fi
+
+trap 'echo "Interrupted; no further strategy is trained." >&2; exit 130' INT
+failed=()
+for i in "${chosen[@]}"; do
+    run=(uv run trainer.py -cn "$config" "lora=$LORA" "loss=${LOSSES[i]}" "output_dir=$folder" "${overrides[@]}")
+    if $dry_run; then
+        printf -v line '%q ' "${run[@]}"
+        echo "${line% }"
+        continue
+    fi
+    echo "== $SCRIPT: ${NAMES[i]} (${ABOUT[i]})" >&2
+    status=0
+    "${run[@]}" || status=$?
+    ((status == 0)) || failed+=("${NAMES[i]} (status $status)")
+done
+$dry_run && exit 0
+
+status=0
+if ((${#failed[@]} < ${#chosen[@]})); then
+    uv run python -m utils.reports "$folder" || status=1
+fi
+if ((${#failed[@]} > 0)); then
+    printf -v line '%s, ' "${failed[@]}"
+    echo "error: failed and missing from the table: ${line%, }." >&2
+    status=1
+fi
+exit $status
