@@ -9,6 +9,8 @@ an image view         uint8 ``(B, 3, H, W)``; `IMAGE_VIEWS`. Normalised by the e
 a text view           `Tokens` of int64 ids ``(B, L)`` and bool mask ``(B, L)``; `TEXT_VIEWS`
 `PIDS`                int64 ``(B,)``, identities relabelled densely from 0. Absent under methods
                       that may not read them.
+`MLM_LABELS`          int64 ``(B, L)``, the masked word's id where `TEXT_MASKED` has one to predict,
+                      -100 elsewhere; comes with that view
 `INDEX`               int64 ``(B,)``, position of the pair in the training set
 ====================  ==========================================================================
 
@@ -27,11 +29,13 @@ IMAGE_SS2: Final = "image_ss2"
 TEXT: Final = "text"
 TEXT_MASKED: Final = "text_masked"
 PIDS: Final = "pids"
+MLM_LABELS: Final = "mlm_labels"
 INDEX: Final = "index"
 
 IMAGE_VIEWS: Final = (IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2)
 TEXT_VIEWS: Final = (TEXT, TEXT_MASKED)
 VIEWS: Final = (*IMAGE_VIEWS, *TEXT_VIEWS)
+LABELS: Final = (PIDS, MLM_LABELS)
 
 Batch = dict[str, Any]
 

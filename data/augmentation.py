@@ -1,0 +1,122 @@
+"""Random changes of images and captions, composed in `config/aug/`.
+
+Images are uint8 ``(3, H, W)`` before and after. Everything random is drawn from torch's CPU random state
+(torchvision's transforms do so too), so that a seed fixes a sample.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import exp, log, sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+Transforms = Sequence[Callable[[Any], Any]]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """A choice of `config/aug/`: the transforms of each view, applied one after the other.
+
+    An empty list leaves the view as it is; None says that this choice does not offer the view.
+
+    name: the choice.
+    image: of the plain view of an image; image_aug: of its stronger view; image_ss: of each of the two views
+        that self-supervision compares.
+    text: of a caption, before it is tokenised.
+    """
+
+    name: str
+    image: Transforms | None = ()
+    image_aug: Transforms | None = None
+    image_ss: Transforms | None = None
+    text: Transforms | None = ()
+
+
+class RandomSubset:
+    """Applies `k` different transforms of a pool, drawn anew for every image (TBPS-CLIP, AAAI 2024).
+
+    Shape: ``(3, H, W) -> (3, H, W)``.
+    """
+
+    def __init__(self, transforms: Transforms, k: int) -> None:
+        if not 0 < k <= len(transforms):
+            raise ValueError(f"k must lie in 1..{len(transforms)}, the size of the pool, not {k}")
+        self.transforms = transforms
+        self.k = k
+
+    def __call__(self, image: Tensor) -> Tensor:
+        for place in torch.randperm(len(self.transforms))[: self.k].tolist():
+            image = self.transforms[place](image)
+        return image
+
+
+class RandomResizedCrop:
+    """Cuts out a random part of an image and resizes it back to the image's own size.
+
+    torchvision's transform of this name draws the aspect ratio in pixels: around 1, so that it would cut the
+    head and the feet off every upright person. Here `ratio` is relative to the image's own aspect.
+
+    Args:
+        scale: range of the share of the area that is kept.
+        ratio: range of the aspect of the part (width by height) relative to that of the image.
+
+    Shape: ``(3, H, W) -> (3, H, W)``.
+    """
+
+    def __init__(self, scale: tuple[float, float], ratio: tuple[float, float] = (3 / 4, 4 / 3)) -> None:
+        self.scale = scale
+        self.ratio = ratio
+
+    def __call__(self, image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        scale = _uniform(*self.scale)
+        ratio = exp(_uniform(*map(log, self.ratio)))
+        part_height = min(height, max(1, round(height * sqrt(scale / ratio))))
+        part_width = min(width, max(1, round(width * sqrt(scale * ratio))))
+        top = _below(height - part_height + 1)
+        left = _below(width - part_width + 1)
+        return functional.resized_crop(
+            image, top, left, part_height, part_width, [height, width], antialias=True
+        )
+
+
+class RandomWordDeletion:
+    """Deletes each word of a caption with probability `p`; one word at least stays."""
+
+    def __init__(self, p: float) -> None:
+        self.p = p
+
+    def __call__(self, caption: str) -> str:
+        words = caption.split()
+        draws = torch.rand(len(words)).tolist()
+        kept = [word for word, draw in zip(words, draws, strict=True) if draw >= self.p]
+        return " ".join(kept or words[:1])
+
+
+class RandomWordSwap:
+    """Exchanges neighbouring words of a caption, each pair of neighbours with probability `p`.
+
+    EDA (Wei and Zou, EMNLP 2019) exchanges words at any distance. That would turn "red shirt, blue trousers"
+    into "blue shirt, red trousers", which is another person; neighbours mostly keep what belongs together.
+    """
+
+    def __init__(self, p: float) -> None:
+        self.p = p
+
+    def __call__(self, caption: str) -> str:
+        words = caption.split()
+        for place, draw in enumerate(torch.rand(max(len(words) - 1, 0)).tolist()):
+            if draw < self.p:
+                words[place : place + 2] = words[place + 1], words[place]
+        return " ".join(words)
+
+
+def _uniform(low: float, high: float) -> float:
+    return low + (high - low) * torch.rand(()).item()
+
+
+def _below(bound: int) -> int:
+    return int(torch.randint(bound, ()).item())

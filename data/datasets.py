@@ -1,0 +1,123 @@
+"""Samples, and how they become the batches of `data/batch.py`."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from data.annotations import Record
+from data.batch import IMAGE, IMAGE_VIEWS, INDEX, PIDS, TEXT, TEXT_VIEWS, Batch
+from data.samplers import Draw, Indices
+from data.tokens import Tokenize
+from data.views import Views, read_image
+
+Sample = dict[str, Any]
+
+
+class Caption(NamedTuple):
+    """One caption of a split and the position of its image in the split."""
+
+    image: int
+    text: str
+
+
+def captions_of(records: Sequence[Record]) -> list[Caption]:
+    """Returns every caption of a split, image by image."""
+    return [Caption(image, text) for image, record in enumerate(records) for text in record.captions]
+
+
+class PairDataset(Dataset[Sample]):
+    """The (image, caption) pairs of a training set: each caption with its image.
+
+    Args:
+        records: one per image.
+        views: builds what the losses need.
+        with_pids: whether samples carry the person, relabelled densely from 0. Without, no training code can
+            get at identities.
+    """
+
+    def __init__(self, records: Sequence[Record], views: Views, *, with_pids: bool) -> None:
+        self._records = records
+        self._captions = captions_of(records)
+        self._views = views
+        self._pids = self.pids.tolist() if with_pids else None
+
+    @property
+    def images(self) -> Indices:
+        """``(N,)`` position of each pair's image among the records."""
+        return np.array([caption.image for caption in self._captions])
+
+    @property
+    def pids(self) -> Indices:
+        """``(N,)`` person of each pair, relabelled densely from 0 in the order of the raw ids."""
+        raw = np.array([record.pid for record in self._records])
+        return np.unique(raw, return_inverse=True)[1][self.images]
+
+    def __len__(self) -> int:
+        return len(self._captions)
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        """Returns the views of pair `draw.pair`, random by `draw.seed` and by nothing else."""
+        image, text = self._captions[draw.pair]
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(draw.seed)  # torch.manual_seed would also reset the GPUs
+            sample: Sample = {**self._views(self._records[image], text), INDEX: draw.pair}
+        if self._pids is not None:
+            sample[PIDS] = self._pids[draw.pair]
+        return sample
+
+
+class ImageDataset(Dataset[Sample]):
+    """The images of a split, each once, as they are, with raw identities.
+
+    Args:
+        records: one per image.
+        size: (height, width).
+    """
+
+    def __init__(self, records: Sequence[Record], size: tuple[int, int]) -> None:
+        self._records = records
+        self._size = size
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self._records[index]
+        return {IMAGE: read_image(record, self._size), PIDS: record.pid, INDEX: index}
+
+
+class CaptionDataset(Dataset[Sample]):
+    """The captions of a split, each once, as they are, with raw identities.
+
+    Args:
+        records: one per image.
+    """
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self._records = records
+        self._captions = captions_of(records)
+
+    def __len__(self) -> int:
+        return len(self._captions)
+
+    def __getitem__(self, index: int) -> Sample:
+        image, text = self._captions[index]
+        return {TEXT: text, PIDS: self._records[image].pid, INDEX: index}
+
+
+class Collate:
+    """Makes a batch of samples: images are stacked, texts tokenised together, numbers become int64."""
+
+    def __init__(self, tokenize: Tokenize) -> None:
+        self._tokenize = tokenize
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        return {key: self._column(key, [sample[key] for sample in samples]) for key in samples[0]}
+
+    def _column(self, key: str, values: list[Any]) -> Any:
+        if key in IMAGE_VIEWS:
+            return torch.stack(values)
+        return self._tokenize(values) if key in TEXT_VIEWS else torch.tensor(values)

@@ -1,0 +1,118 @@
+"""A training loader that continues in the middle of an epoch; evaluation loaders that share out exactly."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from data.batch import Batch
+from data.samplers import EpochSampler
+from utils.errors import UserError
+
+CollateFn = Callable[[Sequence[Any]], Batch]
+
+
+class LoaderState(TypedDict):
+    """An epoch, how many of its batches were handed out, and how many it has."""
+
+    epoch: int
+    batches: int
+    length: int
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A training loader whose state is the number of batches that the trainer was given.
+
+    What workers have prefetched beyond that does not count. A loader with that state restored yields the
+    rest of the epoch; any other epoch starts at its beginning. An epoch begins with its first batch, not with
+    `iter`: Lightning sets the epoch between the two.
+
+    `len` is always that of a whole epoch. PyTorch's global random state is left alone.
+    """
+
+    batch_sampler: EpochSampler
+
+    def __init__(
+        self, dataset: Dataset[Any], batch_sampler: EpochSampler, collate_fn: CollateFn, *, num_workers: int
+    ) -> None:
+        super().__init__(
+            dataset,
+            batch_sampler=batch_sampler,
+            collate_fn=collate_fn,
+            **_process_options(num_workers),
+        )
+        self._epoch = 0
+        self._handed_out = 0
+        self._restored = False
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        sampler = self.batch_sampler
+        continues = self._restored and self._epoch == sampler.epoch
+        sampler.start = self._handed_out if continues else 0
+        self._epoch, self._handed_out, self._restored = sampler.epoch, sampler.start, False
+        for batch in super().__iter__():
+            self._handed_out += 1
+            yield batch
+
+    def state_dict(self) -> LoaderState:
+        return {"epoch": self._epoch, "batches": self._handed_out, "length": len(self)}
+
+    def load_state_dict(self, state: LoaderState) -> None:
+        """Takes over the position in an epoch.
+
+        Raises:
+            UserError: it is the middle of an epoch of another length.
+        """
+        if 0 < state["batches"] < state["length"] != len(self):
+            raise UserError(
+                f"The checkpoint lies {state['batches']} batches into an epoch of {state['length']}, but an "
+                f"epoch of this run has {len(self)}; continue with the same dataset, sampler and batch size."
+            )
+        self._epoch, self._handed_out, self._restored = state["epoch"], state["batches"], True
+
+
+def evaluation_loader(
+    dataset: Dataset[Any],
+    collate_fn: CollateFn,
+    batch_size: int,
+    *,
+    num_workers: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader[Batch]:
+    """Returns a loader of this process' share of a dataset, in order: items rank, rank + world_size, ...
+
+    Over all processes every item comes exactly once. All have equally many batches, because DDP synchronises
+    buffers at each, but their shares may differ by one item. Whoever gathers them puts the rows in order
+    by `INDEX` and drops none.
+
+    Args:
+        batch_size: the most items of a batch (one process may get one more where it is 1).
+
+    Raises:
+        UserError: there are fewer items than processes.
+    """
+    items = len(dataset)  # type: ignore[arg-type]
+    if items < world_size:
+        raise UserError(
+            f"A split of {items} items cannot be shared out over {world_size} processes; use fewer."
+        )
+    batches = min(-(-items // (world_size * batch_size)), items // world_size)
+    share = np.array_split(np.arange(rank, items, world_size), batches)
+    return DataLoader(
+        dataset,
+        batch_sampler=[batch.tolist() for batch in share],
+        collate_fn=collate_fn,
+        **_process_options(num_workers),
+    )
+
+
+def _process_options(num_workers: int) -> dict[str, Any]:
+    return {
+        "num_workers": num_workers,
+        "persistent_workers": num_workers > 0,
+        "pin_memory": torch.cuda.is_available(),
+        "generator": torch.Generator(),  # otherwise every epoch would draw from the global random state
+    }

@@ -1,0 +1,190 @@
+"""Which pairs make up a batch: random, or P persons x K pairs; the same however many processes share it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.errors import UserError
+
+Indices = NDArray[np.int64]
+
+
+class Draw(NamedTuple):
+    """A pair to load: its position in the training set, and the seed of its augmentation."""
+
+    pair: int
+    seed: int
+
+
+class EpochSampler(ABC):
+    """Yields this process' share of every batch of an epoch, as lists of draws.
+
+    Batches and seeds are a function of (seed, epoch) alone. Every process gets `batch_size / world_size`
+    consecutive draws of each batch, so that the shares, gathered in order of rank, are the batch that a
+    single process would have seen.
+
+    Args:
+        batches: batches of an epoch.
+        batch_size: pairs of a batch, over all processes.
+        seed: of the run.
+        rank, world_size: which share of how many.
+
+    Attributes:
+        epoch: the epoch that is drawn.
+        start: how many batches of it are passed over (`ResumableLoader` continues an epoch with it).
+    """
+
+    def __init__(self, batches: int, batch_size: int, *, seed: int, rank: int, world_size: int) -> None:
+        if batch_size % world_size:
+            raise UserError(
+                f"dataset.batch_size={batch_size} counts the pairs of all processes together and cannot be "
+                f"shared out evenly over {world_size}; choose a multiple of {world_size}."
+            )
+        self.epoch = 0
+        self.start = 0
+        self._batches = batches
+        self._batch_size = batch_size
+        self._seed = seed
+        share = batch_size // world_size
+        self._mine = slice(rank * share, (rank + 1) * share)
+
+    @property
+    def sampler(self) -> "EpochSampler":
+        """Itself: Lightning calls `set_epoch` on the `sampler` of a batch sampler."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, the ones passed over included."""
+        return self._batches
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        rng = np.random.default_rng((self._seed, self.epoch))
+        indices = self._indices(rng)
+        seeds = rng.integers(2**63, size=indices.shape)
+        rest = (slice(self.start, None), self._mine)
+        for batch in zip(indices[rest].tolist(), seeds[rest].tolist(), strict=True):
+            yield [Draw(*draw) for draw in zip(*batch, strict=True)]
+
+    @abstractmethod
+    def _indices(self, rng: np.random.Generator) -> Indices:
+        """Returns the pairs of one epoch, ``(batches, batch_size)``."""
+
+
+class RandomSampler(EpochSampler):
+    """Batches of pairs in random order; every pair at most once in an epoch.
+
+    An incomplete last batch is dropped: its pairs differ from epoch to epoch. A set smaller than one batch
+    is one batch of all its pairs, rounded down to what can be shared out evenly.
+
+    Args:
+        pairs: size of the training set.
+        batch_size, seed, rank, world_size: as for `EpochSampler`.
+    """
+
+    def __init__(self, pairs: int, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        if pairs < world_size:
+            raise UserError(
+                f"The training set has {pairs} image-caption pairs for {world_size} processes; use fewer."
+            )
+        if pairs < batch_size:
+            batch_size = pairs - pairs % world_size
+        super().__init__(pairs // batch_size, batch_size, seed=seed, rank=rank, world_size=world_size)
+        self._pairs = pairs
+
+    def _indices(self, rng: np.random.Generator) -> Indices:
+        order = rng.permutation(self._pairs)
+        return order[: self._batches * self._batch_size].reshape(self._batches, -1)
+
+
+class IdentitySampler(EpochSampler):
+    """Batches of P different persons with K pairs each.
+
+    A person with n pairs takes part in n/K batches of an epoch, rounded up or down at random, and in one at
+    least. Its pairs follow each other in a random cycle in which its images take turns, so that the K of a
+    batch show different images as far as the person has them; one pair comes twice only where it has fewer
+    than K. An epoch is the largest number of batches that can be filled with P different persons in this way,
+    about pairs / (P*K).
+
+    Args:
+        pids: ``(N,)`` person of each pair, numbered from 0 without gaps.
+        images: ``(N,)`` image of each pair, numbered from 0 without gaps.
+        batch_size: P*K.
+        num_instance: K.
+        seed, rank, world_size: as for `EpochSampler`.
+    """
+
+    def __init__(
+        self,
+        pids: Indices,
+        images: Indices,
+        batch_size: int,
+        num_instance: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if num_instance < 1 or batch_size % num_instance:
+            raise UserError(
+                f"dataset.num_instance={num_instance} does not divide dataset.batch_size={batch_size}; "
+                "a batch is made of persons with num_instance pairs each."
+            )
+        self._pids, self._images = pids, images
+        self._instances = num_instance
+        self._persons = batch_size // num_instance
+        self._sizes = np.bincount(pids)
+        if self._persons > len(self._sizes):
+            raise UserError(
+                f"dataset.batch_size={batch_size} with dataset.num_instance={num_instance} needs "
+                f"{self._persons} persons in a batch, but the training set has {len(self._sizes)}; lower the "
+                "batch size or raise num_instance."
+            )
+        due = np.maximum(self._sizes, num_instance)
+        batches = _most_batches(due, batch_size, num_instance)
+        self._due = np.minimum(due, batches * num_instance)
+        super().__init__(batches, batch_size, seed=seed, rank=rank, world_size=world_size)
+
+    def _indices(self, rng: np.random.Generator) -> Indices:
+        # Persons in random order lie in a row, each as often as it takes part; place j goes to batch j mod N.
+        # A person lies in at most N neighbouring places, so a batch never has it twice (McNaughton's rule).
+        persons = rng.permutation(len(self._sizes))
+        turns = np.diff(np.cumsum(self._due[persons]) // self._instances, prepend=0)
+        row = np.repeat(persons, turns)[: self._batches * self._persons]
+        turn = _count_within_runs(row)
+        place = (turn[:, None] * self._instances + np.arange(self._instances)) % self._sizes[row][:, None]
+        first = np.cumsum(self._sizes) - self._sizes
+        pairs = self._cycles(rng)[first[row][:, None] + place]  # (P*N, K)
+        batches = pairs.reshape(self._persons, self._batches, self._instances).swapaxes(0, 1)
+        return rng.permutation(batches).reshape(self._batches, -1)
+
+    def _cycles(self, rng: np.random.Generator) -> Indices:
+        """Returns all pairs ``(N,)``, person by person, the person's images taking turns in random order."""
+        order = rng.permutation(len(self._images))
+        order = order[np.argsort(self._images[order], kind="stable")]
+        lap = _count_within_runs(self._images[order])
+        image_rank = rng.permutation(self._images.max() + 1)[self._images[order]]
+        return order[np.lexsort((image_rank, lap, self._pids[order]))]
+
+
+def _most_batches(due: Indices, batch_size: int, num_instance: int) -> int:
+    """Returns how many batches can be filled if person i gives due[i] pairs, at most num_instance to each."""
+    batches = int(due.sum()) // batch_size
+    while (filled := int(np.minimum(due, batches * num_instance).sum()) // batch_size) < batches:
+        batches = filled
+    return batches
+
+
+def _count_within_runs(values: Indices) -> Indices:
+    """Returns ``(N,)`` how many equal neighbours stand directly before each value.
+
+    >>> _count_within_runs(np.array([7, 7, 7, 3, 3, 9])).tolist()
+    [0, 1, 2, 0, 1, 0]
+    """
+    starts = np.flatnonzero(np.diff(values, prepend=values[0] - 1))
+    return np.arange(len(values)) - np.repeat(starts, np.diff(starts, append=len(values)))

@@ -1,0 +1,257 @@
+"""TBPSDataModule: a dataset, its views and its sampler, as loaders."""
+
+import os
+from collections.abc import Collection, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import lightning as L
+from hydra.utils import instantiate
+from lightning.fabric.utilities import suggested_max_num_workers
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader
+
+from data.annotations import DatasetSplits, Record, read_dataset
+from data.augmentation import Augmentation
+from data.batch import PIDS, Batch
+from data.datasets import CaptionDataset, Collate, ImageDataset, PairDataset, captions_of
+from data.loader import ResumableLoader, evaluation_loader
+from data.samplers import EpochSampler, IdentitySampler, RandomSampler
+from data.tokens import TokenCounts, Tokenize, load_tokenizer
+from data.views import Views
+from utils.errors import UserError, nearest
+
+SAMPLERS = ("random", "identity")
+MOST_AUTO_WORKERS = 8
+
+
+class SplitCounts(NamedTuple):
+    """What a split holds; `cut` counts the captions that have more tokens than the backbone reads."""
+
+    identities: int
+    images: int
+    captions: int
+    cut: int
+
+
+class TBPSDataModule(L.LightningDataModule):
+    """The loaders of a dataset.
+
+    Training batches hold the views that `set_views` was told, evaluation comes as two loaders for a split:
+    its images and its captions (`data/batch.py`).
+
+    Args:
+        dataset: the records to train, validate and test on.
+        tokenizer_path: folder of the backbone, with its tokenizer.
+        max_length: tokens that the backbone reads of a caption.
+        img_size: (height, width).
+        aug: what provides the views of training.
+        sampler: ``random`` pairs, or P persons x `num_instance` pairs (``identity``).
+        num_instance: pairs of a person in a batch, for ``identity``.
+        batch_size: pairs of a training batch, over all processes.
+        eval_batch_size: images or captions of an evaluation batch, for each process.
+        num_workers: loading processes beside each training process; ``auto`` takes the cores that are left.
+        seed: of batches and augmentation.
+        with_pids: whether training may read identities; without, no training batch carries them.
+
+    Raises:
+        UserError: a setting that cannot be, or no tokenizer.
+    """
+
+    def __init__(
+        self,
+        dataset: DatasetSplits,
+        *,
+        tokenizer_path: str | Path,
+        max_length: int,
+        img_size: Sequence[int],
+        aug: Augmentation,
+        sampler: str,
+        num_instance: int,
+        batch_size: int,
+        eval_batch_size: int,
+        num_workers: int | Literal["auto"],
+        seed: int,
+        with_pids: bool = True,
+    ) -> None:
+        super().__init__()
+        if sampler not in SAMPLERS:
+            raise UserError(
+                f"dataset.sampler={sampler} is unknown; expected {' or '.join(SAMPLERS)}."
+                + nearest(sampler, SAMPLERS)
+            )
+        if sampler == "identity" and not with_pids:
+            raise UserError(
+                "dataset.sampler=identity reads identities, which this method must not; "
+                "use dataset.sampler=random."
+            )
+        self.dataset = dataset
+        self.tokenize = Tokenize(load_tokenizer(tokenizer_path), max_length)
+        height, width = img_size
+        self._img_size = (height, width)
+        self._aug = aug
+        self._sampler = sampler
+        self._num_instance = num_instance
+        self._batch_size = batch_size
+        self._eval_batch_size = eval_batch_size
+        self._num_workers = num_workers
+        self._seed = seed
+        self._with_pids = with_pids
+        self._views: Views | None = None
+
+    def set_views(self, needs: Collection[str]) -> None:
+        """Says what training batches must hold: the `needs` of the objective, views and ``pids``.
+
+        Raises:
+            UserError: nothing provides one of them.
+        """
+        if PIDS in needs and not self._with_pids:
+            raise UserError(
+                "A loss asks for identities, which this method must not read; leave that loss out."
+            )
+        self._views = Views(set(needs) - {PIDS}, self._img_size, self._aug)
+
+    @property
+    def num_classes(self) -> int:
+        """Identities in the training set: training pids lie in ``0 .. num_classes - 1``."""
+        return len({record.pid for record in self.dataset.train})
+
+    @property
+    def max_token_id(self) -> int:
+        """The largest token id of any caption; the backbone's token table must reach beyond it."""
+        return max(tokens.max_id for tokens in self._tokens.values())
+
+    def check_token_ids(self, vocab_size: int) -> None:
+        """Passes when every token id lies in a table of `vocab_size` rows.
+
+        Raises:
+            UserError: one does not; it would end in NaN or in a device assert.
+        """
+        if self.max_token_id >= vocab_size:
+            raise UserError(
+                f"token id {self.max_token_id} lies outside the backbone's table of {vocab_size} tokens: "
+                "tokenizer and weights in the checkpoint folder do not belong together; fill it again."
+            )
+
+    @property
+    def test_captions(self) -> list[str]:
+        """The captions of the test split, in the order of its evaluation."""
+        return [caption.text for caption in captions_of(self.dataset.test)]
+
+    @property
+    def test_image_paths(self) -> list[Path]:
+        """The image files of the test split, in the order of its evaluation."""
+        return [record.image_path for record in self.dataset.test]
+
+    def counts(self) -> dict[str, SplitCounts]:
+        """Returns split -> what it holds, for train, val and test."""
+        return {
+            name: SplitCounts(
+                identities=len({record.pid for record in records}),
+                images=len(records),
+                captions=sum(len(record.captions) for record in records),
+                cut=self._tokens[name].cut,
+            )
+            for name, records in self._splits.items()
+        }
+
+    def describe(self) -> str:
+        """Returns one line on the dataset for the start of a run."""
+        splits = [
+            f"{name} {split.images:,} images, {split.captions:,} captions, {split.identities:,} identities"
+            for name, split in self.counts().items()
+        ]
+        name = f"{self.dataset.name} ({self.dataset.language})"
+        if self.dataset.val_is_test:
+            name += ", validated on test"
+        cut = sum(split.cut for split in self.counts().values())
+        if cut:
+            longest = max(tokens.longest for tokens in self._tokens.values())
+            splits.append(
+                f"{cut:,} captions cut to {self.tokenize.max_length} tokens (the longest has {longest})"
+            )
+        return f"{name}: {'; '.join(splits)}"
+
+    def train_dataloader(self) -> ResumableLoader:
+        if self._views is None:
+            raise RuntimeError("set_views(objective.needs) comes before training")
+        dataset = PairDataset(self.dataset.train, self._views, with_pids=self._with_pids)
+        return ResumableLoader(
+            dataset, self._train_sampler(dataset), self._collate, num_workers=self._workers()
+        )
+
+    def val_dataloader(self) -> list[DataLoader[Batch]]:
+        """Returns the loader of the validation images and that of the validation captions."""
+        return self._evaluation_loaders(self.dataset.val)
+
+    def test_dataloader(self) -> list[DataLoader[Batch]]:
+        """Returns the loader of the test images and that of the test captions."""
+        return self._evaluation_loaders(self.dataset.test)
+
+    @cached_property
+    def _tokens(self) -> dict[str, TokenCounts]:
+        return {
+            name: self.tokenize.count([caption.text for caption in captions_of(records)])
+            for name, records in self._splits.items()
+        }
+
+    @property
+    def _splits(self) -> dict[str, list[Record]]:
+        return {"train": self.dataset.train, "val": self.dataset.val, "test": self.dataset.test}
+
+    @property
+    def _collate(self) -> Collate:
+        return Collate(self.tokenize)
+
+    @property
+    def _share(self) -> dict[str, int]:
+        if self.trainer is None:
+            return {"rank": 0, "world_size": 1}
+        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+    def _train_sampler(self, dataset: PairDataset) -> EpochSampler:
+        if self._sampler == "random":
+            return RandomSampler(len(dataset), self._batch_size, seed=self._seed, **self._share)
+        return IdentitySampler(
+            dataset.pids, dataset.images, self._batch_size, self._num_instance, seed=self._seed, **self._share
+        )
+
+    def _evaluation_loaders(self, records: Sequence[Record]) -> list[DataLoader[Batch]]:
+        images, captions = ImageDataset(records, self._img_size), CaptionDataset(records)
+        size = self._eval_batch_size
+        return [
+            evaluation_loader(images, self._collate, size, num_workers=self._workers(), **self._share),
+            evaluation_loader(captions, self._collate, size, num_workers=0, **self._share),
+        ]
+
+    def _workers(self) -> int:
+        # Tokenizers' threads do not survive the fork of a worker; it warns unless told so.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        if self._num_workers != "auto":
+            return self._num_workers
+        on_this_machine = self.trainer.num_devices if self.trainer else 1
+        return min(MOST_AUTO_WORKERS, suggested_max_num_workers(on_this_machine))
+
+
+def build_data(cfg: DictConfig) -> TBPSDataModule:
+    """Returns the datamodule that `cfg.dataset`, `cfg.aug` and `cfg.backbone` describe.
+
+    Raises:
+        UserError: the dataset is absent or damaged, or a setting cannot be.
+    """
+    options = cfg.dataset
+    reading = ("language", "val_protocol", "val_identities", "proportion", "fold_id")
+    loading = ("sampler", "num_instance", "batch_size", "eval_batch_size", "num_workers")
+    splits = read_dataset(
+        options.name, cfg.dataset_root_dir, **{key: options[key] for key in reading}, seed=cfg.split_seed
+    )
+    return TBPSDataModule(
+        splits,
+        tokenizer_path=cfg.backbone.folder,
+        max_length=cfg.backbone.max_length,
+        img_size=cfg.img_size,
+        aug=instantiate(cfg.aug),
+        **{key: options[key] for key in loading},
+        seed=cfg.seed,
+    )

@@ -1,0 +1,285 @@
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torchvision.transforms.v2 import RandomErasing, RandomHorizontalFlip
+from transformers import PreTrainedTokenizerFast
+
+from data.annotations import DatasetSplits, Record
+from data.augmentation import Augmentation, RandomWordDeletion
+from data.batch import IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2, INDEX, PIDS, TEXT, Batch, Tokens
+from lightning_data import TBPSDataModule
+from utils.errors import UserError
+
+WORDS = ["[PAD]", "[UNK]", "a", "red", "blue", "shirt", "bag", "zebra"]
+AUGMENTATION = Augmentation(
+    "test",
+    image=[RandomHorizontalFlip()],
+    image_aug=[RandomErasing(1.0)],
+    image_ss=[RandomErasing(1.0)],
+    text=[RandomWordDeletion(0.3)],
+)
+ALL_VIEWS = frozenset({IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2, TEXT, PIDS})
+
+
+def split(folder: Path, persons: range, captions: tuple[str, ...]) -> list[Record]:
+    """Returns two images for each person, each of its own grey."""
+    records = []
+    for image in range(2 * len(persons)):
+        path = folder / f"{persons[0]}-{image}.png"
+        Image.new("RGB", (8, 16), (5 * image,) * 3).save(path)
+        records.append(Record(persons[image // 2], image, path, captions))
+    return records
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> DatasetSplits:
+    train = split(tmp_path, range(101, 113), ("a red shirt", "a blue shirt a bag a bag"))
+    val, test = (
+        split(tmp_path, range(201, 204), ("a zebra",)),
+        split(tmp_path, range(301, 306), ("a bag", "red")),
+    )
+    return DatasetSplits("toy", "en", tmp_path, train, val, test, validation="own")
+
+
+@pytest.fixture
+def tokenizer_path(tmp_path: Path) -> Path:
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+    fast.save_pretrained(tmp_path / "tokenizer")
+    return tmp_path / "tokenizer"
+
+
+@pytest.fixture
+def settings(tokenizer_path: Path) -> dict[str, Any]:
+    return {
+        "tokenizer_path": tokenizer_path,
+        "max_length": 5,
+        "img_size": [16, 8],
+        "aug": AUGMENTATION,
+        "sampler": "random",
+        "num_instance": 4,
+        "batch_size": 8,
+        "eval_batch_size": 4,
+        "num_workers": 0,
+        "seed": 1,
+    }
+
+
+def batches(
+    dataset: DatasetSplits, settings: dict[str, Any], needs: frozenset[str] = ALL_VIEWS
+) -> list[Batch]:
+    data = TBPSDataModule(dataset, **settings)
+    data.set_views(needs)
+    return list(data.train_dataloader())
+
+
+class TestTraining:
+    def test_a_batch_holds_what_was_asked_for_in_its_shapes(
+        self, dataset: DatasetSplits, settings: dict[str, Any]
+    ) -> None:
+        result = batches(dataset, settings)
+        assert len(result) == 48 // 8
+        for batch in result:
+            assert set(batch) == ALL_VIEWS | {INDEX}
+            for view in (IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2):
+                assert (batch[view].shape, batch[view].dtype) == ((8, 3, 16, 8), torch.uint8)
+            assert isinstance(batch[TEXT], Tokens)
+            assert batch[TEXT].ids.shape == batch[TEXT].mask.shape == (8, 5)
+            assert (batch[PIDS].dtype, batch[INDEX].dtype) == (torch.int64, torch.int64)
+        seen = torch.cat([batch[INDEX] for batch in result])
+        assert sorted(seen.tolist()) == list(range(48))
+        assert torch.equal(torch.cat([batch[PIDS] for batch in result]), seen // 4)
+
+    def test_fewer_needs_make_smaller_batches(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
+        (batch, *_) = batches(dataset, settings, frozenset({IMAGE, TEXT}))
+        assert set(batch) == {IMAGE, TEXT, PIDS, INDEX}
+
+    def test_identity_batches(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
+        for batch in batches(dataset, settings | {"sampler": "identity"}):
+            persons = batch[PIDS].view(2, 4)
+            assert (persons == persons[:, :1]).all()
+            assert persons[0, 0] != persons[1, 0]
+            assert all(len(set(images.tolist())) == 2 for images in batch[INDEX].view(2, 4) // 2)
+
+    def test_the_number_of_workers_changes_nothing(
+        self, dataset: DatasetSplits, settings: dict[str, Any]
+    ) -> None:
+        alone, helped = (batches(dataset, settings | {"num_workers": workers}) for workers in (0, 2))
+        assert len(alone) == len(helped)
+        for first, second in zip(alone, helped, strict=True):
+            for key in (IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2, INDEX, PIDS):
+                assert torch.equal(first[key], second[key])
+            assert torch.equal(first[TEXT].ids, second[TEXT].ids)
+
+    def test_without_pids_no_batch_has_them(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
+        settings["with_pids"] = False
+        assert all(PIDS not in batch for batch in batches(dataset, settings, ALL_VIEWS - {PIDS}))
+        with pytest.raises(UserError, match="asks for identities, which this method must not read"):
+            batches(dataset, settings)
+        with pytest.raises(UserError, match="sampler=identity reads identities"):
+            TBPSDataModule(dataset, **settings | {"sampler": "identity"})
+
+    def test_a_view_that_is_not_offered_fails_before_training(
+        self, dataset: DatasetSplits, settings: dict[str, Any]
+    ) -> None:
+        data = TBPSDataModule(dataset, **settings | {"aug": Augmentation("none")})
+        with pytest.raises(UserError, match="'image_aug', which aug=none does not offer"):
+            data.set_views({IMAGE, IMAGE_AUG})
+
+    def test_the_views_must_be_known(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
+        with pytest.raises(RuntimeError, match="set_views"):
+            TBPSDataModule(dataset, **settings).train_dataloader()
+
+    def test_each_process_gets_its_share(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
+        alone, shares = batches(dataset, settings), []
+        for rank in range(2):
+            data = TBPSDataModule(dataset, **settings)
+            data.set_views(ALL_VIEWS)
+            data.trainer = SimpleNamespace(global_rank=rank, world_size=2, num_devices=2)  # type: ignore[assignment]
+            shares.append(list(data.train_dataloader()))
+        for whole, first, second in zip(alone, *shares, strict=True):
+            assert torch.equal(whole[IMAGE_AUG], torch.cat([first[IMAGE_AUG], second[IMAGE_AUG]]))
+
+
+class TestEvaluation:
+    @pytest.mark.parametrize(("name", "persons", "captions"), [("val", 3, 1), ("test", 5, 2)])
+    def test_images_once_then_captions_with_raw_identities(
+        self, dataset: DatasetSplits, settings: dict[str, Any], name: str, persons: int, captions: int
+    ) -> None:
+        data = TBPSDataModule(dataset, **settings)
+        images, texts = map(list, getattr(data, f"{name}_dataloader")())
+        records = getattr(dataset, name)
+        assert all(set(batch) == {IMAGE, PIDS, INDEX} for batch in images)
+        assert all(set(batch) == {TEXT, PIDS, INDEX} for batch in texts)
+        assert torch.cat([batch[INDEX] for batch in images]).tolist() == list(range(2 * persons))
+        assert torch.cat([batch[PIDS] for batch in images]).tolist() == [record.pid for record in records]
+        assert torch.cat([batch[PIDS] for batch in texts]).tolist() == [
+            record.pid for record in records for _ in range(captions)
+        ]
+        greys = torch.cat([batch[IMAGE] for batch in images])[:, 0, 0, 0]
+        assert greys.tolist() == [5 * image for image in range(2 * persons)]
+
+
+class Reader(L.LightningModule):
+    """Reads batches and learns nothing."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        assert len(batch[INDEX]) == 8
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int) -> None:
+        assert (IMAGE in batch) == (dataloader_idx == 0)
+
+    def configure_optimizers(self) -> None:
+        return None
+
+
+@pytest.mark.filterwarnings("ignore")  # what Lightning advises for real trainings
+class TestUnderLightning:
+    @staticmethod
+    def trainer(folder: Path) -> L.Trainer:
+        return L.Trainer(
+            accelerator="cpu",
+            max_epochs=1,
+            default_root_dir=folder,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+
+    def test_it_trains_and_tests(
+        self, dataset: DatasetSplits, settings: dict[str, Any], tmp_path: Path
+    ) -> None:
+        data = TBPSDataModule(dataset, **settings)
+        data.set_views(ALL_VIEWS)
+        trainer = self.trainer(tmp_path)
+        trainer.fit(Reader(), datamodule=data)
+        assert trainer.fit_loop.total_batch_idx == 5
+        trainer.test(Reader(), datamodule=data, verbose=False)
+        assert [int(batches) for batches in trainer.num_test_batches] == [3, 5]
+
+    @pytest.mark.parametrize("num_workers", [0, 2])
+    @pytest.mark.parametrize("content", [None, b"", b"\x89PNG\r\n"], ids=["missing", "empty", "broken"])
+    def test_one_sentence_names_a_bad_image_whatever_process_reads_it(
+        self,
+        dataset: DatasetSplits,
+        settings: dict[str, Any],
+        tmp_path: Path,
+        num_workers: int,
+        content: bytes | None,
+    ) -> None:
+        for bad in (dataset.train[7], dataset.test[3]):
+            bad.image_path.unlink()
+            if content is not None:
+                bad.image_path.write_bytes(content)
+        data = TBPSDataModule(dataset, **settings | {"num_workers": num_workers})
+        data.set_views(ALL_VIEWS)
+        for run, bad in (
+            (self.trainer(tmp_path).fit, dataset.train[7]),
+            (self.trainer(tmp_path).test, dataset.test[3]),
+        ):
+            with pytest.raises(UserError) as error:
+                run(Reader(), datamodule=data)
+            assert str(error.value).startswith(f"{bad.image_path} (identity {bad.pid}) cannot be read (")
+            assert "\n" not in str(error.value)
+
+
+class TestDescription:
+    def test_counts_classes_and_tokens(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
+        data = TBPSDataModule(dataset, **settings)
+        assert data.num_classes == 12
+        assert data.max_token_id == WORDS.index("zebra")
+        assert data.counts() == {"train": (12, 24, 48, 24), "val": (3, 6, 6, 0), "test": (5, 10, 20, 0)}
+        assert data.describe() == (
+            "toy (en): train 24 images, 48 captions, 12 identities; val 6 images, 6 captions, 3 identities; "
+            "test 10 images, 20 captions, 5 identities; 24 captions cut to 5 tokens (the longest has 7)"
+        )
+
+    def test_the_token_table_must_reach_the_largest_id(
+        self, dataset: DatasetSplits, settings: dict[str, Any]
+    ) -> None:
+        data = TBPSDataModule(dataset, **settings)
+        data.check_token_ids(vocab_size=8)
+        with pytest.raises(UserError, match="token id 7 lies outside the backbone's table of 7 tokens"):
+            data.check_token_ids(vocab_size=7)
+
+    def test_what_a_picture_of_results_shows(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
+        data = TBPSDataModule(dataset, **settings)
+        assert data.test_captions == ["a bag", "red"] * 10
+        assert data.test_image_paths == [record.image_path for record in dataset.test]
+
+    def test_validation_on_test_is_said(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
+        paper = DatasetSplits(
+            "toy", "en", dataset.folder, dataset.train, dataset.test, dataset.test, validation="test"
+        )
+        text = TBPSDataModule(paper, **settings | {"max_length": 9}).describe()
+        assert text.startswith("toy (en), validated on test: train 24 images")
+        assert "cut" not in text
+
+
+class TestSettings:
+    def test_a_misspelt_sampler(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
+        with pytest.raises(UserError, match=r"dataset\.sampler=identiy is unknown.*Did you mean 'identity'"):
+            TBPSDataModule(dataset, **settings | {"sampler": "identiy"})
+
+    def test_a_missing_tokenizer(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
+        with pytest.raises(UserError, match="nowhere does not exist"):
+            TBPSDataModule(dataset, **settings | {"tokenizer_path": "nowhere"})
+
+    def test_auto_workers_leave_a_core_to_training(
+        self, dataset: DatasetSplits, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for cores, workers in ((1, 1), (4, 3), (64, 8)):
+            monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+            data = TBPSDataModule(dataset, **settings | {"num_workers": "auto"})
+            data.set_views(ALL_VIEWS)
+            assert data.train_dataloader().num_workers == workers
+            images, texts = data.val_dataloader()
+            assert (images.num_workers, texts.num_workers) == (workers, 0)
