@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     BaseImageProcessor,
     CLIPConfig,
@@ -107,7 +107,9 @@ def _clip(captions: Iterable[str]) -> _Parts:
 def _tokenizer(
     captions: Iterable[str], specials: dict[str, str], *, template: str, max_length: int
 ) -> PreTrainedTokenizerFast:
-    """Returns a BPE tokenizer of lower-cased NFC text, at most `VOCAB_SIZE` tokens, special ones first.
+    """Returns a BPE tokenizer of at most `VOCAB_SIZE` tokens, special ones first.
+
+    It reads lower-cased NFC text without punctuation, which SigLIP drops as well.
 
     Words are told from word parts by a leading mark, as in SentencePiece: the suffix of CLIP's vocabulary
     makes the `tokenizers` trainer number its alphabet differently in every process.
@@ -117,8 +119,11 @@ def _tokenizer(
         template: where special tokens go around a text ``$A``.
     """
     core = Tokenizer(models.BPE(unk_token=specials["unk_token"]))
-    core.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Metaspace()])
+    no_punctuation = normalizers.Replace(Regex(r"\p{P}+"), " ")
+    core.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase(), no_punctuation])
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    )
     core.decoder = decoders.Metaspace()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,

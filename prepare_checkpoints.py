@@ -1,0 +1,132 @@
+"""Fills <name>_checkpoints/ with a backbone: downloaded, copied from a folder, or made from scratch (tiny_*).
+
+uv run prepare_checkpoints.py                               m_siglip, from the Hugging Face hub
+uv run prepare_checkpoints.py siglip clip                   several
+uv run prepare_checkpoints.py m_siglip --from ~/models/msiglip
+uv run prepare_checkpoints.py tiny_siglip                   no network needed
+
+HF_ENDPOINT chooses a mirror of the hub. A folder that is complete already is kept as it is.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from utils.checkpoint_folder import Architecture, IncompleteError, check_folder, copy_folder
+from utils.download import UnreachableError
+from utils.errors import UserError, nearest, run_command
+
+
+class Checkpoint(NamedTuple):
+    """A backbone that can be prepared. repo: its name on the hub, or None if it is made here."""
+
+    repo: str | None
+    architecture: Architecture
+
+
+CHECKPOINTS: Final = {
+    "m_siglip": Checkpoint(
+        "google/siglip-base-patch16-256-multilingual", Architecture("siglip", 768, 768, 16, 250_000)
+    ),
+    "siglip": Checkpoint("google/siglip-base-patch16-256", Architecture("siglip", 768, 768, 16, 32_000)),
+    "clip": Checkpoint("openai/clip-vit-base-patch16", Architecture("clip", 512, 768, 16, 49_408)),
+    "tiny_siglip": Checkpoint(None, Architecture("siglip", 128, 128, 8, None)),
+    "tiny_clip": Checkpoint(None, Architecture("clip", 128, 128, 8, None)),
+}
+
+
+def prepare(name: str, root: Path = Path(), *, source: Path | None = None) -> Path:
+    """Returns ``<root>/<name>_checkpoints``, complete and of the right architecture.
+
+    Args:
+        name: a key of `CHECKPOINTS`.
+        root: the folder that also holds the datasets.
+        source: a `save_pretrained` folder to copy instead of downloading.
+
+    Raises:
+        UserError: unknown name, no network, a wrong or damaged source, a full disk; says what to do.
+    """
+    if name not in CHECKPOINTS:
+        hint = nearest(name, list(CHECKPOINTS))
+        raise UserError(f"there is no checkpoint {name!r}; expected one of {', '.join(CHECKPOINTS)}.{hint}")
+    repo, architecture = CHECKPOINTS[name]
+    folder = root / f"{name}_checkpoints"
+    if folder.exists():
+        try:
+            check_folder(folder, architecture)
+        except IncompleteError as error:
+            if repo is None:
+                raise UserError(f"{error}; delete {folder} and run the same command again") from error
+            print(f"{name}: {error}")
+        else:
+            print(f"{name}: {folder} is complete and kept")
+            return folder
+    if repo is None:
+        if source is not None:
+            raise UserError(f"{name} is made here from scratch; --from belongs to m_siglip, siglip and clip")
+        _make(name, folder, root)
+    elif source is not None:
+        copy_folder(source, folder, architecture)
+    else:
+        _download(name, repo, folder)
+    check_folder(folder, architecture)
+    print(f"{name}: {folder} is ready")
+    return folder
+
+
+def _download(name: str, repo: str, folder: Path) -> None:
+    from utils.hub import download_folder
+
+    print(f"{name}: downloading {repo} to {folder}")
+    try:
+        download_folder(repo, folder)
+    except UnreachableError as error:
+        raise UserError(
+            f"{error}; without network, copy the folder from another machine with 'uv run "
+            f"prepare_checkpoints.py {name} --from FOLDER', set HF_ENDPOINT to a mirror, or use "
+            "backbone=tiny_siglip"
+        ) from error
+
+
+def _make(name: str, folder: Path, root: Path) -> None:
+    from model.tiny import make_tiny
+
+    print(f"{name}: making {folder} from scratch")
+    make_tiny(name, _captions(root), folder)
+
+
+def _captions(root: Path) -> Iterator[str]:
+    """Yields the training captions of the embedded dataset, in both languages; generates it where absent."""
+    from data.annotations import read_dataset
+    from data.annotations.layouts import layout_of
+
+    layout = layout_of("synthetic")
+    if not (root / layout.folder / layout.files[0]).is_file():
+        from data.synthetic import generate
+
+        generate(root)
+    for record in read_dataset("synthetic", root, language="mixed").train:
+        yield from record.captions
+
+
+def main() -> None:
+    """Parses the command line and prepares what it names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"{', '.join(CHECKPOINTS)} (default: m_siglip)"
+    )
+    parser.add_argument("--from", dest="source", type=Path, metavar="FOLDER", help="copy this folder instead")
+    parser.add_argument("--root", type=Path, default=Path(), help="where to put the folders (default: here)")
+    args = parser.parse_args()
+    names = args.names or ["m_siglip"]
+    if args.source is not None and len(names) > 1:
+        raise UserError(f"--from holds one checkpoint, but {' and '.join(names)} are named; name one")
+    for name in names:
+        prepare(name, args.root, source=args.source)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,251 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import constants
+from safetensors.numpy import save
+
+import prepare_checkpoints
+from prepare_checkpoints import CHECKPOINTS, prepare
+from tests.http_server import COMMIT, WebServer, web_server
+from utils.checkpoint_folder import Architecture, check_folder
+from utils.errors import UserError
+
+REPOSITORY = Path(prepare_checkpoints.__file__).parent
+REPO = CHECKPOINTS["m_siglip"].repo or ""
+SMALL = Architecture("siglip", text_width=6, vision_width=4, patch=2, vocab=200_000)
+MODEL = {
+    "config.json": b'{"model_type": "siglip"}',
+    "preprocessor_config.json": b"{}",
+    "tokenizer.json": b"{}",
+    "model.safetensors": save(
+        {
+            "text_model.embeddings.token_embedding.weight": np.ones((200_000, 6), dtype=np.float32),
+            "vision_model.embeddings.patch_embedding.weight": np.ones((4, 3, 2, 2), dtype=np.float32),
+        }
+    ),
+}
+WEIGHTS = "/cdn/model.safetensors"
+# The command line with an m_siglip that is small enough to serve.
+SMALL_COMMAND = f"""
+import prepare_checkpoints as command
+from utils.checkpoint_folder import Architecture
+from utils.errors import run_command
+real = command.CHECKPOINTS["m_siglip"]
+command.CHECKPOINTS["m_siglip"] = real._replace(architecture={SMALL!r})
+run_command(command.main)
+"""
+
+
+@pytest.fixture
+def server() -> Iterator[WebServer]:
+    with web_server() as running:
+        running.serve_model(REPO, MODEL, large=("model.safetensors",))
+        yield running
+
+
+def environment(endpoint: str) -> dict[str, str]:
+    offline = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN")
+    kept = {name: value for name, value in os.environ.items() if name not in offline}
+    return kept | {"HF_ENDPOINT": endpoint, "PYTHONPATH": str(REPOSITORY)}
+
+
+def run(endpoint: str, *arguments: str, small: bool = True) -> subprocess.CompletedProcess[str]:
+    program = ["-c", SMALL_COMMAND] if small else [str(REPOSITORY / "prepare_checkpoints.py")]
+    return subprocess.run(
+        [sys.executable, *program, *arguments],
+        env=environment(endpoint),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def write(folder: Path, files: Mapping[str, bytes]) -> Path:
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def write_synthetic(root: Path) -> None:
+    """An embedded dataset of four records, of which two may be trained on."""
+    (root / "SYNTH-PEDES" / "imgs").mkdir(parents=True)
+    rows = [("train", 1), ("train", 2), ("validate", 3), ("test", 4)]
+    records = [
+        {
+            "id": identity,
+            "split": split,
+            "file_path": f"{identity}.jpg",
+            "captions": [f"Người phụ nữ {split} mặc áo đỏ số {identity}."],
+            "en_captions": [f"A {split} woman wears red shirt number {identity}."],
+        }
+        for split, identity in rows
+    ]
+    (root / "SYNTH-PEDES" / "data_captions.json").write_text(json.dumps(records), encoding="utf-8")
+
+
+def refused_endpoint() -> str:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{closed.getsockname()[1]}"
+
+
+def test_m_siglip_is_downloaded_by_default_and_then_kept(server: WebServer, tmp_path: Path) -> None:
+    first = run(server.url, "--root", str(tmp_path))
+    assert first.returncode == 0, first.stderr
+    assert f"downloading {REPO}" in first.stdout
+    folder = tmp_path / "m_siglip_checkpoints"
+    check_folder(folder, SMALL)
+    assert {path.name for path in folder.iterdir()} == {*MODEL, "hub.json"}
+
+    server.requests.clear()
+    second = run(server.url, "--root", str(tmp_path))
+    assert second.returncode == 0
+    assert "is complete and kept" in second.stdout
+    assert server.requests == []
+
+
+def test_a_killed_download_is_continued(server: WebServer, tmp_path: Path) -> None:
+    size = len(MODEL["model.safetensors"])
+    server.stalls[WEIGHTS] = size // 2
+    process = subprocess.Popen(
+        [sys.executable, "-c", SMALL_COMMAND, "--root", str(tmp_path)], env=environment(server.url)
+    )
+    part = tmp_path / "m_siglip_checkpoints" / "model.safetensors.part"
+    assert server.stalled.wait(30)
+    while not part.is_file() or part.stat().st_size < size // 4:
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    server.stalls.clear()
+
+    done = run(server.url, "--root", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    check_folder(tmp_path / "m_siglip_checkpoints", SMALL)
+    (_, first), (start, rest) = server.sent(WEIGHTS)
+    assert first == size // 2
+    assert size // 4 <= start
+    assert start + rest == size
+    small = f"/{REPO}/resolve/{COMMIT}/config.json"
+    assert len(server.sent(small)) == 1
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_folder_is_completed(
+    server: WebServer, tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setitem(CHECKPOINTS, "m_siglip", CHECKPOINTS["m_siglip"]._replace(architecture=SMALL))
+    prepare("m_siglip", tmp_path)
+    weights = tmp_path / "m_siglip_checkpoints" / "model.safetensors"
+    if damage == "remove":
+        weights.unlink()
+    else:
+        data = weights.read_bytes()
+        weights.write_bytes(data[:-1] + (b"!" if damage == "flip" else b""))
+    prepare("m_siglip", tmp_path)
+    assert weights.read_bytes() == MODEL["model.safetensors"]
+    assert len(server.sent(WEIGHTS)) == 2
+    assert len(server.sent(f"/{REPO}/resolve/{COMMIT}/tokenizer.json")) == 1
+
+
+def test_a_file_with_a_wrong_sum_is_refused(server: WebServer, tmp_path: Path) -> None:
+    server.files[WEIGHTS] = MODEL["model.safetensors"][:-1] + b"!"
+    done = run(server.url, "--root", str(tmp_path))
+    assert_one_sentence(done, "arrived with SHA-256")
+    assert not (tmp_path / "m_siglip_checkpoints" / "model.safetensors").exists()
+
+
+def assert_one_sentence(done: subprocess.CompletedProcess[str], *parts: str) -> None:
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    for part in parts:
+        assert part in line
+
+
+def test_without_network_it_says_what_to_do(tmp_path: Path) -> None:
+    done = run(refused_endpoint(), "--root", str(tmp_path), small=False)
+    assert_one_sentence(
+        done, "Connection refused", "m_siglip --from FOLDER", "HF_ENDPOINT", "backbone=tiny_siglip"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_the_hub_lacks_is_named(server: WebServer, tmp_path: Path) -> None:
+    done = run(server.url, "clip", "--root", str(tmp_path), small=False)
+    assert_one_sentence(done, "does not hand out openai/clip-vit-base-patch16 (404")
+
+
+def test_a_hub_with_another_model_under_the_name_is_noticed(server: WebServer, tmp_path: Path) -> None:
+    done = run(server.url, "--root", str(tmp_path), small=False)
+    assert_one_sentence(done, "holds a siglip model (text width 6", "expected a siglip model (text width 768")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["m_sigclip"], "Did you mean 'm_siglip'?"),
+        (["siglip", "clip", "--from", "x"], "--from holds one checkpoint, but siglip and clip are named"),
+        (["tiny_clip", "--from", "x"], "tiny_clip is made here from scratch"),
+        (["clip", "--from", "x"], "there is no folder x"),
+    ],
+)
+def test_a_wrong_call_is_one_sentence(tmp_path: Path, arguments: list[str], message: str) -> None:
+    assert_one_sentence(run(refused_endpoint(), *arguments, "--root", str(tmp_path), small=False), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_local_folder_is_copied_without_network(tmp_path: Path) -> None:
+    source = write(tmp_path / "mine", MODEL)
+    done = run(refused_endpoint(), "--root", str(tmp_path), "--from", str(source))
+    assert done.returncode == 0, done.stderr
+    check_folder(tmp_path / "m_siglip_checkpoints", SMALL)
+
+
+def test_a_local_folder_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    source = write(tmp_path / "mine", MODEL)
+    for name in ("m_siglip", "clip"):
+        with pytest.raises(UserError, match=rf"mine holds a siglip model .* expected a {name[-6:]}"):
+            prepare(name, tmp_path, source=source)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_folder_of_another_architecture_is_never_written_into(tmp_path: Path) -> None:
+    folder = write(tmp_path / "clip_checkpoints", MODEL)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match="holds a siglip model"):
+        prepare("clip", tmp_path)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["tiny_siglip", "tiny_clip"])
+def test_a_tiny_model_is_made_once_and_learns_words_from_train_alone(name: str, tmp_path: Path) -> None:
+    write_synthetic(tmp_path)
+    folder = prepare(name, tmp_path)
+    assert folder == tmp_path / f"{name}_checkpoints"
+    check_folder(folder, CHECKPOINTS[name].architecture)
+    vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    assert {"▁train", "▁phụ", "▁nữ", "▁woman"} <= vocabulary.keys()
+    assert not {"▁test", "▁validate"} & vocabulary.keys()
+
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert prepare(name, tmp_path) == folder
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["SYNTH-PEDES", folder.name])
+
+
+def test_an_unfinished_tiny_folder_is_not_guessed_about(tmp_path: Path) -> None:
+    write(tmp_path / "tiny_clip_checkpoints", {"notes.txt": b"mine"})
+    with pytest.raises(UserError, match=r"config\.json does not exist; delete .*tiny_clip_checkpoints"):
+        prepare("tiny_clip", tmp_path)

@@ -1,0 +1,132 @@
+"""Unpacks a dataset archive so that nothing leaves its folder and no half of it is ever seen in place."""
+
+import lzma
+import os
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PureWindowsPath
+from typing import Final
+
+from tqdm import tqdm
+
+from utils.errors import UserError
+
+IMAGE_FOLDER: Final = "imgs"
+_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
+
+
+def install(archive: Path, target: Path) -> None:
+    """Unpacks `archive` beside `target` and moves the folder in it that holds ``imgs/`` into place.
+
+    It does not matter how many folders are wrapped around ``imgs/``, nor how they are called. What `target`
+    holds already (an annotation file, say) stays.
+
+    Raises:
+        UserError: not an archive, damaged, a member that would leave the folder, links or devices, no
+            ``imgs/`` or several, a name that `target` has already, disk full. `target` is then as before.
+    """
+    name, target = target.name, target.resolve()
+    staging = target.with_name(f".{target.name}.unpacking")
+    try:
+        with _one_sentence(archive):
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+            unpack(archive, staging)
+            _move_in(_dataset_in(staging, archive, name), target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpacks a zip or (compressed) tar archive below `folder`; refuses all but plain files and folders."""
+    if zipfile.is_zipfile(archive):
+        _unpack_zip(archive, folder)
+    elif tarfile.is_tarfile(archive):
+        _unpack_tar(archive, folder)
+    else:
+        raise UserError(
+            f"{archive} is neither a zip nor a tar archive; a download may be the error page of a server: "
+            "look into it, delete it and fetch it again"
+        )
+
+
+def _unpack_zip(archive: Path, folder: Path) -> None:
+    with zipfile.ZipFile(archive) as opened:
+        members = opened.infolist()
+        for member in members:
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            _check(archive, member.filename, plain=kind in (0, stat.S_IFREG, stat.S_IFDIR))
+            if member.flag_bits & 1:
+                raise UserError(
+                    f"{archive} is encrypted; unpack it by hand and pack it again without a password"
+                )
+        needed, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
+        if needed > free:
+            raise UserError(
+                f"{archive} unpacks to {needed} bytes, but {folder.parent} has {free} free; make room and "
+                "run the same command again"
+            )
+        for member in tqdm(members, desc=f"unpacking {archive.name}", disable=None):
+            opened.extract(member, folder)
+
+
+def _unpack_tar(archive: Path, folder: Path) -> None:
+    with tarfile.open(archive) as opened:
+        for member in tqdm(opened, desc=f"unpacking {archive.name}", disable=None):
+            _check(archive, member.name, plain=member.isreg() or member.isdir())
+            opened.extract(member, folder, filter="data")
+
+
+def _check(archive: Path, name: str, *, plain: bool) -> None:
+    path = PureWindowsPath(name)  # also takes / as a separator, and knows drives
+    if path.anchor or ".." in path.parts:
+        raise UserError(f"{archive} holds {name!r}, which would leave the folder; nothing of it was kept")
+    if not plain:
+        raise UserError(f"{archive} holds {name!r}, a link or a device; pack plain files and folders only")
+
+
+def _dataset_in(staging: Path, archive: Path, name: str) -> Path:
+    """Returns the folder at or below `staging` that has ``imgs/`` in it, the one called `name` of several."""
+    found = []
+    for folder, children, _ in os.walk(staging):
+        if IMAGE_FOLDER in children:
+            found.append(Path(folder))
+        children[:] = [child for child in children if child not in (IMAGE_FOLDER, "__MACOSX")]
+    named = [folder for folder in found if folder.name == name]
+    choice = named if len(found) > 1 else found
+    if len(choice) != 1:
+        listed = sorted(str(folder.relative_to(staging)) for folder in found)
+        what = f"several ({', '.join(listed)})" if found else f"none among {sorted(os.listdir(staging))[:5]}"
+        raise UserError(f"{archive} should hold one folder with {IMAGE_FOLDER}/ in it, but there is {what}")
+    return choice[0]
+
+
+def _move_in(source: Path, target: Path) -> None:
+    if not target.exists():
+        source.replace(target)
+        return
+    children = sorted(source.iterdir(), key=lambda child: child.name == IMAGE_FOLDER)
+    taken = [child.name for child in children if (target / child.name).exists()]
+    if taken:
+        raise UserError(
+            f"{target} has {', '.join(taken)} already; move that away and run the same command again"
+        )
+    for child in children:
+        child.replace(target / child.name)
+
+
+@contextmanager
+def _one_sentence(archive: Path) -> Iterator[None]:
+    try:
+        yield
+    except _DAMAGE as error:
+        raise UserError(f"{archive} is damaged ({error}); delete it and fetch it again") from error
+    except OSError as error:
+        raise UserError(
+            f"{archive} cannot be unpacked ({error.strerror or error}); nothing was changed"
+        ) from error

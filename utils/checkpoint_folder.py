@@ -1,0 +1,182 @@
+"""Checkpoint folders in Hugging Face format: what one has to hold, and how one is copied."""
+
+import json
+import pickle
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import SafetensorError, safe_open
+
+from utils.download import sha256_of, writing
+from utils.errors import UserError
+
+WEIGHTS: Final = "model.safetensors"
+PICKLED: Final = "pytorch_model.bin"
+RECORD: Final = "hub.json"
+CONFIGS: Final = ("config.json", "preprocessor_config.json")
+VOCABULARIES: Final = (("tokenizer.json",), ("spiece.model",), ("vocab.json", "merges.txt"))
+SMALL_FILES: Final = (
+    *CONFIGS,
+    *(file for files in VOCABULARIES for file in files),
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+_TOKEN_TABLE: Final = "text_model.embeddings.token_embedding.weight"
+_PATCHES: Final = "vision_model.embeddings.patch_embedding.weight"
+
+
+class IncompleteError(UserError):
+    """A checkpoint folder that lacks a file or has a damaged one."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What tells one dual encoder from another.
+
+    text_width, vision_width: hidden sizes of the towers. patch: side of an image patch in pixels.
+    vocab: rows of the token table; None stands for any number.
+    """
+
+    model_type: str
+    text_width: int
+    vision_width: int
+    patch: int
+    vocab: int | None
+
+    def __str__(self) -> str:
+        tokens = "any number of" if self.vocab is None else self.vocab
+        return (
+            f"{self.model_type} model (text width {self.text_width}, vision width {self.vision_width}, "
+            f"{self.patch}-pixel patches, {tokens} tokens)"
+        )
+
+
+def check_folder(folder: Path, expected: Architecture, *, weights: Path | None = None) -> None:
+    """Returns None if `folder` is a whole checkpoint of the architecture.
+
+    Looks at the configs, at header and length of the weights, for a vocabulary and, where the folder was
+    downloaded, at the SHA-256 of every file.
+
+    Args:
+        weights: the safetensors file, if it is not the one in `folder`.
+
+    Raises:
+        IncompleteError: a file is missing or damaged.
+        UserError: another architecture.
+    """
+    configs = {name: _read_json(folder / name) for name in CONFIGS}
+    found = _architecture(weights or folder / WEIGHTS, str(configs["config.json"].get("model_type")))
+    if expected != (replace(found, vocab=None) if expected.vocab is None else found):
+        raise UserError(f"{folder} holds a {found}; expected a {expected}: choose another folder")
+    if not any(all((folder / name).is_file() for name in names) for names in VOCABULARIES):
+        raise IncompleteError(f"{folder} has no tokenizer (tokenizer.json or spiece.model)")
+    for name, sha256 in read_record(folder).get("sha256", {}).items():
+        if not (folder / name).is_file() or sha256_of(folder / name) != sha256:
+            raise IncompleteError(f"{folder / name} is not what was downloaded")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Returns what `write_record` left in `folder` (repo, revision, ``sha256`` by file name), or nothing."""
+    return _read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+
+
+def write_record(folder: Path, *, repo: str, revision: str, files: list[str]) -> None:
+    """Notes where the files of `folder` came from and what they hash to."""
+    sha256 = {name: sha256_of(folder / name) for name in sorted(files)}
+    record = {"repo": repo, "revision": revision, "sha256": sha256}
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def copy_folder(source: Path, folder: Path, expected: Architecture) -> None:
+    """Copies the checkpoint in `source` to `folder` after checking that it is one of the architecture.
+
+    A folder that only has ``pytorch_model.bin`` is converted, without executing anything in it.
+    """
+    if not source.is_dir():
+        raise UserError(f"there is no folder {source}; --from takes a folder that save_pretrained wrote")
+    staging = folder.with_name(f".{folder.name}.copying")
+    try:
+        with writing(folder):
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+            converted = not (source / WEIGHTS).is_file() and (source / PICKLED).is_file()
+            if converted:
+                to_safetensors(source / PICKLED, staging / WEIGHTS)
+            check_folder(source, expected, weights=staging / WEIGHTS if converted else None)
+            for name in (*SMALL_FILES, WEIGHTS, RECORD):
+                if (source / name).is_file():
+                    shutil.copyfile(source / name, staging / name)
+            folder.mkdir(exist_ok=True)
+            (folder / RECORD).unlink(missing_ok=True)
+            make_way(folder / WEIGHTS)
+            for file in sorted(staging.iterdir(), key=lambda path: path.name == WEIGHTS):
+                file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def make_way(path: Path) -> None:
+    """Renames weights that are whole before others take their place, so that nobody's training is lost."""
+    if path.name != WEIGHTS or not path.is_file():
+        return
+    try:
+        with safe_open(path, framework="numpy"):
+            kept = path.with_name(f"model.{sha256_of(path)[:8]}.safetensors")
+    except (SafetensorError, OSError):
+        return
+    path.rename(kept)
+    print(f"{path} held other weights, which are now {kept.name}")
+
+
+def to_safetensors(pickled: Path, target: Path) -> None:
+    """Writes the tensors of a ``pytorch_model.bin`` to `target`; refuses one that holds anything else."""
+    import torch
+    from safetensors.torch import save_file
+
+    try:
+        state = torch.load(pickled, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(
+            f"{pickled} cannot be read without executing it, or is damaged; save the model again with "
+            "save_pretrained, which writes model.safetensors"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{pickled} is not a table of tensors; expected the weights of a transformers model")
+    partial = target.with_name(f"{target.name}.part")
+    try:
+        own = {key: value.clone(memory_format=torch.contiguous_format) for key, value in state.items()}
+        save_file(own, partial, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise UserError(
+            f"cannot write {partial} ({error}); make room and run the same command again"
+        ) from error
+    partial.replace(target)
+
+
+def _architecture(weights: Path, model_type: str) -> Architecture:
+    if not weights.is_file():
+        raise IncompleteError(f"{weights} does not exist")
+    try:
+        with safe_open(weights, framework="numpy") as tensors:
+            if not {_TOKEN_TABLE, _PATCHES} <= set(tensors.keys()):
+                raise UserError(f"{weights} is not a dual encoder: no {_TOKEN_TABLE} or no {_PATCHES} in it")
+            vocab, text_width = tensors.get_slice(_TOKEN_TABLE).get_shape()
+            vision_width, _, patch, _ = tensors.get_slice(_PATCHES).get_shape()
+    except (SafetensorError, OSError) as error:
+        raise IncompleteError(f"{weights} is damaged ({error})") from error
+    return Architecture(model_type, text_width, vision_width, patch, vocab)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise IncompleteError(f"{path} does not exist")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise IncompleteError(f"{path} is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise IncompleteError(f"{path} is not a JSON object")
+    return content

@@ -1,0 +1,125 @@
+"""Downloads a model from the Hugging Face hub file by file: resumable, and checked against the hub's sums."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+from huggingface_hub import constants
+from huggingface_hub.utils import build_hf_headers
+
+from utils.checkpoint_folder import (
+    PICKLED,
+    SMALL_FILES,
+    WEIGHTS,
+    make_way,
+    read_record,
+    to_safetensors,
+    write_record,
+)
+from utils.download import AGAIN, TIMEOUT, UnreachableError, download, reason, sha256_of, writing
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a repository. The hub knows the SHA-256 of large files and the git hash of small ones."""
+
+    name: str
+    size: int | None
+    sha256: str | None
+    git_sha1: str | None
+
+    def is_at(self, path: Path) -> bool:
+        """Whether `path` holds this file, by everything that the hub tells about it."""
+        if not path.is_file() or self.size not in (None, path.stat().st_size):
+            return False
+        if self.sha256 is not None:
+            return sha256_of(path) == self.sha256
+        content = path.read_bytes()
+        blob = hashlib.sha1(b"blob %d\0%b" % (len(content), content), usedforsecurity=False)
+        return self.git_sha1 in (None, blob.hexdigest())
+
+
+def download_folder(repo: str, folder: Path) -> None:
+    """Fills `folder` with config, tokenizer and weights of `repo`; keeps the files that are right already.
+
+    The library's own `snapshot_download` starts a killed download from its first byte; this one goes on
+    where it stopped. Weights come last, so that a folder with weights is whole. Where the hub has only
+    pickled weights they are converted without being executed.
+
+    Raises:
+        UnreachableError: no connection to the hub, or none that lasts.
+        UserError: no such model, a file that is not what the hub says, or a full disk.
+    """
+    revision, files = list_files(repo)
+    weights = files.get(WEIGHTS) or files.get(PICKLED)
+    if weights is None:
+        raise UserError(f"{repo} has neither {WEIGHTS} nor {PICKLED} at {constants.ENDPOINT}")
+    small = [files[name] for name in SMALL_FILES if name in files]
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in small:
+            _download_file(repo, revision, file, folder)
+        if weights.name == WEIGHTS:
+            _download_file(repo, revision, weights, folder)
+        elif not _was_converted(folder, revision):
+            _download_file(repo, revision, weights, folder)
+            make_way(folder / WEIGHTS)
+            to_safetensors(folder / PICKLED, folder / WEIGHTS)
+            (folder / PICKLED).unlink()
+        write_record(folder, repo=repo, revision=revision, files=[WEIGHTS, *(file.name for file in small)])
+
+
+def list_files(repo: str) -> tuple[str, dict[str, RemoteFile]]:
+    """Returns the newest commit of `repo` and its files by path."""
+    if constants.HF_HUB_OFFLINE:
+        raise UnreachableError(f"{repo} cannot be downloaded because HF_HUB_OFFLINE is set")
+    address = f"{constants.ENDPOINT}/api/models/{repo}"
+    try:
+        response = requests.get(
+            address, params={"blobs": "true"}, headers=build_hf_headers(), timeout=TIMEOUT
+        )
+    except requests.RequestException as error:
+        raise UnreachableError(
+            f"{repo} cannot be downloaded from {constants.ENDPOINT} ({reason(error)})"
+        ) from error
+    if response.status_code in (401, 403, 404):
+        raise UserError(
+            f"{constants.ENDPOINT} does not hand out {repo} ({response.status_code} {response.reason}): "
+            "look at HF_ENDPOINT, or log in with 'hf auth login' if the model is gated there"
+        )
+    if not response.ok:
+        raise UnreachableError(f"{address} answered {response.status_code} {response.reason}")
+    try:
+        info = response.json()
+        return info["sha"], {entry["rfilename"]: _remote_file(entry) for entry in info["siblings"]}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{address} does not answer as the Hugging Face hub does; look at HF_ENDPOINT and at your proxy"
+        ) from error
+
+
+def _remote_file(entry: dict) -> RemoteFile:
+    sha256 = (entry.get("lfs") or {}).get("sha256")
+    return RemoteFile(entry["rfilename"], entry.get("size"), sha256, entry.get("blobId"))
+
+
+def _download_file(repo: str, revision: str, file: RemoteFile, folder: Path) -> None:
+    target = folder / file.name
+    if file.is_at(target):
+        return
+    make_way(target)
+    url = f"{constants.ENDPOINT}/{repo}/resolve/{revision}/{file.name}"
+    download(url, target, sha256=file.sha256, headers=build_hf_headers())
+    if not file.is_at(target):
+        target.unlink()
+        raise UserError(f"{url} does not match the hub's own checksum; it was deleted: {AGAIN}")
+
+
+def _was_converted(folder: Path, revision: str) -> bool:
+    """Whether the weights in `folder` are those that an earlier run converted from this revision."""
+    record = read_record(folder)
+    known = record.get("sha256", {}).get(WEIGHTS)
+    path = folder / WEIGHTS
+    return record.get("revision") == revision and path.is_file() and sha256_of(path) == known
