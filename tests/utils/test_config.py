@@ -39,8 +39,10 @@ def test_last_is_the_newest_run_of_the_name(tmp_path: Path) -> None:
 
 def test_a_continued_run_stays_in_its_folder(tmp_path: Path) -> None:
     checkpoint = leave_checkpoint(tmp_path, "2026-01-01_00-00-00")
-    assert run_dir(str(tmp_path), "name", "last") == str(checkpoint.parent.parent)
-    assert run_dir(str(tmp_path), "name", str(checkpoint)) == str(checkpoint.parent.parent)
-    new = Path(run_dir(str(tmp_path), "name", None))
+    run = checkpoint.parent.parent
+    assert run_dir("train", str(tmp_path), "name", "last", "vn3k_vi") == str(run)
+    assert run_dir("train", str(tmp_path), "name", str(checkpoint), "vn3k_vi") == str(run)
+    assert run_dir("test", str(tmp_path), "name", str(checkpoint), "vn3k_vi") == str(run / "test-vn3k_vi")
+    new = Path(run_dir("train", str(tmp_path), "name", None, "vn3k_vi"))
     assert new.parent == tmp_path / "name"
     assert not new.exists()

@@ -11,7 +11,10 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trainr.max_epochs=3"], r"trainr: the config has no such key. Did you mean 'trainer'\?"),
+        (
+            ["trainr.max_epochs=3"],
+            r"trainr.max_epochs: the config has no such key. Did you mean 'trainer.max_epochs'\?",
+        ),
         (
             ["dataset.smapler=random"],
             r"dataset.smapler: the config has no such key. Did you mean 'dataset.sampler'\?",

@@ -1,0 +1,187 @@
+"""Loggers keep what earlier starts of a run wrote, and W&B starts quietly in the mode that fits."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+from hydra import compose, initialize_config_dir
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from utils.errors import UserError
+from utils.loggers import AppendingCSVLogger, build_loggers, log_ranked
+from utils.pictures import RankedImage, RankedQuery
+
+CONFIG_DIR = Path(__file__).parents[2] / "config" / "logger"
+RUN = {"strategy": "baseline", "dataset": "synthetic", "backbone": "tiny", "lora": "full", "seed": 3}
+CONFIG = {"loss": {"terms": {"nitc": {"weight": 1.0}}}, "seed": 3}
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    wandb.teardown()
+    yield
+    wandb.finish()
+    wandb.teardown()
+
+
+def options(name: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return compose(name, overrides=list(overrides))
+
+
+def build(name: str, run_dir: Path, *overrides: str) -> list[Any]:
+    return list(build_loggers(options(name, *overrides), run_dir, RUN, CONFIG))
+
+
+def steps(run_dir: Path) -> list[dict[str, str]]:
+    with (run_dir / "logs" / "steps.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def ranked(tmp_path: Path) -> list[RankedQuery]:
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (20, 40), "blue").save(photo)
+    images = tuple(RankedImage(photo, 0.5, hit) for hit in (True, False, True))
+    return [RankedQuery("áo đỏ", images, 2), RankedQuery("a coat", images[:2], 5)]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG_DIR.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_choice_builds(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    expected = {
+        "default": [AppendingCSVLogger],
+        "csv": [AppendingCSVLogger],
+        "tensorboard": [TensorBoardLogger],
+    }
+    assert options(path.stem).name == path.stem
+    assert [type(logger) for logger in build(path.stem, tmp_path)] == expected.get(path.stem, [])
+
+
+def test_csv_keeps_the_rows_of_earlier_starts(tmp_path: Path) -> None:
+    [first] = build("csv", tmp_path)
+    first.log_metrics({"train/loss": 2.0}, step=9)
+    first.log_metrics({"train/loss": 1.5}, step=19)
+    [second] = build("csv", tmp_path)
+    second.log_metrics({"train/loss": 1.4}, step=19)
+    second.log_metrics({"val/t2i/R1": 50.0}, step=29)
+    second.finalize("success")
+    [third] = build("csv", tmp_path)
+    third.log_metrics({"train/loss": 1.0, "val/t2i/R1": 60.0}, step=39)
+    assert [(row["step"], row["train/loss"], row["val/t2i/R1"]) for row in steps(tmp_path)] == [
+        ("9", "2.0", ""),
+        ("19", "1.5", ""),
+        ("19", "1.4", ""),
+        ("29", "", "50.0"),
+        ("39", "1.0", "60.0"),
+    ]
+
+
+def test_tensorboard_continues_and_shows_the_picture(tmp_path: Path, ranked: list[RankedQuery]) -> None:
+    for step in (1, 2):
+        [logger] = build("tensorboard", tmp_path)
+        logger.log_metrics({"train/loss": 0.5 * step}, step=step)
+        log_ranked([logger], ranked, key="test/t2i/ranked", step=step)
+        logger.finalize("success")
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 0.5), (2, 1.0)]
+    assert [event.step for event in events.Images("test/t2i/ranked")] == [1, 2]
+
+
+def test_wandb_run(tmp_path: Path, ranked: list[RankedQuery], capfd: pytest.CaptureFixture[str]) -> None:
+    [logger] = build("wandb", tmp_path, "wandb.project=persons")
+    output = capfd.readouterr()
+    assert output.out.splitlines() == [
+        "W&B: nobody is logged in, so this run is recorded offline; `wandb sync` uploads it later"
+    ]
+    assert output.err == ""
+    assert isinstance(logger, WandbLogger)
+    run = logger.experiment
+    assert (run.settings.mode, run.project) == ("offline", "persons")
+    assert (run.name, run.group) == ("baseline-synthetic-tiny-full-3", "baseline-synthetic-tiny-full")
+    assert set(run.tags) == {f"{fact}:{value}" for fact, value in RUN.items()}
+    assert run.config["run"] == RUN
+    assert run.config["loss"]["terms"]["nitc"]["weight"] == 1.0
+
+    for step, percent in ((1, 10.0), (2, 30.0), (3, 20.0)):
+        logger.log_metrics(
+            {"val/t2i/R1": percent, "val/i2t/mINP": -percent, "train/loss": percent}, step=step
+        )
+    log_ranked([logger], ranked, key="test/t2i/ranked", step=3)
+    assert dict(run.summary["val/t2i/R1"]) == {"max": 30, "last": 20}
+    assert dict(run.summary["val/i2t/mINP"]) == {"max": -10, "last": -20}
+    assert (run.summary["train/loss"], run.summary["trainer/global_step"]) == (20, 3)
+    table = run.summary["test/t2i/ranked"]
+    assert (table["nrows"], table["ncols"]) == (2, 6)
+    files = (path for path in tmp_path.rglob("*") if path.is_file() and path.name != "photo.png")
+    assert sum(path.read_bytes().startswith(b"\x89PNG") for path in files) == 5
+
+    [again] = build("wandb", tmp_path)
+    assert again.version == run.id
+    assert again.experiment is not run
+    assert wandb.run is again.experiment
+    assert "wandb.login()" not in capfd.readouterr().err  # asked while another run was open, it says no
+    [other] = build("wandb", tmp_path / "another", "wandb.group=ablation")
+    assert other.version != run.id
+    assert other.experiment.group == "ablation"
+
+
+@pytest.mark.parametrize(
+    ("configured", "environment", "message"),
+    [
+        ("ofline", None, r"logger.wandb.mode=ofline: no such mode. Did you mean 'offline'\?"),
+        ("auto", "of", "WANDB_MODE=of: no such mode"),
+        ("auto", "", "WANDB_MODE=: no such mode. Choose online, offline, disabled"),
+        ("online", None, "W&B is to be online, but nobody is logged in"),
+        ("disabled", "online", "W&B is to be online, but nobody is logged in"),
+    ],
+)
+def test_a_mode_that_cannot_be_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, configured: str, environment: str | None, message: str
+) -> None:
+    if environment is not None:
+        monkeypatch.setenv("WANDB_MODE", environment)
+    with pytest.raises(UserError, match=message):
+        build("wandb", tmp_path, f"wandb.mode={configured}")
+
+
+def test_a_malformed_key_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "abc")
+    with pytest.raises(UserError, match="W&B credentials: WANDB_API_KEY invalid"):
+        build("wandb", tmp_path)
+
+
+def test_wandb_that_does_not_start_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def refuse(**arguments: Any) -> None:
+        asked.update(arguments)
+        raise wandb.errors.CommError("no route to host")
+
+    monkeypatch.setattr(wandb, "login", lambda **_: True)
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(UserError, match="W&B did not start"):
+        build("wandb", tmp_path)
+    assert (asked["mode"], asked["resume"]) == ("online", "allow")
+    assert asked["id"] == (tmp_path / "wandb_run_id").read_text(encoding="utf-8")
+
+
+def test_only_rank_zero_starts_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    monkeypatch.setattr(wandb, "init", lambda **_: pytest.fail("rank 1 started a run"))
+    [logger] = build("wandb", tmp_path)
+    logger.log_metrics({"train/loss": 1.0}, step=1)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,200 @@
+"""Tables in the style of the papers, result files, and the comparison over runs."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from utils.comparison import compare_runs, find_metrics
+from utils.errors import UserError
+from utils.metrics import METRICS, RetrievalMetrics
+from utils.reports import metrics_table, parameter_table, save_metrics
+
+ROOT = Path(__file__).parents[2]
+PAPER = {
+    "t2i": RetrievalMetrics(50.53, 77.78, 86.43, 55.94, 49.37, queries=4000),
+    "i2t": RetrievalMetrics(52.35, 77.55, 86.2, 48.97, 33.27, queries=2000),
+}
+PAPER_TABLE = """\
++------+-------+-------+-------+-------+-------+
+| Task |   R1  |   R5  |  R10  |  mAP  |  mINP |
++------+-------+-------+-------+-------+-------+
+| t2i  | 50.53 | 77.78 | 86.43 | 55.94 | 49.37 |
+| i2t  | 52.35 | 77.55 | 86.20 | 48.97 | 33.27 |
++------+-------+-------+-------+-------+-------+"""
+
+
+def facts(**changes: Any) -> dict[str, Any]:
+    return {
+        "strategy": "hybrid_circle",
+        "dataset": "synthetic",
+        "backbone": "tiny_siglip",
+        "lora": "full",
+        "seed": 1,
+        "val_protocol": "held_out",
+    } | changes
+
+
+def level(percent: float) -> dict[str, RetrievalMetrics]:
+    """Metrics that are `percent` in t2i and twice that in i2t."""
+    return {d: RetrievalMetrics(*[f * percent] * 5, queries=3) for d, f in (("t2i", 1), ("i2t", 2))}
+
+
+def rows_of(comparison: object) -> list[list[str]]:
+    lines = [line for line in str(comparison).splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_table_is_the_papers() -> None:
+    assert metrics_table(PAPER, facts()) == "synthetic, test split\n" + PAPER_TABLE
+
+
+def test_table_says_when_the_checkpoint_was_chosen_on_test() -> None:
+    title = metrics_table(PAPER, facts(dataset="vn3k_vi", val_protocol="paper")).splitlines()[0]
+    assert title == "vn3k_vi, test split; checkpoint chosen on the test split (val_protocol=paper)"
+
+
+def test_table_says_how_many_queries_were_left_out() -> None:
+    metrics = PAPER | {"i2t": RetrievalMetrics(0, 0, 0, 0, 0, queries=1, skipped=7)}
+    last = metrics_table(metrics, facts(), split="val").splitlines()[-1]
+    assert last == "i2t: 7 queries without a positive were left out"
+
+
+def test_saved_metrics_keep_every_digit(tmp_path: Path) -> None:
+    metrics = level(100 / 3) | {
+        "i2t": RetrievalMetrics(1 / 7, 2 / 7, 3 / 7, 4 / 7, 5 / 7, queries=9, skipped=2)
+    }
+    saved = save_metrics(tmp_path / "run", metrics, facts(variant="gamma=64"))
+    report = json.loads(saved.read_text(encoding="utf-8"))
+    assert report["run"] == facts(variant="gamma=64")
+    assert report["split"] == "test"
+    assert {d: RetrievalMetrics(**report["metrics"][d]) for d in report["metrics"]} == metrics
+    with (saved.parent / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["task"] for row in rows] == ["t2i", "i2t"]
+    assert all(row["strategy"] == "hybrid_circle" and row["variant"] == "gamma=64" for row in rows)
+    assert float(rows[1]["mINP"]) == 5 / 7
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["metrics.csv", "metrics.json"]
+
+
+def test_comparison_over_seeds(tmp_path: Path) -> None:
+    for seed, percent in ((1, 10.0), (2, 13.0), (3, 16.0)):
+        save_metrics(tmp_path / f"hybrid/{seed}", level(percent), facts(seed=seed))
+    save_metrics(tmp_path / "baseline", level(20), facts(strategy="baseline"))
+    comparison = compare_runs(find_metrics([tmp_path]))
+    assert str(comparison).splitlines()[0] == "synthetic, tiny_siglip, full, test split"
+    assert rows_of(comparison) == [
+        ["Strategy", "n", "Task", *METRICS],
+        ["baseline", "1", "t2i", *["20.00"] * 5],
+        ["hybrid_circle", "3", "t2i", *["13.00 ± 3.00"] * 5],
+        ["baseline", "1", "i2t", *["40.00"] * 5],
+        ["hybrid_circle", "3", "i2t", *["26.00 ± 6.00"] * 5],
+    ]
+    assert str(comparison).splitlines()[-1] == "mean ± sample standard deviation over n seeds"
+    rows = list(csv.DictReader(comparison.csv().splitlines()))
+    assert [(row["strategy"], row["task"], row["seeds"]) for row in rows] == [
+        ("baseline", "t2i", "1"),
+        ("hybrid_circle", "t2i", "1 2 3"),
+        ("baseline", "i2t", "1"),
+        ("hybrid_circle", "i2t", "1 2 3"),
+    ]
+    assert (rows[0]["R1_std"], float(rows[3]["mAP"]), float(rows[3]["mAP_std"])) == ("", 26, 6)
+
+
+def test_comparison_of_one_kind_of_run_shows_no_deviation(tmp_path: Path) -> None:
+    comparison = compare_runs([save_metrics(tmp_path, PAPER, facts())])
+    assert rows_of(comparison)[1] == [
+        "hybrid_circle",
+        "1",
+        "t2i",
+        "50.53",
+        "77.78",
+        "86.43",
+        "55.94",
+        "49.37",
+    ]
+    assert "±" not in str(comparison)
+
+
+def test_what_differs_becomes_a_column_and_is_never_averaged(tmp_path: Path) -> None:
+    changes = [
+        {"dataset": "vn3k_vi", "val_protocol": "paper"},
+        {"dataset": "vn3k_vi"},
+        {"lora": "lora"},
+        {"variant": "loss.terms.cross_modal_circle.gamma=64"},
+        {},
+    ]
+    files = [save_metrics(tmp_path / str(i), level(i), facts(**change)) for i, change in enumerate(changes)]
+    comparison = compare_runs(files)
+    assert str(comparison).splitlines()[0] == "tiny_siglip, test split"
+    assert [row[:6] for row in rows_of(comparison)[:6]] == [
+        ["Strategy", "Dataset", "LoRA", "Variant", "n", "Task"],
+        ["hybrid_circle", "synthetic", "full", "", "1", "t2i"],
+        ["hybrid_circle", "synthetic", "full", "loss.terms.cross_modal_circle.gamma=64", "1", "t2i"],
+        ["hybrid_circle", "synthetic", "lora", "", "1", "t2i"],
+        ["hybrid_circle", "vn3k_vi", "full", "", "1", "t2i"],
+        ["hybrid_circle *", "vn3k_vi", "full", "", "1", "t2i"],
+    ]
+    assert "* checkpoint chosen on the test split (val_protocol=paper)" in str(comparison)
+
+
+def test_a_repeated_run_replaces_the_older_one(tmp_path: Path) -> None:
+    old = save_metrics(tmp_path / "z", level(90), facts())
+    new = save_metrics(tmp_path / "a", level(10), facts())
+    comparison = compare_runs([new, old])
+    assert rows_of(comparison)[1][:4] == ["hybrid_circle", "1", "t2i", "10.00"]
+    assert str(comparison).endswith("left out because a newer run has the same facts and seed: 1")
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"run": {}}', '{"t2i": {"R1": 5}}'])
+def test_a_foreign_file_is_named(tmp_path: Path, text: str) -> None:
+    foreign = tmp_path / "metrics.json"
+    foreign.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"not a metrics\.json that this framework wrote"):
+        compare_runs([foreign])
+
+
+def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "utils.reports", *map(str, arguments)]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_command_line(tmp_path: Path) -> None:
+    save_metrics(tmp_path / "runs/1", level(10), facts(strategy="baseline"))
+    other = save_metrics(tmp_path / "elsewhere", level(20), facts())
+    result = command(tmp_path / "runs", other, "--csv", tmp_path / "table.csv")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert [row[0] for row in rows_of(result.stdout)] == ["Strategy", *["hybrid_circle", "baseline"] * 2]
+    assert len((tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"), [("", "there is no metrics.json to compare"), ("no/such", "does not exist")]
+)
+def test_command_line_without_results(tmp_path: Path, folder: str, message: str) -> None:
+    result = command(tmp_path / folder)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_parameter_table() -> None:
+    module = nn.ModuleDict(
+        {
+            "text_model": nn.ModuleDict({"token_embedding": nn.Embedding(10, 4), "lora_A": nn.Linear(4, 1)}),
+            "objective": nn.Linear(4, 4, bias=False),
+        }
+    )
+    module["text_model"]["token_embedding"].requires_grad_(False)
+    assert [row[1:] for row in rows_of(parameter_table(module))[1:]] == [
+        ["5", "5", "100.0%"],
+        ["40", "0", "0.0%"],
+        ["16", "16", "100.0%"],
+        ["61", "21", "34.4%"],
+    ]

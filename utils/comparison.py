@@ -1,0 +1,176 @@
+"""Compares finished runs, over seeds, from their metrics.json files."""
+
+import csv
+import io
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prettytable import PrettyTable
+
+from utils.errors import UserError
+from utils.metrics import DIRECTIONS, METRICS
+
+METRICS_FILE = "metrics.json"
+CHOSEN_ON_TEST = "checkpoint chosen on the test split (val_protocol=paper)"
+SHOWN = {
+    "strategy": "Strategy",
+    "dataset": "Dataset",
+    "backbone": "Backbone",
+    "lora": "LoRA",
+    "variant": "Variant",
+}
+FACTS = (*SHOWN, "split", "val_protocol")
+
+Metrics = dict[str, dict[str, float]]
+
+
+class Spread(NamedTuple):
+    """Mean and sample standard deviation of a metric over seeds; no deviation for a single seed."""
+
+    mean: float
+    deviation: float | None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" + ("" if self.deviation is None else f" ± {self.deviation:.2f}")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ by seed alone: their `FACTS`, their seeds, and direction -> metric -> spread."""
+
+    facts: dict[str, str]
+    seeds: list[int]
+    spreads: dict[str, dict[str, Spread]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Groups of runs, by dataset, backbone and LoRA, then the best t2i R@1 first. As a string: one table.
+
+    older: how many runs were left out because a newer one has the same facts and the same seed.
+    """
+
+    groups: list[Group]
+    older: int
+
+    def __str__(self) -> str:
+        columns = [name for name in SHOWN if name == "strategy" or len(self._values(name)) > 1]
+        table = PrettyTable([*(SHOWN[name] for name in columns), "n", "Task", *METRICS], align="r")
+        table.align.update({SHOWN[name]: "l" for name in columns})
+        for direction in DIRECTIONS:
+            for group in self.groups:
+                names = [group.facts[name] for name in columns]
+                names[0] += " *" if group.facts["val_protocol"] == "paper" else ""
+                cells = [str(group.spreads[direction][metric]) for metric in METRICS]
+                table.add_row([*names, len(group.seeds), direction, *cells], divider=group is self.groups[-1])
+        common = [self.groups[0].facts[name] for name in SHOWN if name not in columns]
+        title = ", ".join([*filter(None, common), f"{' and '.join(self._values('split'))} split"])
+        return "\n".join([title, str(table), *self._notes()])
+
+    def csv(self) -> str:
+        """The table as CSV in full precision: a line for each group and direction."""
+        return as_csv(
+            [
+                group.facts
+                | {"task": direction, "n": len(group.seeds), "seeds": " ".join(map(str, group.seeds))}
+                | {metric: spread.mean for metric, spread in group.spreads[direction].items()}
+                | {f"{metric}_std": spread.deviation for metric, spread in group.spreads[direction].items()}
+                for direction in DIRECTIONS
+                for group in self.groups
+            ]
+        )
+
+    def _values(self, fact: str) -> list[str]:
+        return sorted({group.facts[fact] for group in self.groups})
+
+    def _notes(self) -> list[str]:
+        notes = []
+        if any(len(group.seeds) > 1 for group in self.groups):
+            notes.append("mean ± sample standard deviation over n seeds")
+        if "paper" in self._values("val_protocol"):
+            notes.append(f"* {CHOSEN_ON_TEST}")
+        if self.older:
+            notes.append(f"left out because a newer run has the same facts and seed: {self.older}")
+        return notes
+
+
+def compare_runs(files: Iterable[str | Path]) -> Comparison:
+    """Returns the comparison of the runs whose metrics.json are given; `str()` of it is the table.
+
+    Raises:
+        UserError: no file, or one that is not a metrics.json.
+    """
+    runs = sorted((_read(Path(file)) for file in files), key=lambda run: run.finished)
+    if not runs:
+        raise UserError("there is no metrics.json to compare: train or test something first")
+    newest: dict[tuple[str, ...], dict[int, Metrics]] = defaultdict(dict)
+    for run in runs:
+        newest[run.facts][run.seed] = run.metrics
+    groups = [_group(facts, by_seed) for facts, by_seed in newest.items()]
+    groups.sort(
+        key=lambda group: (
+            *(group.facts[name] for name in ("dataset", "backbone", "lora")),
+            -group.spreads["t2i"]["R1"].mean,
+        )
+    )
+    return Comparison(groups, older=len(runs) - sum(len(group.seeds) for group in groups))
+
+
+def find_metrics(paths: Iterable[str | Path]) -> list[Path]:
+    """Returns the metrics.json files among `paths` and, at any depth, in the folders among them.
+
+    Raises:
+        UserError: a path that does not exist.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise UserError(f"{path} does not exist: name a folder of runs or a metrics.json")
+        found += sorted(path.rglob(METRICS_FILE)) if path.is_dir() else [path]
+    return found
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns CSV text of rows with equal keys, in the order of those keys."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+class _Run(NamedTuple):
+    facts: tuple[str, ...]
+    seed: int
+    finished: str
+    metrics: Metrics
+
+
+def _read(file: Path) -> _Run:
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+        facts = report["run"] | {"split": report["split"]}
+        return _Run(
+            facts=tuple(str(facts.get(name) or "") for name in FACTS),
+            seed=int(facts["seed"]),
+            finished=report["finished"],
+            metrics={d: {m: float(report["metrics"][d][m]) for m in METRICS} for d in DIRECTIONS},
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} is not a metrics.json that this framework wrote ({type(error).__name__}: {error}):"
+            " delete it or leave its folder out"
+        ) from error
+
+
+def _group(facts: tuple[str, ...], by_seed: dict[int, Metrics]) -> Group:
+    def spread(values: list[float]) -> Spread:
+        return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+    spreads = {d: {m: spread([run[d][m] for run in by_seed.values()]) for m in METRICS} for d in DIRECTIONS}
+    return Group(dict(zip(FACTS, facts, strict=True)), sorted(by_seed), spreads)

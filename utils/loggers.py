@@ -1,0 +1,184 @@
+"""Where the figures of a run go: Weights & Biases, a CSV file, TensorBoard."""
+
+import csv
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
+
+from utils.errors import UserError, nearest
+from utils.metrics import DIRECTIONS, METRICS
+from utils.pictures import RankedQuery, marked, ranked_picture
+
+MODES = ("online", "offline", "disabled")
+OLD_MODES = {"dryrun": "offline", "run": "online"}
+TAGS = ("strategy", "dataset", "backbone", "lora", "seed")
+RUN_ID_FILE = "wandb_run_id"
+STEP = "trainer/global_step"
+
+
+def build_loggers(
+    options: Mapping[str, Any], run_dir: str | Path, run: Mapping[str, Any], config: Mapping[str, Any]
+) -> list[Logger]:
+    """Returns the loggers that `options` asks for; all of them continue when a run is resumed.
+
+    Args:
+        options: `config/logger/`: csv and tensorboard (bool); wandb with project, group and mode.
+        run_dir: the run's folder. CSV goes to logs/steps.csv, TensorBoard to tensorboard/, W&B to wandb/.
+        run: the facts that tell the run from others: strategy, dataset, backbone, lora, seed.
+        config: the resolved config as plain containers; W&B shows it in columns, and `run` as `run.*`.
+
+    Raises:
+        UserError: an unknown W&B mode, mode online with nobody logged in, W&B that does not start.
+    """
+    run_dir = Path(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    loggers: list[Logger] = []
+    if options["csv"]:
+        loggers.append(AppendingCSVLogger(run_dir, name="logs", version="", flush_logs_every_n_steps=1))
+    if options["tensorboard"]:
+        loggers.append(TensorBoardLogger(run_dir, name="tensorboard", version="", default_hp_metric=False))
+    wandb_logger = _wandb_logger(options["wandb"], run_dir, run, config)
+    if wandb_logger is not None:
+        loggers.append(wandb_logger)
+    return loggers
+
+
+@rank_zero_only
+def log_ranked(loggers: Sequence[Logger], queries: Sequence[RankedQuery], *, key: str, step: int) -> None:
+    """Shows queries with their ranked images, right and wrong marked: a W&B table, a TensorBoard picture."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            columns, rows = _ranked_table(queries)
+            logger.log_table(key, columns, rows, step=step)
+        elif isinstance(logger, TensorBoardLogger):
+            picture = np.asarray(ranked_picture(queries))
+            logger.experiment.add_image(key, picture, step, dataformats="HWC")
+
+
+class AppendingCSVLogger(CSVLogger):
+    """Lightning's CSV logger, which keeps the rows of earlier starts of the run instead of deleting them.
+
+    Steps that a killed run had logged after its last checkpoint are done again and logged again: of two rows
+    with the same step, the later one counts.
+    """
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        if self._experiment is None:
+            self._experiment = _AppendingWriter(self.log_dir)
+        return self._experiment  # type: ignore[return-value]
+
+
+class _AppendingWriter(ExperimentWriter):
+    NAME_METRICS_FILE = "steps.csv"
+
+    def _check_log_dir_exists(self) -> None:
+        if os.path.exists(self.metrics_file_path):
+            with open(self.metrics_file_path, newline="", encoding="utf-8") as file:
+                self.metrics_keys = next(csv.reader(file), [])
+
+
+def _wandb_logger(
+    options: Mapping[str, Any], run_dir: Path, run: Mapping[str, Any], config: Mapping[str, Any]
+) -> WandbLogger | None:
+    """Returns the logger of a started W&B run, or None where W&B is disabled. Only rank 0 starts one."""
+    mode = _wandb_mode(options["mode"])
+    if mode == "disabled":
+        return None
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        return WandbLogger(project=options["project"], save_dir=run_dir)
+    import wandb
+
+    wandb.finish()  # the run of the job before, in a multirun
+    if mode in ("auto", "online"):
+        mode = _checked_login(mode)
+    try:
+        started = wandb.init(
+            project=options["project"],
+            group=options["group"] or "-".join(str(run[fact]) for fact in TAGS if fact != "seed"),
+            name="-".join(str(run[fact]) for fact in TAGS),
+            tags=[f"{fact}:{run[fact]}" for fact in TAGS],
+            config={**config, "run": dict(run)},
+            dir=run_dir,
+            id=_run_id(run_dir),
+            mode=mode,  # type: ignore[arg-type]
+            resume="allow" if mode == "online" else None,
+            settings=wandb.Settings(quiet=True, silent=mode == "offline"),
+        )
+    except wandb.errors.Error as error:
+        raise UserError(
+            f"W&B did not start ({error}): check network and `wandb login` or set logger.wandb.mode=offline"
+        ) from error
+    started.define_metric(STEP)
+    started.define_metric("*", step_metric=STEP, step_sync=True)
+    # By full name: W&B lets the first pattern that matches win, so val/t2i/* would lose against *.
+    for name in (f"val/{direction}/{metric}" for direction in DIRECTIONS for metric in METRICS):
+        started.define_metric(name, step_metric=STEP, step_sync=True, summary="max,last")
+    return WandbLogger(experiment=started, project=options["project"], save_dir=run_dir)
+
+
+def _wandb_mode(configured: str) -> str:
+    """Returns what WANDB_MODE says or, without it, the config: auto, online, offline or disabled."""
+    source, mode, choices = "logger.wandb.mode", configured, ["auto", *MODES]
+    if "WANDB_MODE" in os.environ:
+        source, mode, choices = "WANDB_MODE", os.environ["WANDB_MODE"], [*MODES]
+        mode = OLD_MODES.get(mode, mode)
+    if mode not in choices:
+        raise UserError(f"{source}={mode}: no such mode.{nearest(mode, choices)} Choose {', '.join(choices)}")
+    return mode
+
+
+def _checked_login(mode: str) -> str:
+    """Returns "online" where W&B finds credentials, else "offline" for auto, and says so. Uses no network."""
+    import wandb
+
+    try:
+        logged_in = wandb.login(prompt=False, verify=False)
+    except wandb.errors.Error as error:
+        raise UserError(
+            f"W&B credentials: {error}; run `wandb login` or set logger.wandb.mode=offline"
+        ) from error
+    if logged_in:
+        return "online"
+    if mode == "online":
+        raise UserError(
+            "W&B is to be online, but nobody is logged in: run `wandb login` or set logger.wandb.mode=auto"
+        )
+    print(
+        "W&B: nobody is logged in, so this run is recorded offline; `wandb sync` uploads it later", flush=True
+    )
+    return "offline"
+
+
+def _run_id(run_dir: Path) -> str:
+    """Returns the W&B id of the run in `run_dir`, the same at every start."""
+    file = run_dir / RUN_ID_FILE
+    if not file.exists():
+        file.write_text(secrets.token_hex(4), encoding="utf-8")
+    return file.read_text(encoding="utf-8").strip()
+
+
+def _ranked_table(queries: Sequence[RankedQuery]) -> tuple[list[str], list[list[Any]]]:
+    """Returns the columns and rows of the W&B table: caption, hits, true images and an image per rank."""
+    import wandb
+
+    depth = max(len(query.images) for query in queries)
+    columns = ["caption", f"right in top {depth}", "true images", *(f"rank {i + 1}" for i in range(depth))]
+    rows = []
+    for query in queries:
+        images = [
+            wandb.Image(marked(image), caption=f"{'✓' if image.right else '✗'} {image.score:.3f}")
+            for image in query.images
+        ]
+        blanks = [None] * (depth - len(images))
+        rows.append([query.caption, query.found, query.true_images, *images, *blanks])
+    return columns, rows

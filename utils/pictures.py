@@ -1,0 +1,169 @@
+"""What a ranking looks like: captions with the images that they found, right and wrong marked."""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
+
+from utils.errors import UserError
+from utils.retrieval import top_k
+
+RIGHT, WRONG = "#1a8a3a", "#cc2936"
+INK, FAINT, PAPER, BACKDROP = "#1c1c1c", "#6b6b6b", "#ffffff", "#e9e9e9"
+THUMB = (150, 300)
+FRAME, GAP, MARGIN, BADGE = 7, 16, 28, 46
+CAPTION_WIDTH, TEXT_SIZE, LINE = 440, 24, 33
+HEADER, ROW_GAP = 48, 34
+
+
+@dataclass(frozen=True)
+class RankedImage:
+    """A gallery image at its place in a ranking; `right` if it shows the person of the query."""
+
+    path: Path
+    score: float
+    right: bool
+
+
+@dataclass(frozen=True)
+class RankedQuery:
+    """A caption, its best gallery images, best first, and how many true images the whole gallery holds."""
+
+    caption: str
+    images: tuple[RankedImage, ...]
+    true_images: int
+
+    @property
+    def found(self) -> int:
+        """How many of the images shown are right."""
+        return sum(image.right for image in self.images)
+
+
+def rank_queries(
+    query: Tensor,
+    gallery: Tensor,
+    query_pids: Tensor,
+    gallery_pids: Tensor,
+    captions: Sequence[str],
+    paths: Sequence[Path],
+    *,
+    k: int = 10,
+) -> list[RankedQuery]:
+    """Returns the k best gallery images of every query.
+
+    Args:
+        query: Embeddings of the captions. Shape: ``(Q, D)``.
+        gallery: Embeddings of the images. Shape: ``(G, D)``.
+        query_pids: Identities. Shape: ``(Q,)``.
+        gallery_pids: Identities. Shape: ``(G,)``.
+        captions: Q texts.
+        paths: G image files.
+    """
+    indices, scores = top_k(query, gallery, k)
+    right = gallery_pids[indices] == query_pids[:, None]
+    return [
+        RankedQuery(
+            caption,
+            tuple(RankedImage(paths[i], score, hit) for i, score, hit in zip(*columns, strict=True)),
+            true_images=int((gallery_pids == pid).sum()),
+        )
+        for caption, pid, *columns in zip(
+            captions, query_pids, indices.tolist(), scores.tolist(), right.tolist(), strict=True
+        )
+    ]
+
+
+def ranked_picture(queries: Sequence[RankedQuery], path: str | Path | None = None) -> Image.Image:
+    """Returns a picture with a row for each query, its caption and its images by rank; saves it to `path`.
+
+    Raises:
+        UserError: an image that cannot be read.
+    """
+    text = _font(TEXT_SIZE)
+    captions = [_wrap(unicodedata.normalize("NFC", query.caption), text) for query in queries]
+    heights = [max(THUMB[1] + LINE, (len(lines) + 2) * LINE) for lines in captions]
+    columns = max(len(query.images) for query in queries)
+    left = MARGIN + CAPTION_WIDTH + 2 * GAP
+    size = (
+        left + columns * (THUMB[0] + GAP) - GAP + MARGIN,
+        HEADER + sum(heights) + ROW_GAP * (len(queries) - 1) + MARGIN,
+    )
+    picture = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(picture)
+
+    def centred(column: int, y: int, words: str, colour: str) -> None:
+        middle = left + column * (THUMB[0] + GAP) + THUMB[0] // 2
+        draw.text((middle, y), words, colour, font=text, anchor="mm")
+
+    for column in range(columns):
+        centred(column, HEADER // 2, str(column + 1), FAINT)
+    top = HEADER
+    for query, lines, height in zip(queries, captions, heights, strict=True):
+        for number, line in enumerate(lines):
+            draw.text((MARGIN, top + number * LINE), line, INK, font=text)
+        summary = f"{query.found} of {query.true_images} true images in the top {len(query.images)}"
+        draw.text((MARGIN, top + (len(lines) + 0.4) * LINE), summary, FAINT, font=text)
+        for column, image in enumerate(query.images):
+            picture.paste(marked(image), (left + column * (THUMB[0] + GAP), top))
+            centred(
+                column, top + THUMB[1] + LINE // 2 + 4, f"{image.score:.2f}", RIGHT if image.right else WRONG
+            )
+        top += height + ROW_GAP
+    if path is not None:
+        picture.save(path, quality=90)
+    return picture
+
+
+def marked(image: RankedImage) -> Image.Image:
+    """Returns the image fitted into `THUMB`, in a green frame with a tick or a red one with a cross."""
+    try:
+        with Image.open(image.path) as opened:
+            photo = ImageOps.exif_transpose(opened).convert("RGB")
+    except OSError as error:
+        raise UserError(
+            f"{image.path} cannot be read as an image ({error}): replace it, then draw again"
+        ) from error
+    inner = (THUMB[0] - 2 * FRAME, THUMB[1] - 2 * FRAME)
+    fitted = ImageOps.pad(photo, inner, Image.Resampling.LANCZOS, color=BACKDROP)
+    framed = ImageOps.expand(fitted, FRAME, RIGHT if image.right else WRONG)
+    badge = _badge(image.right)
+    framed.paste(badge, (0, 0), badge)
+    return framed
+
+
+@lru_cache
+def _badge(right: bool) -> Image.Image:
+    """A tick or a cross in a coloured corner, drawn four times too large to come out smooth."""
+    side = 4 * BADGE
+    badge = Image.new("RGBA", (side, side))
+    draw = ImageDraw.Draw(badge)
+    draw.ellipse((-side, -side, side - 1, side - 1), fill=RIGHT if right else WRONG)
+    strokes = [((14, 38), (32, 56), (66, 16))] if right else [((16, 16), (58, 58)), ((58, 16), (16, 58))]
+    for stroke in strokes:
+        points = [(x / 100 * side, y / 100 * side) for x, y in stroke]
+        draw.line(points, PAPER, width=side // 9, joint="curve")
+    return badge.resize((BADGE, BADGE), Image.Resampling.LANCZOS)
+
+
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which has the letters of Vietnamese and comes with matplotlib."""
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
+    """The lines of `text` that fit into `CAPTION_WIDTH`."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= CAPTION_WIDTH:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return [line for line in lines if line]

@@ -1,0 +1,129 @@
+"""Tables of one run and the files that its results are kept in.
+
+python -m utils.reports FOLDER_OR_FILE...      compares the runs in the folders, over seeds
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prettytable import PrettyTable
+
+from utils.comparison import CHOSEN_ON_TEST, METRICS_FILE, as_csv, compare_runs, find_metrics
+from utils.errors import run_command
+from utils.metrics import DIRECTIONS, METRICS, RetrievalMetrics
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PARTS = {
+    "LoRA adapters": r"\.lora_",
+    "image tower": r"\bvision_model\.|\bvisual_projection\.",
+    "token table": r"\btoken_embedding\.",
+    "text tower": r"\btext_model\.|\btext_projection\.",
+    "temperature": r"\blogit_(scale|bias)$",
+    "losses": r"^objective\.",
+    "head": r"\bhead\.",
+    "other": "",
+}
+
+
+def metrics_table(
+    metrics: Mapping[str, RetrievalMetrics], run: Mapping[str, Any], *, split: str = "test"
+) -> str:
+    """Returns a title line and the table of the papers: t2i and i2t in percent, two decimals.
+
+    Args:
+        metrics: "t2i" and "i2t" -> metrics.
+        run: the facts of the run, see `save_metrics`; `dataset` and `val_protocol` show.
+        split: what was ranked.
+    """
+    table = PrettyTable(["Task", *METRICS])
+    for direction in DIRECTIONS:
+        table.add_row([direction, *(f"{value:.2f}" for value in metrics[direction].as_dict().values())])
+    title = f"{run['dataset']}, {split} split"
+    if run["val_protocol"] == "paper":
+        title += f"; {CHOSEN_ON_TEST}"
+    lost = [
+        f"{direction}: {metrics[direction].skipped} queries without a positive were left out"
+        for direction in DIRECTIONS
+        if metrics[direction].skipped
+    ]
+    return "\n".join([title, str(table), *lost])
+
+
+def save_metrics(
+    folder: str | Path,
+    metrics: Mapping[str, RetrievalMetrics],
+    run: Mapping[str, Any],
+    *,
+    split: str = "test",
+) -> Path:
+    """Writes metrics.json and metrics.csv, in full precision, into `folder`; returns the path of the first.
+
+    Args:
+        metrics: "t2i" and "i2t" -> metrics.
+        run: what tells the run from others: strategy, dataset, backbone, lora, seed; val_protocol, "paper"
+            where the checkpoint was chosen on the test split; and, where a sweep goes over anything else,
+            variant: those overrides as text.
+        split: what was ranked.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = {direction: asdict(metrics[direction]) for direction in DIRECTIONS}
+    finished = datetime.now(UTC).isoformat(timespec="microseconds")
+    report = {"run": dict(run), "split": split, "finished": finished, "metrics": rows}
+    table = [{**run, "split": split, "task": direction, **row} for direction, row in rows.items()]
+    _write_whole(folder / "metrics.csv", as_csv(table))
+    _write_whole(folder / METRICS_FILE, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    return folder / METRICS_FILE
+
+
+def parameter_table(module: nn.Module) -> str:
+    """Returns a table of how many parameters the parts of `module` have, and how many of them train."""
+    total: Counter[str] = Counter()
+    trained: Counter[str] = Counter()
+    for name, parameter in module.named_parameters():
+        part = next(part for part, pattern in PARTS.items() if re.search(pattern, name))
+        total[part] += parameter.numel()
+        trained[part] += parameter.numel() * parameter.requires_grad
+    table = PrettyTable(["part", "parameters", "trainable", "share"], align="r")
+    table.align["part"] = "l"
+    rows = [(part, total[part], trained[part]) for part in PARTS if total[part]]
+    for part, everything, some in [*rows, ("all", total.total(), trained.total())]:
+        table.add_row(
+            [part, f"{everything:,}", f"{some:,}", f"{some / everything:.1%}"],
+            divider=bool(rows) and part == rows[-1][0],
+        )
+    return str(table)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def main() -> None:
+    """Prints the comparison of the runs that the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m utils.reports", description="Compares runs over seeds.")
+    parser.add_argument("paths", nargs="+", metavar="FOLDER_OR_FILE", help="folders of runs or metrics.json")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the comparison to FILE")
+    options = parser.parse_args()
+    comparison = compare_runs(find_metrics(options.paths))
+    print(comparison)
+    if options.csv:
+        _write_whole(options.csv, comparison.csv())
+
+
+if __name__ == "__main__":
+    run_command(main)

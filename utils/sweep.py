@@ -1,0 +1,65 @@
+"""The end of a Hydra multirun: one table over all its jobs."""
+
+import atexit
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from utils.comparison import METRICS_FILE, compare_runs, find_metrics
+
+ERROR_FILE = "error.txt"
+
+log = logging.getLogger(__name__)
+
+
+class CompareRuns(Callback):
+    """Prints the comparison of a multirun's jobs, saves it in the sweep's folder, names the failed jobs.
+
+    A job is a folder in `hydra.sweep.dir`; one without metrics.json has failed. Then the process ends with
+    status 1. Sweepers raise the error of the first failed job when all have run, and Hydra leaves
+    `on_multirun_end` out: the table is then printed as the process ends.
+    """
+
+    def __init__(self) -> None:
+        self._sweep = Path()
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self._sweep = Path(config.hydra.sweep.dir)
+        atexit.register(self._report)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if config.hydra.mode != RunMode.MULTIRUN or job_return.status != JobStatus.FAILED:
+            return
+        try:
+            _ = job_return.return_value
+        except Exception as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            log.error("job %s failed: %s", config.hydra.job.num, reason)
+            Path(config.hydra.runtime.output_dir, ERROR_FILE).write_text(reason + "\n", encoding="utf-8")
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        atexit.unregister(self._report)
+        if self._report():
+            sys.exit(1)
+
+    def _report(self) -> list[Path]:
+        """Prints and saves the comparison; returns the folders of the jobs that failed."""
+        jobs = sorted(folder for folder in self._sweep.glob("[!.]*") if folder.is_dir())
+        failed = [job for job in jobs if not (job / METRICS_FILE).exists()]
+        files = find_metrics(job for job in jobs if job not in failed)
+        if files:
+            comparison = compare_runs(files)
+            print(f"\n{comparison}", flush=True)
+            (self._sweep / "comparison.txt").write_text(f"{comparison}\n", encoding="utf-8")
+            (self._sweep / "comparison.csv").write_text(comparison.csv(), encoding="utf-8")
+        for job in failed:
+            reason = job / ERROR_FILE
+            why = reason.read_text(encoding="utf-8").strip() if reason.exists() else "see its messages above"
+            print(f"failed and missing from the table: {job} ({why})", file=sys.stderr, flush=True)
+        return failed
