@@ -29,12 +29,12 @@ class GridEmbeddings(nn.Module):
     interpolated once, bicubic; a [CLS] position is kept apart.
     """
 
-    def __init__(self, pretrained: nn.Module, height: int, width: int) -> None:
+    def __init__(self, pretrained: Any, height: int, width: int) -> None:
         super().__init__()
-        self.patch_embedding: nn.Module = pretrained.patch_embedding  # type: ignore[assignment]
+        self.patch_embedding: nn.Module = pretrained.patch_embedding
         cls = getattr(pretrained, "class_embedding", None)
         self.class_embedding: nn.Parameter | None = cls
-        table: Tensor = pretrained.position_embedding.weight.detach()  # type: ignore[union-attr, operator, assignment]
+        table: Tensor = pretrained.position_embedding.weight.detach()
         prefix, grid = table.split([0 if cls is None else 1, len(table) - (0 if cls is None else 1)])
         resized = torch.cat([prefix, _resize_grid(grid, height, width)])
         self.position_embedding = nn.Embedding.from_pretrained(resized, freeze=False)
@@ -180,7 +180,7 @@ def load_backbone(
         name: what `prepare_checkpoints.py` calls it.
         family: a key of `FAMILIES`; has to be the `model_type` of the folder's config.json.
         img_size: (height, width) in pixels, multiples of the patch size.
-        sigmoid: whether it was pre-trained with the pairwise sigmoid loss; a loss that can do both follows it.
+        sigmoid: whether it was pre-trained with the pairwise sigmoid loss; losses that can do both follow.
         max_length: tokens of a caption, at most the text positions of the checkpoint.
         freeze_vision, freeze_text, freeze_token_table: exclude a tower, or the token table, from training.
         gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
@@ -216,7 +216,7 @@ def load_backbone(
             f"backbone {name!r}: the weights in {folder} cannot be loaded ({_first_line(error)}); "
             f"fill the folder again with 'uv run prepare_checkpoints.py {name}'"
         ) from error
-    tower = model.vision_model
+    tower: Any = model.vision_model
     tower.embeddings = GridEmbeddings(tower.embeddings, img_size[0] // patch, img_size[1] // patch)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -225,6 +225,7 @@ def load_backbone(
     if freeze_token_table:
         model.get_input_embeddings().requires_grad_(False)
     pixels = _read_json(folder, "preprocessor_config.json", name)
+    model.train()
     return backbone_class(model, pixels["image_mean"], pixels["image_std"], sigmoid=sigmoid)
 
 

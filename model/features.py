@@ -1,4 +1,4 @@
-"""What the losses of one step may look at: encoded views, identities, temperature."""
+"""What the losses of one step may look at: encoded views, labels, temperature."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -43,14 +43,15 @@ class Features:
 
     Image views that `expect` announced are encoded in one pass through the vision tower. `embedding` and
     `pooled` come gathered over all processes, with gradient, and so do `pids`: a loss sees the global
-    batch. `image` and `text` return this process' rows only, tokens included. Encoding runs under the AMP
-    mode that was on when the object was made, also when a loss asks from within its own fp32 region.
+    batch. `image`, `text` and `label` return this process' rows only, tokens included. Encoding runs under
+    the AMP mode that was on when the object was made, also when a loss asks from within its own fp32 region.
 
     Args:
         encoder: encodes pixels and tokens.
         images: view name -> uint8 ``(B, 3, H, W)``.
         texts: view name -> (ids ``(B, L)``, mask ``(B, L)``).
-        pids: identities ``(B,)``, or None where the method may not know them.
+        labels: label name -> ``(B, ...)``. "pids" are the identities ``(B,)``, absent where the method may
+            not know them.
         epoch: training progress in epochs, fractional (for ramps).
         gather: ``(B, ...) -> (W*B, ...)`` concatenates the rows of all W processes, with gradient.
     """
@@ -60,7 +61,7 @@ class Features:
         encoder: Encoder,
         images: Mapping[str, Tensor],
         texts: Mapping[str, tuple[Tensor, Tensor]],
-        pids: Tensor | None = None,
+        labels: Mapping[str, Tensor],
         *,
         epoch: float = 0.0,
         gather: Callable[[Tensor], Tensor] = _alone,
@@ -70,7 +71,7 @@ class Features:
         self._encoder = encoder
         self._images = images
         self._texts = texts
-        self._pids = pids
+        self._labels = labels
         self._gather = gather
         self._encoded: dict[str, Encoded] = {}
         self._gathered: dict[tuple[str, str], Tensor] = {}
@@ -120,14 +121,19 @@ class Features:
     @property
     def pids(self) -> Tensor:
         """Gathered identities ``(W*B,)``."""
-        self.accessed.add("pids")
-        if self._pids is None:
-            raise LookupError(
-                "this batch carries no identities: a loss that needs them must list 'pids' in needs"
-            )
+        own = self.label("pids")
         if ("pids", "") not in self._gathered:
-            self._gathered["pids", ""] = self._gather(self._pids)
+            self._gathered["pids", ""] = self._gather(own)
         return self._gathered["pids", ""]
+
+    def label(self, name: str) -> Tensor:
+        """This process' label ``(B, ...)`` of that name."""
+        self.accessed.add(name)
+        if name not in self._labels:
+            raise LookupError(
+                f"this batch carries no {name!r}: a loss that reads it must list {name!r} in needs"
+            )
+        return self._labels[name]
 
     @property
     def temperature(self) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ def add_lora(backbone: Backbone, *, r: int, alpha: int, dropout: float, target: 
     """
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=target)
     try:
-        backbone.model = get_peft_model(backbone.model, config)  # type: ignore[arg-type]
+        backbone.model = get_peft_model(backbone.model, config)
     except ValueError as error:
         raise UserError(
             f"lora.target: no module of the backbone is named like {target!r}; see lora/default.yaml"
@@ -48,4 +48,4 @@ def merge_lora(backbone: Backbone) -> None:
     """Adds the adapters to the weights that they adapt and removes them, in place."""
     if not isinstance(backbone.model, PeftModel):
         raise TypeError("the backbone carries no adapters")
-    backbone.model = backbone.model.merge_and_unload()  # type: ignore[operator]
+    backbone.model = backbone.model.merge_and_unload()

@@ -11,14 +11,24 @@ from model.objectives.circle import (
     nc_itc,
 )
 from model.objectives.contrastive import CITC, ITC, NITC, RITC, citc, itc, nitc, ritc
+from model.objectives.distribution import ASDM, CMPM, SDM, a_sdm, cmpm, sdm
+from model.objectives.efa import EFA, efa
+from model.objectives.identity import ID, id_loss
+from model.objectives.mlm import MLM, mlm_loss
 from model.objectives.self_supervised import SimCLR, simclr
 
 __all__ = [
+    "ASDM",
     "CITC",
+    "CMPM",
+    "EFA",
+    "ID",
     "ITC",
+    "MLM",
     "NCITC",
     "NITC",
     "RITC",
+    "SDM",
     "CrossModalCircle",
     "Facts",
     "InModalCircle",
@@ -27,14 +37,20 @@ __all__ = [
     "Objective",
     "SimCLR",
     "Stats",
+    "a_sdm",
     "build_objective",
     "check_needs",
     "citc",
+    "cmpm",
     "cross_modal_circle",
+    "efa",
+    "id_loss",
     "in_modal_circle",
     "itc",
+    "mlm_loss",
     "nc_itc",
     "nitc",
     "ritc",
+    "sdm",
     "simclr",
 ]

@@ -56,8 +56,8 @@ def encoder(calls: Calls) -> CountingEncoder:
     return CountingEncoder(calls)
 
 
-def make(encoder: CountingEncoder, pids: Tensor | None = None) -> Features:
-    """Features of two image views and one text view, as if one of two processes that hold the same rows."""
+def make(encoder: CountingEncoder, **labels: Tensor) -> Features:
+    """Features of three image views and one text view, as if one of two processes that hold the same rows."""
 
     def gather(rows: Tensor) -> Tensor:
         encoder.calls.gathers.append(len(rows))
@@ -69,7 +69,7 @@ def make(encoder: CountingEncoder, pids: Tensor | None = None) -> Features:
         for view in ("image", "image_aug", "image_ss1")
     }
     texts = {"text": (torch.randint(10, (BATCH, 5), generator=draw), torch.ones(BATCH, 5, dtype=torch.bool))}
-    return Features(encoder, images, texts, pids, gather=gather)
+    return Features(encoder, images, texts, labels, gather=gather)
 
 
 def test_nothing_is_encoded_before_it_is_asked_for_and_nothing_twice(
@@ -154,6 +154,17 @@ def test_without_amp_encoding_stays_in_fp32(encoder: CountingEncoder) -> None:
         assert features.image().tokens.dtype == torch.float32
 
 
-def test_a_batch_without_identities_says_so(encoder: CountingEncoder) -> None:
+def test_labels_are_this_process_rows(encoder: CountingEncoder, calls: Calls) -> None:
+    words, pids = torch.arange(BATCH * 5).view(BATCH, 5), torch.tensor([4, 4, 9])
+    features = make(encoder, pids=pids, mlm_labels=words)
+    assert features.label("mlm_labels") is words
+    assert features.label("pids") is pids
+    assert calls.gathers == []
+    assert features.accessed == {"mlm_labels", "pids"}
+
+
+def test_a_batch_without_a_label_says_so(encoder: CountingEncoder) -> None:
     with pytest.raises(LookupError, match="must list 'pids' in needs"):
         _ = make(encoder).pids
+    with pytest.raises(LookupError, match="carries no 'mlm_labels'"):
+        make(encoder, pids=torch.arange(BATCH)).label("mlm_labels")

@@ -68,7 +68,9 @@ def make_features(encoder: TinyEncoder) -> MakeFeatures:
         images = {v: torch.randint(256, size, generator=draw, dtype=torch.uint8) for v in IMAGE_VIEWS}
         ids = {v: torch.randint(VOCABULARY, (len(pids), LENGTH), generator=draw) for v in TEXT_VIEWS}
         mask = torch.arange(LENGTH) < torch.randint(1, LENGTH + 1, (len(pids), 1), generator=draw)
-        return Features(encoder, images, {v: (ids[v], mask) for v in TEXT_VIEWS}, pids, epoch=epoch)
+        words = torch.where(torch.arange(LENGTH) < 1, ids["text"], -100)  # to predict: the first of each
+        labels = {"pids": pids, "mlm_labels": words}
+        return Features(encoder, images, {v: (ids[v], mask) for v in TEXT_VIEWS}, labels, epoch=epoch)
 
     return make
 

@@ -1,0 +1,155 @@
+"""Losses that match how similarities are distributed over a batch with how identities are: SDM, A-SDM, CMPM.
+
+Logits l ``(B, B)`` of one modality against the other give p = softmax(l) over a row; y_ij = [pid_i = pid_j]
+gives q = y / sum_j y. A row costs KL(p || q) = sum_j p_j (log p_j - log(q_j + eps)); a loss is the mean over
+rows, summed over both directions.
+
+Row i of `image` and `text`, both ``(B, D)``, is one pair; `pids` is int64 ``(B,)``. A loss is a scalar in
+fp32 or wider.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.features import Features
+from model.objectives.base import Facts, LossTerm, Stats
+from model.objectives.pairs import PairTerm, at_least_fp32, same_identity, similarities
+from utils.errors import UserError
+
+
+def sdm(
+    image: Tensor, text: Tensor, pids: Tensor, logit_scale: float | Tensor = 50.0, eps: float = 1e-8
+) -> Tensor:
+    """Returns the similarity distribution matching loss of unit-norm rows, l = logit_scale * cosines.
+
+    Source: IRRA (CVPR 2023), eqs. (4)-(6), where logit_scale is 1 / tau and tau = 0.02.
+    """
+    logits = logit_scale * similarities(image, text)
+    return _divergences(logits, pids, eps).mean() + _divergences(logits.T, pids, eps).mean()
+
+
+def a_sdm(
+    image: Tensor,
+    text: Tensor,
+    pids: Tensor,
+    logit_scale: float | Tensor = 50.0,
+    alpha: float = 10.0,
+    eps: float = 1e-8,
+) -> Tensor:
+    """Returns adaptive SDM: `sdm` with each row times its `adaptive_weights`, each direction with its own p.
+
+    Source: FMFA (2025), eqs. (1)-(4). At alpha = 0 it is `sdm`.
+    """
+    logits = logit_scale * similarities(image, text)
+    directions = [
+        (adaptive_weights(rows.softmax(dim=1), alpha) * _divergences(rows, pids, eps)).mean()
+        for rows in (logits, logits.T)
+    ]
+    return torch.stack(directions).sum()
+
+
+def adaptive_weights(probabilities: Tensor, alpha: float) -> Tensor:
+    """Returns w_i = alpha * (max_k p_ik - p_ii) + 1 ``(B,)`` of `probabilities` ``(B, B)``, without gradient.
+
+    Source: FMFA, eq. (2). It is 1 exactly where the own pair has the highest probability.
+    """
+    p = probabilities.detach()
+    return alpha * (p.amax(dim=1) - p.diagonal()) + 1
+
+
+def cmpm(image: Tensor, text: Tensor, pids: Tensor, eps: float = 1e-8) -> Tensor:
+    """Returns the cross-modal projection matching loss of rows of any norm.
+
+    The logits are a row's projections onto the unit rows of the other modality: image @ unit(text).T, and
+    text @ unit(image).T in the other direction. Source: Zhang and Lu (ECCV 2018).
+    """
+    return torch.stack([_divergences(rows, pids, eps).mean() for rows in _projections(image, text)]).sum()
+
+
+def _projections(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns ``(B, B)``, twice: images projected onto texts, texts onto images."""
+    image, text = at_least_fp32(image), at_least_fp32(text)
+    return image @ F.normalize(text, dim=1).T, text @ F.normalize(image, dim=1).T
+
+
+def _divergences(logits: Tensor, pids: Tensor, eps: float) -> Tensor:
+    """Returns KL(p || q) ``(B,)`` of each row of `logits` ``(B, B)``."""
+    same = same_identity(pids).to(logits.dtype)
+    log_target = (same / same.sum(dim=1, keepdim=True) + eps).log()
+    return F.kl_div(log_target, logits.log_softmax(dim=1), reduction="none", log_target=True).sum(dim=1)
+
+
+def _unmatched_shares(image_logits: Tensor, text_logits: Tensor) -> Stats:
+    """Returns the share of images, and of texts, to which another pair's row is closer than their own."""
+    shares = [(rows.amax(dim=1) > rows.diagonal()).float().mean() for rows in (image_logits, text_logits)]
+    return {"unmatched_images": shares[0], "unmatched_texts": shares[1]}
+
+
+class SDM(PairTerm):
+    """`sdm`.
+
+    Args:
+        logit_scale: fixed, 1 / tau.
+    """
+
+    def __init__(
+        self,
+        *,
+        facts: Facts,
+        weight: float = 1.0,
+        views: Sequence[str] = ("image",),
+        logit_scale: float = 50.0,
+    ) -> None:
+        super().__init__(facts=facts, weight=weight, views=views)
+        self.logit_scale = logit_scale
+
+    def pair_loss(self, image: Tensor, text: Tensor, features: Features) -> Tensor:
+        return sdm(image, text, features.pids, self.logit_scale)
+
+    def pair_stats(self, image: Tensor, text: Tensor, features: Features) -> Stats:
+        cosines = similarities(image, text)
+        return _unmatched_shares(cosines, cosines.T)
+
+
+class ASDM(SDM):
+    """`a_sdm`.
+
+    Args:
+        alpha: how much more a row weighs whose own pair is not the closest; 10 (FMFA), 1 on RSTPReid.
+    """
+
+    def __init__(
+        self,
+        *,
+        facts: Facts,
+        weight: float = 1.0,
+        views: Sequence[str] = ("image",),
+        logit_scale: float = 50.0,
+        alpha: float = 10.0,
+    ) -> None:
+        super().__init__(facts=facts, weight=weight, views=views, logit_scale=logit_scale)
+        if alpha < 0:
+            raise UserError(f"alpha: {alpha} given, expected 0 or more; 0 is plain SDM")
+        self.alpha = alpha
+
+    def pair_loss(self, image: Tensor, text: Tensor, features: Features) -> Tensor:
+        return a_sdm(image, text, features.pids, self.logit_scale, self.alpha)
+
+    def pair_stats(self, image: Tensor, text: Tensor, features: Features) -> Stats:
+        logits = self.logit_scale * similarities(image, text)
+        weights = [adaptive_weights(rows.softmax(dim=1), self.alpha) for rows in (logits, logits.T)]
+        return {**_unmatched_shares(logits, logits.T), "mean_weight": torch.cat(weights).mean()}
+
+
+class CMPM(LossTerm):
+    """`cmpm` of the pooled features, which are not normalised."""
+
+    needs = frozenset({"image", "text", "pids"})
+
+    def forward(self, features: Features) -> tuple[Tensor, Stats]:
+        image, text = features.pooled("image"), features.pooled("text")
+        stats = _unmatched_shares(*_projections(image.detach(), text.detach()))
+        return cmpm(image, text, features.pids), stats

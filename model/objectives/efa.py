@@ -1,0 +1,190 @@
+"""Explicit fine-grained alignment (FMFA, 2025): words, patches, and the patches that each word gathers."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from model.features import Features
+from model.objectives.base import Facts, LossTerm, Stats
+from model.objectives.pairs import at_least_fp32, masked_mean
+from utils.errors import UserError
+
+
+def efa(
+    text_tokens: Tensor,
+    image_tokens: Tensor,
+    text_mask: Tensor,
+    margin_text: float,
+    margin_image: float,
+    lambda_: float = 1.0,
+    tau: float = 1.0,
+    sigma: float | None = None,
+    *,
+    chunk_size: int | None = 8,
+) -> Tensor:
+    """Returns the EFA loss, a scalar in fp32 or wider.
+
+    Source: FMFA, eqs. (5)-(12). A pair's joint embeddings are one mixture of its patches per word
+    (`patch_weights`). H_ij (`_hard_similarities`) compares tokens of sample i with tokens of sample j: text
+    with joint and joint with text (`margin_text`), image with joint and joint with image (`margin_image`).
+    Each of the four adds (1/B) sum_i log sum_{j != i} exp((H_ij - H_ii + margin) / tau).
+    Decisions: every other pair of the batch is a negative, also one of the same identity; padding contributes
+    nowhere. A batch of one pair has no negatives: zero, connected to the graph.
+
+    Args:
+        text_tokens: ``(B, L, D)``.
+        image_tokens: patches ``(B, N, D)``, without [CLS].
+        text_mask: bool ``(B, L)``, true on words; at least one in each caption.
+        margin_text, margin_image: by how much the own pair is to be ahead.
+        lambda_: sharpness of the pooling over tokens.
+        tau: temperature of the loss.
+        sigma: see `patch_weights`.
+        chunk_size: samples whose B x L x N similarities are held at a time; they are computed again in the
+            backward pass. None: all at once, and kept: the plain form. Value and gradient are the same.
+    """
+    text, image = at_least_fp32(text_tokens), at_least_fp32(image_tokens)
+    joint = F.normalize(patch_weights(text, image, sigma) @ image, dim=2)  # (B, L, D)
+    all_patches = text_mask.new_ones(image.shape[:2])
+    losses: list[Tensor] = []
+    for tokens, mask, margin in ((text, text_mask, margin_text), (image, all_patches, margin_image)):
+        tokens = F.normalize(tokens, dim=2)
+        to_joint, to_tokens = _hard_matrices(tokens, mask, joint, text_mask, lambda_, chunk_size)
+        losses += [_ranking(to_joint, margin, tau), _ranking(to_tokens, margin, tau)]
+    return torch.stack(losses).sum()
+
+
+def relative_similarities(text_tokens: Tensor, image_tokens: Tensor) -> Tensor:
+    """Returns ``(B, L, N)`` from 0, a word's least similar patch, to 1, its most similar one (eq. (5)).
+
+    Decision: where all patches are equally similar to a word, up to rounding, all of them are at 1.
+
+    Args:
+        text_tokens: ``(B, L, D)``.
+        image_tokens: ``(B, N, D)``.
+    """
+    text, image = at_least_fp32(text_tokens), at_least_fp32(image_tokens)
+    inner = text @ image.mT
+    low, high = inner.amin(dim=2, keepdim=True), inner.amax(dim=2, keepdim=True)
+    largest = text.detach().norm(dim=2, keepdim=True) * image.detach().norm(dim=2).amax(dim=1)[:, None, None]
+    flat = high - low <= 1e-6 * largest
+    span = (high - low).masked_fill(flat, 1)
+    return ((inner - low) / span).masked_fill(flat, 1)
+
+
+def patch_weights(text_tokens: Tensor, image_tokens: Tensor, sigma: float | None = None) -> Tensor:
+    """Returns ``(B, L, N)``: what share each patch has in the joint embedding of each word (eqs. (5)-(7)).
+
+    Args:
+        text_tokens: ``(B, L, D)``.
+        image_tokens: ``(B, N, D)``.
+        sigma: patches of a lower relative similarity have no share; None: 1 / N.
+    """
+    relative = relative_similarities(text_tokens, image_tokens)
+    threshold = 1 / image_tokens.shape[1] if sigma is None else sigma
+    kept = relative.masked_fill(relative < threshold, 0)
+    return kept / kept.sum(dim=2, keepdim=True)
+
+
+def _hard_matrices(
+    tokens: Tensor, mask: Tensor, joint: Tensor, joint_mask: Tensor, lambda_: float, chunk_size: int | None
+) -> tuple[Tensor, Tensor]:
+    """Returns H ``(B, B)``, twice: of tokens i and joint embeddings j, of joint embeddings i and tokens j."""
+
+    def compare(rows: Tensor, rows_mask: Tensor) -> tuple[Tensor, Tensor]:
+        return _hard_similarities(rows, rows_mask, joint, joint_mask, lambda_)
+
+    if chunk_size is None:
+        to_joint, to_tokens = compare(tokens, mask)
+    else:
+        chunks = [
+            checkpoint(compare, *rows, use_reentrant=False, preserve_rng_state=False)
+            for rows in zip(tokens.split(chunk_size), mask.split(chunk_size), strict=True)
+        ]
+        to_joint, to_tokens = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    return to_joint, to_tokens.T
+
+
+def _hard_similarities(
+    a: Tensor, a_mask: Tensor, b: Tensor, b_mask: Tensor, lambda_: float
+) -> tuple[Tensor, Tensor]:
+    """Returns the hard similarities of all samples i of `a` to all j of `b`, and of j to i, both ``(A, B)``.
+
+    A valid token counts with its cosine to the closest valid token of the other side (eq. (9)); a sample is
+    (1 / lambda) log sum exp(lambda * .) over its tokens (eq. (10)).
+
+    Args:
+        a, b: unit tokens ``(A, L, D)`` and ``(B, M, D)``.
+        a_mask, b_mask: bool ``(A, L)`` and ``(B, M)``, true on valid tokens.
+    """
+    cosines = torch.einsum("ald,bmd->ablm", a, b)
+    valid = a_mask[:, None, :, None] & b_mask[None, :, None, :]
+    cosines = cosines.masked_fill_(~valid, -torch.inf)
+    a_to_b, b_to_a = (cosines.max(dim=dim).values for dim in (3, 2))
+    return (lambda_ * a_to_b).logsumexp(dim=2) / lambda_, (lambda_ * b_to_a).logsumexp(dim=2) / lambda_
+
+
+def _ranking(hard: Tensor, margin: float, tau: float) -> Tensor:
+    """Returns the loss of one direction (eq. (11)) from `hard` ``(B, B)``, whose row i is the anchor's."""
+    if len(hard) == 1:
+        return 0 * hard.sum()
+    own = torch.eye(len(hard), dtype=torch.bool, device=hard.device)
+    gaps = (hard - hard.diagonal()[:, None] + margin) / tau
+    return gaps.masked_fill(own, -torch.inf).logsumexp(dim=1).mean()
+
+
+class EFA(LossTerm):
+    """`efa` of the words of "text" and the patches of "image", this process' own rows.
+
+    With several processes, the negatives of a pair are the other pairs of its process.
+
+    Args:
+        margin_text, margin_image, lambda_, tau, sigma, chunk_size: as in `efa`.
+    """
+
+    needs = frozenset({"image", "text"})
+
+    def __init__(
+        self,
+        *,
+        facts: Facts,
+        margin_text: float,
+        margin_image: float,
+        weight: float = 1.0,
+        lambda_: float = 1.0,
+        tau: float = 1.0,
+        sigma: float | None = None,
+        chunk_size: int | None = 8,
+    ) -> None:
+        super().__init__(facts=facts, weight=weight)
+        for option, value in (("lambda_", lambda_), ("tau", tau), ("chunk_size", chunk_size)):
+            if value is not None and value <= 0:
+                raise UserError(f"{option}: {value} given, expected a number above 0")
+        if sigma is not None and not 0 <= sigma <= 1:
+            raise UserError(
+                f"sigma: {sigma} given, expected a number from 0 to 1, or null for 1 / number of patches"
+            )
+        self.margin_text = margin_text
+        self.margin_image = margin_image
+        self.lambda_ = lambda_
+        self.tau = tau
+        self.sigma = sigma
+        self.chunk_size = chunk_size
+
+    def forward(self, features: Features) -> tuple[Tensor, Stats]:
+        image, text = features.image("image"), features.text("text")
+        patches = image.tokens[image.mask].unflatten(0, (len(image.tokens), -1))  # (B, N, D)
+        loss = efa(
+            text.tokens,
+            patches,
+            text.mask,
+            self.margin_text,
+            self.margin_image,
+            self.lambda_,
+            self.tau,
+            self.sigma,
+            chunk_size=self.chunk_size,
+        )
+        with torch.no_grad():
+            kept = (patch_weights(text.tokens, patches, self.sigma) > 0).sum(dim=2)
+        return loss, {"patches_per_word": masked_mean(kept.float(), text.mask)}

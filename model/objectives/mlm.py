@@ -1,0 +1,123 @@
+"""Implicit relation reasoning (IRRA, CVPR 2023): masked words are predicted from caption and image."""
+
+from collections import OrderedDict
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.activations import QuickGELUActivation
+
+from model.features import Features
+from model.objectives.base import Facts, LossTerm, Stats
+from model.objectives.pairs import at_least_fp32, masked_mean
+
+NOT_PREDICTED: Final = -100
+
+
+def mlm_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """Returns the cross-entropy over masked positions, a scalar in fp32 or wider.
+
+    Source: IRRA, eq. (3). Decision: the mean over masked positions; the paper's further factor 1 / V is left
+    out. Without a masked position: zero, connected to the graph.
+
+    Args:
+        scores: ``(..., V)`` of the V ids of the vocabulary.
+        labels: int64 ``(...)``, the masked id, -100 where nothing is to be predicted.
+    """
+    entropy = F.cross_entropy(
+        at_least_fp32(scores).flatten(0, -2), labels.flatten(), ignore_index=NOT_PREDICTED, reduction="sum"
+    )
+    return entropy / (labels != NOT_PREDICTED).sum().clamp_min(1)
+
+
+class InteractionEncoder(nn.Module):
+    """Words that have looked at the image: one cross-attention, then transformer blocks over the words.
+
+    Source: IRRA, eqs. (1)-(2): layer norms of words and image tokens, cross-attention without a residual
+    (words ask, image tokens answer), pre-norm blocks, layer norm. Decisions: the blocks are CLIP's, with its
+    QuickGELU and its initialisation, as in the authors' code, so that published heads fit; words do not
+    attend to padding (in the authors' code they do), so that the length of the padding has no influence.
+
+    Args:
+        width: of words and image tokens; there are width / 64 heads, at least one.
+        depth: number of blocks.
+    """
+
+    def __init__(self, width: int, depth: int = 4) -> None:
+        super().__init__()
+        heads = max(1, width // 64)
+        self.text_norm = nn.LayerNorm(width)
+        self.image_norm = nn.LayerNorm(width)
+        self.cross_attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        block = nn.TransformerEncoderLayer(
+            width,
+            heads,
+            dim_feedforward=4 * width,
+            dropout=0.0,
+            activation=QuickGELUActivation(),
+            batch_first=True,
+            norm_first=True,
+        )
+        self.blocks = nn.TransformerEncoder(block, depth, nn.LayerNorm(width), enable_nested_tensor=False)
+        for name, parameter in self.named_parameters():
+            if name.endswith("in_proj_weight"):
+                nn.init.normal_(parameter, std=width**-0.5)
+            elif name.endswith(("out_proj.weight", "linear2.weight")):
+                nn.init.normal_(parameter, std=(2 * depth * width) ** -0.5)
+            elif name.endswith("linear1.weight"):
+                nn.init.normal_(parameter, std=(2 * width) ** -0.5)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(self, text: Tensor, image: Tensor, text_mask: Tensor) -> Tensor:
+        """Returns words ``(B, L, D)``.
+
+        Args:
+            text: masked words ``(B, L, D)``.
+            image: image tokens ``(B, N, D)``.
+            text_mask: bool ``(B, L)``, false on padding.
+        """
+        image = self.image_norm(image)
+        words, _ = self.cross_attention(self.text_norm(text), image, image, need_weights=False)
+        return self.blocks(words, src_key_padding_mask=~text_mask)
+
+
+class MLM(LossTerm):
+    """`mlm_loss` of the view "text_masked" behind an interaction encoder and a head over the vocabulary.
+
+    Image tokens are all of them, [CLS] included. Only masked positions go through the head, whose scores over
+    the whole vocabulary are what takes memory. Tokens are this process' own: with several processes, each
+    averages over its own masked positions.
+    """
+
+    needs = frozenset({"image", "text_masked", "mlm_labels"})
+
+    def __init__(self, *, facts: Facts, weight: float = 1.0) -> None:
+        super().__init__(facts=facts, weight=weight)
+        width = facts.pooled_dim
+        self.interaction = InteractionEncoder(width)
+        self.head = nn.Sequential(
+            OrderedDict(
+                dense=nn.Linear(width, width),
+                activation=QuickGELUActivation(),
+                norm=nn.LayerNorm(width),
+                scores=nn.Linear(width, facts.vocab_size),
+            )
+        )
+
+    def forward(self, features: Features) -> tuple[Tensor, Stats]:
+        image, text = features.image("image"), features.text("text_masked")
+        labels = features.label("mlm_labels")
+        masked = labels != NOT_PREDICTED
+        positions = masked.nonzero(as_tuple=True)
+        with features.amp():
+            words = self.interaction(text.tokens, image.tokens, text.mask)
+            scores = self.head(words[positions])  # (masked positions, V)
+        wanted = labels[positions]
+        hits = scores.detach().argmax(dim=1) == wanted
+        stats = {
+            "accuracy": masked_mean(hits.float(), torch.ones_like(hits)),
+            "captions_left_out": (~masked.any(dim=1)).float().sum(),
+        }
+        return mlm_loss(scores, wanted), stats

@@ -1,0 +1,271 @@
+"""EFA against a loop over words, patches and pairs on float64, chunked and whole, and its term."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from model.features import Encoded, Encoder, Features
+from model.objectives import EFA, Facts, Objective, efa
+from model.objectives.efa import patch_weights, relative_similarities
+from utils.errors import UserError
+
+LENGTH, PATCHES, WIDTH = 6, 7, 16
+MARGINS = (0.1, 0.8)
+WHOLE = None
+
+MakeFeatures = Callable[..., Features]
+
+
+def tokens(batch: int, length: int, seed: int) -> Tensor:
+    return torch.randn(batch, length, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def leaves(batch: int, patches: int = PATCHES, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Text and image tokens that want a gradient."""
+    text, image = tokens(batch, LENGTH, 1).to(dtype), tokens(batch, patches, 2).to(dtype)
+    return text.requires_grad_(), image.requires_grad_()
+
+
+def words_of(batch: int) -> Tensor:
+    """A mask ``(B, L)`` of captions of 2, 3, ... words."""
+    return torch.arange(LENGTH) < (2 + torch.arange(batch)[:, None] % (LENGTH - 1))
+
+
+def slow_joint(words: list[Tensor], patches: list[Tensor], sigma: float) -> list[Tensor]:
+    joint = []
+    for word in words:
+        inner = [(word * patch).sum() for patch in patches]
+        low, high = min(inner), max(inner)
+        relative = [(s - low) / (high - low) for s in inner]
+        kept = [(s, patch) for s, patch in zip(relative, patches, strict=True) if s >= sigma]
+        total = sum(s for s, _ in kept)
+        joint.append(sum((s / total * patch for s, patch in kept), torch.zeros(WIDTH, dtype=torch.float64)))
+    return joint
+
+
+def slow_hard(a: list[Tensor], b: list[Tensor], lambda_: float) -> Tensor:
+    pooled = torch.zeros((), dtype=torch.float64)
+    for u in a:
+        closest = max((u * v).sum() / (u.norm() * v.norm()) for v in b)
+        pooled = pooled + (lambda_ * closest).exp()
+    return pooled.log() / lambda_
+
+
+def slow_efa(
+    text: Tensor,
+    image: Tensor,
+    mask: Tensor,
+    margin_text: float,
+    margin_image: float,
+    lambda_: float = 1.0,
+    tau: float = 1.0,
+    sigma: float | None = None,
+) -> Tensor:
+    captions = [[row[k] for k in range(len(row)) if mask[i, k]] for i, row in enumerate(text)]
+    images = [list(row) for row in image]
+    threshold = 1 / image.shape[1] if sigma is None else sigma
+    joints = [slow_joint(words, patches, threshold) for words, patches in zip(captions, images, strict=True)]
+    directions = [
+        (captions, joints, margin_text),
+        (joints, captions, margin_text),
+        (images, joints, margin_image),
+        (joints, images, margin_image),
+    ]
+    total = torch.zeros((), dtype=torch.float64)
+    for anchors, others, margin in directions:
+        for i, anchor in enumerate(anchors):
+            own = slow_hard(anchor, others[i], lambda_)
+            negatives = [
+                ((slow_hard(anchor, other, lambda_) - own + margin) / tau).exp()
+                for j, other in enumerate(others)
+                if j != i
+            ]
+            total = total + sum(negatives).log() / len(anchors)  # type: ignore[union-attr]
+    return total
+
+
+@pytest.mark.parametrize("options", [{}, {"lambda_": 3.0, "tau": 0.5, "sigma": 0.4}], ids=["paper", "other"])
+@pytest.mark.parametrize("chunk_size", [WHOLE, 1, 2, 8])
+@pytest.mark.parametrize("batch", [2, 5])
+def test_equals_the_slow_loop_in_value_and_gradient(
+    batch: int, chunk_size: int | None, options: dict[str, Any]
+) -> None:
+    mask = words_of(batch)
+    fast_inputs, slow_inputs = leaves(batch), leaves(batch, dtype=torch.float64)
+    fast = efa(*fast_inputs, mask, *MARGINS, **options, chunk_size=chunk_size)
+    slow = slow_efa(*slow_inputs, mask, *MARGINS, **options)
+    assert fast.dtype == torch.float32
+    torch.testing.assert_close(fast.double(), slow, rtol=1e-5, atol=1e-5)
+    for got, expected in zip(
+        torch.autograd.grad(fast, fast_inputs), torch.autograd.grad(slow, slow_inputs), strict=True
+    ):
+        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 4, 9, 20])
+def test_chunks_equal_the_plain_form_in_value_and_gradient(chunk_size: int) -> None:
+    inputs = leaves(9, dtype=torch.float64)
+    plain = efa(*inputs, words_of(9), *MARGINS, chunk_size=WHOLE)
+    chunked = efa(*inputs, words_of(9), *MARGINS, chunk_size=chunk_size)
+    torch.testing.assert_close(chunked, plain)
+    for got, expected in zip(
+        torch.autograd.grad(chunked, inputs), torch.autograd.grad(plain, inputs), strict=True
+    ):
+        torch.testing.assert_close(got, expected)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the largest number of elements that any operation gave out."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        for result in results if isinstance(results, tuple | list) else [results]:
+            if isinstance(result, Tensor):
+                self.numel = max(self.numel, result.numel())
+        return results
+
+
+@pytest.mark.parametrize(("chunk_size", "held"), [(1, 1), (4, 4), (WHOLE, 12)])
+def test_no_tensor_is_larger_than_a_chunk_of_similarities_forward_or_backward(
+    chunk_size: int | None, held: int
+) -> None:
+    batch = 12
+    inputs = leaves(batch, patches=10 * PATCHES)
+    largest = LargestTensor()
+    with largest:
+        efa(*inputs, words_of(batch), *MARGINS, chunk_size=chunk_size).backward()
+    assert inputs[1].grad is not None
+    similarities = held * batch * LENGTH * 10 * PATCHES
+    assert largest.numel == max(similarities, inputs[1].numel())
+
+
+def test_padding_changes_neither_value_nor_gradient() -> None:
+    mask, image = words_of(5), tokens(5, PATCHES, 2)
+    text = tokens(5, LENGTH, 1).requires_grad_()
+    padded = torch.cat([text.detach(), 100 * tokens(5, 4, 3)], dim=1)
+    padded[:, :LENGTH][~mask] = tokens(5, LENGTH, 4)[~mask]
+    padded.requires_grad_()
+    padded_mask = torch.cat([mask, torch.zeros(5, 4, dtype=torch.bool)], dim=1)
+    loss, padded_loss = efa(text, image, mask, *MARGINS), efa(padded, image, padded_mask, *MARGINS)
+    torch.testing.assert_close(padded_loss, loss)
+    (gradient,), (padded_gradient,) = (
+        torch.autograd.grad(loss, [text]),
+        torch.autograd.grad(padded_loss, [padded]),
+    )
+    torch.testing.assert_close(padded_gradient[padded_mask], gradient[mask])
+    assert torch.equal(padded_gradient[~padded_mask], torch.zeros_like(padded_gradient[~padded_mask]))
+
+
+def test_the_order_of_pairs_words_and_patches_does_not_matter() -> None:
+    text, image, mask = tokens(5, LENGTH, 1), tokens(5, PATCHES, 2), words_of(5)
+    loss = efa(text, image, mask, *MARGINS, chunk_size=2)
+    order = torch.tensor([3, 0, 4, 2, 1])
+    torch.testing.assert_close(efa(text[order], image[order], mask[order], *MARGINS, chunk_size=2), loss)
+    torch.testing.assert_close(efa(text.flip(1), image, mask.flip(1), *MARGINS), loss)
+    torch.testing.assert_close(efa(text, image.flip(1), mask, *MARGINS), loss)
+
+
+def test_patches_are_scaled_cut_and_shared_out_per_word() -> None:
+    patches = torch.tensor([[[0.0], [1.0], [3.0], [4.0], [10.0]]])
+    words = torch.tensor([[[1.0], [-2.0]]])
+    relative = torch.tensor([[[0.0, 0.1, 0.3, 0.4, 1.0], [1.0, 0.9, 0.7, 0.6, 0.0]]])
+    torch.testing.assert_close(relative_similarities(words, patches), relative)
+    at_one_fifth = torch.tensor(
+        [[[0.0, 0.0, 3 / 17, 4 / 17, 10 / 17], [10 / 32, 9 / 32, 7 / 32, 6 / 32, 0.0]]]
+    )
+    torch.testing.assert_close(patch_weights(words, patches), at_one_fifth)
+    at_two_thirds = torch.tensor([[[0.0, 0.0, 0.0, 0.0, 1.0], [10 / 26, 9 / 26, 7 / 26, 0.0, 0.0]]])
+    torch.testing.assert_close(patch_weights(words, patches, sigma=2 / 3), at_two_thirds)
+
+
+@pytest.mark.parametrize("constant", ["equal patches", "blank word", "one patch"])
+def test_a_word_to_which_all_patches_are_alike_takes_them_all(constant: str) -> None:
+    text, image, mask = tokens(3, LENGTH, 1), tokens(3, PATCHES, 2), words_of(3)
+    if constant == "equal patches":
+        image[0] = image[0, 0]
+    elif constant == "blank word":
+        text[0, 0] = 0
+    else:
+        image = image[:, :1].clone()
+    weights = patch_weights(text, image)
+    torch.testing.assert_close(weights[0, 0], torch.full((image.shape[1],), 1 / image.shape[1]))
+    inputs = (text.requires_grad_(), image.requires_grad_())
+    with torch.autograd.set_detect_anomaly(True):
+        loss = efa(*inputs, mask, *MARGINS)
+        gradients = torch.autograd.grad(loss, inputs)
+    assert loss.isfinite()
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_one_pair_has_no_negatives() -> None:
+    inputs = leaves(1)
+    with torch.autograd.set_detect_anomaly(True):
+        loss = efa(*inputs, words_of(1), *MARGINS)
+        gradients = torch.autograd.grad(loss, inputs)
+    assert loss == 0
+    assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients)
+
+
+def test_a_margin_moves_its_own_two_directions_by_itself_over_tau() -> None:
+    text, image, mask = tokens(5, LENGTH, 1), tokens(5, PATCHES, 2), words_of(5)
+    without = efa(text, image, mask, 0.0, 0.0, tau=0.5)
+    torch.testing.assert_close(efa(text, image, mask, 0.2, 0.7, tau=0.5), without + 2 * (0.2 + 0.7) / 0.5)
+
+
+def test_half_precision_tokens_are_compared_in_fp32() -> None:
+    text, image, mask = tokens(5, LENGTH, 1).half(), tokens(5, PATCHES, 2).half(), words_of(5)
+    loss = efa(text, image, mask, *MARGINS)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, efa(text.float(), image.float(), mask, *MARGINS))
+
+
+def test_the_term_leaves_out_cls_and_counts_patches(
+    facts: Facts, make_features: MakeFeatures, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids = torch.arange(4)
+    term = EFA(facts=facts, margin_text=0.1, margin_image=0.8, lambda_=2.0, tau=0.5, sigma=0.3)
+    features = make_features(pids)
+    image, text = features.image(), features.text()
+    expected = efa(text.tokens, image.tokens, text.mask, 0.1, 0.8, 2.0, 0.5, 0.3)
+    kept = (patch_weights(text.tokens, image.tokens, 0.3) > 0).sum(dim=2)[text.mask]
+    encode_image = encoder.encode_image
+
+    def with_cls(pixels: Tensor) -> Encoded:
+        encoded = encode_image(pixels)
+        cls = torch.full_like(encoded.tokens[:, :1], 9.0)
+        mask = torch.cat([torch.zeros_like(encoded.mask[:, :1]), encoded.mask], dim=1)
+        return Encoded(encoded.pooled, encoded.embedding, torch.cat([cls, encoded.tokens], dim=1), mask)
+
+    monkeypatch.setattr(encoder, "encode_image", with_cls)
+    loss, stats = term(make_features(pids))
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(stats["patches_per_word"], kept.float().mean())
+
+
+def test_amp_recomputes_in_fp32(facts: Facts, make_features: MakeFeatures) -> None:
+    term = EFA(facts=facts, margin_text=0.1, margin_image=0.1, chunk_size=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = make_features(torch.arange(4))
+        report = Objective({"efa": term})(features)
+        inputs = [features.image().tokens, features.text().tokens]
+        gradients = torch.autograd.grad(report.total, inputs)
+    exact = [tensor.detach().float().requires_grad_() for tensor in inputs]
+    expected = efa(exact[1], exact[0], features.text().mask, 0.1, 0.1)
+    torch.testing.assert_close(report.total, expected)
+    for got, wanted in zip(gradients, torch.autograd.grad(expected, exact), strict=True):
+        torch.testing.assert_close(got.float(), wanted, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("sigma", 1.5), ("sigma", -0.1), ("tau", 0.0), ("lambda_", -1.0), ("chunk_size", 0)]
+)
+def test_settings_that_cannot_be_are_refused(option: str, value: float, facts: Facts) -> None:
+    settings: dict[str, Any] = {"margin_text": 0.1, "margin_image": 0.1, option: value}
+    with pytest.raises(UserError, match=rf"^{option}: {value} given, expected a number"):
+        EFA(facts=facts, **settings)

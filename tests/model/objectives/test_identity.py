@@ -1,0 +1,84 @@
+"""Identity classification against a loop on float64 scalars, and its term."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.features import Features
+from model.objectives import ID, Facts, id_loss
+
+CLASSES = 6
+
+MakeFeatures = Callable[..., Features]
+
+
+def scores(batch: int, seed: int) -> Tensor:
+    return 3 * torch.randn(batch, CLASSES, generator=torch.Generator().manual_seed(seed))
+
+
+def slow_id_loss(image: Tensor, text: Tensor, pids: Tensor) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for logits in (image, text):
+        for row, pid in zip(logits, pids.tolist(), strict=True):
+            exponentials = [score.exp() for score in row]
+            total = total - (exponentials[pid] / sum(exponentials)).log() / (2 * len(pids))
+    return total
+
+
+@pytest.mark.parametrize("batch", [2, 5, 24])
+def test_equals_the_slow_loop_in_value_and_gradient(batch: int) -> None:
+    pids = torch.arange(batch) % CLASSES
+    fast_inputs = [scores(batch, seed).requires_grad_() for seed in (1, 2)]
+    slow_inputs = [scores(batch, seed).double().requires_grad_() for seed in (1, 2)]
+    fast = id_loss(fast_inputs[0], fast_inputs[1], pids)
+    slow = slow_id_loss(slow_inputs[0], slow_inputs[1], pids)
+    torch.testing.assert_close(fast.double(), slow, rtol=1e-5, atol=1e-6)
+    for got, expected in zip(
+        torch.autograd.grad(fast, fast_inputs), torch.autograd.grad(slow, slow_inputs), strict=True
+    ):
+        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_half_precision_scores_are_compared_in_fp32() -> None:
+    image, text, pids = (1000 * scores(5, 1)).half(), scores(5, 2).half(), torch.arange(5)
+    loss = id_loss(image, text, pids)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, id_loss(image.float(), text.float(), pids))
+
+
+def test_one_classifier_serves_both_modalities(facts: Facts, make_features: MakeFeatures) -> None:
+    term = ID(facts=facts)
+    assert [(name, tuple(p.shape)) for name, p in term.named_parameters()] == [
+        ("classifier.weight", (facts.num_classes, facts.pooled_dim)),
+        ("classifier.bias", (facts.num_classes,)),
+    ]
+    pids = torch.tensor([0, 0, 1, 5])
+    features = make_features(pids)
+    image, text = (term.classifier(features.pooled(view)) for view in ("image", "text"))
+    loss, stats = term(features)
+    torch.testing.assert_close(loss, id_loss(image, text, pids))
+    for name, logits in (("image_accuracy", image), ("text_accuracy", text)):
+        hits = sum(row.argmax().item() == pid for row, pid in zip(logits, pids.tolist(), strict=True))
+        assert stats[name].item() == pytest.approx(hits / 4)
+
+
+def test_starts_undecided_and_close_to_zero(make_features: MakeFeatures, facts: Facts) -> None:
+    torch.manual_seed(0)
+    wide = ID(facts=Facts(embed_dim=64, pooled_dim=512, num_classes=1000, vocab_size=1))
+    assert wide.classifier.weight.std().item() == pytest.approx(0.001, rel=0.01)
+    assert torch.equal(wide.classifier.bias, torch.zeros(1000))
+    loss, _ = ID(facts=facts)(make_features(torch.arange(6)))
+    assert loss.item() == pytest.approx(torch.tensor(float(facts.num_classes)).log().item(), abs=0.01)
+
+
+def test_classifies_in_fp32_under_amp(facts: Facts, make_features: MakeFeatures) -> None:
+    term = ID(facts=facts)
+    seen: list[torch.dtype] = []
+    term.classifier.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        features = make_features(torch.arange(3))
+    with features.fp32():
+        term(features)
+    assert seen == [torch.float32, torch.float32]
