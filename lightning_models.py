@@ -1,5 +1,6 @@
 """LitTBPS: encoder, objective and optimizer in Lightning's loop. Owns no loss maths."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from data.batch import IMAGE, IMAGE_VIEWS, INDEX, PIDS, TEXT, TEXT_VIEWS, Batch
+from data.batch import IMAGE, IMAGE_VIEWS, INDEX, LABELS, PIDS, TEXT, TEXT_VIEWS, Batch
 from model.features import Features
 from model.lora import add_lora
 from model.objectives.base import Facts, LossReport, Objective
@@ -52,12 +53,21 @@ class LitRanker(L.LightningModule):
         encoder: what is evaluated.
     """
 
-    encodings: Encodings | None = None
+    encodings: Encodings
+    metrics: dict[str, RetrievalMetrics]
 
     def __init__(self, encoder: TBPS) -> None:
         super().__init__()
         self.encoder = encoder
         self._encoded: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {IMAGE: [], TEXT: []}
+
+    def figures(self, split: str) -> dict[str, float]:
+        """Returns the last ranking's metrics in percent: ``{split}/t2i/R1``, ``{split}/i2t/mAP``, ..."""
+        return {
+            f"{split}/{direction}/{name}": value
+            for direction, metrics in self.metrics.items()
+            for name, value in metrics.as_dict().items()
+        }
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._encode(batch)
@@ -82,13 +92,9 @@ class LitRanker(L.LightningModule):
         images, image_pids = self._collect(IMAGE)
         texts, text_pids = self._collect(TEXT)
         self.encodings = Encodings(images, image_pids, texts, text_pids)
-        for direction, metrics in self.encodings.metrics().items():
-            for name, value in metrics.as_dict().items():
-                self.log(
-                    f"{split}/{direction}/{name}",
-                    value,
-                    prog_bar=(split, direction, name) == ("val", "t2i", "R1"),
-                )
+        self.metrics = self.encodings.metrics()
+        for name, value in self.figures(split).items():
+            self.log(name, value, prog_bar=name == "val/t2i/R1")
 
     def _collect(self, modality: str) -> tuple[Tensor, Tensor]:
         """Returns (embeddings ``(N, E)``, pids ``(N,)``) of all processes, in the order of the split."""
@@ -111,6 +117,7 @@ class LitTBPS(LitRanker):
         make_scheduler: (optimizer, steps_per_epoch=, max_epochs=) -> per-step schedule.
         config: the resolved config as plain containers; travels in every checkpoint.
         seed: with the number of the batch, fixes dropout, so a resumed run repeats it.
+        log_every_n_steps: how often figures leave the device.
     """
 
     def __init__(
@@ -120,7 +127,8 @@ class LitTBPS(LitRanker):
         make_optimizer: MakeOptimizer,
         make_scheduler: MakeScheduler,
         config: dict[str, Any],
-        seed: int = 0,
+        seed: int,
+        log_every_n_steps: int,
     ) -> None:
         super().__init__(encoder)
         self.objective = objective
@@ -129,18 +137,28 @@ class LitTBPS(LitRanker):
         self._make_scheduler = make_scheduler
         self._config = config
         self._seed = seed
+        self._log_every_n_steps = log_every_n_steps
         self._unchecked: list[tuple[int, dict[str, Tensor]]] = []
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         optimizer = self._make_optimizer(self.named_parameters())
         epochs = self.trainer.max_epochs
         if epochs is None or epochs < 1:
             raise UserError(
                 f"trainer.max_epochs: {epochs} given, expected at least 1: schedules need to know the end"
             )
-        steps_per_epoch = max(1, round(self.trainer.estimated_stepping_batches / epochs))
-        scheduler = self._make_scheduler(optimizer, steps_per_epoch=steps_per_epoch, max_epochs=epochs)
+        scheduler = self._make_scheduler(
+            optimizer, steps_per_epoch=self._steps_per_epoch(), max_epochs=epochs
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _steps_per_epoch(self) -> int:
+        # Not trainer.estimated_stepping_batches: it sets the loaders up before the state of a checkpoint is
+        # known, and Lightning then forgets the position within the epoch.
+        batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        limit = self.trainer.limit_train_batches
+        batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+        return math.ceil(batches / self.trainer.accumulate_grad_batches)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         number = self.trainer.fit_loop.epoch_loop.total_batch_idx * self.trainer.world_size + self.global_rank
@@ -151,13 +169,13 @@ class LitTBPS(LitRanker):
             self.encoder,
             images={view: batch[view] for view in IMAGE_VIEWS if view in batch},
             texts={view: batch[view] for view in TEXT_VIEWS if view in batch},
-            pids=batch.get(PIDS),
+            labels={label: batch[label] for label in LABELS if label in batch},
             epoch=self.current_epoch + batch_idx / self.trainer.num_training_batches,
             gather=self._gather,
         )
         report = self.objective(features)
         self._unchecked.append((self.global_step, report.raw))
-        if self.device.type == "cpu" or len(self._unchecked) >= self.trainer.log_every_n_steps:
+        if self.device.type == "cpu" or len(self._unchecked) >= self._log_every_n_steps:
             self._stop_on_non_finite()
         self._log_report(report)
         return report.total
@@ -177,7 +195,7 @@ class LitTBPS(LitRanker):
         if not self._is_logging_step():
             return
         scale, bias = self.encoder.temperature()
-        values = {f"train/loss/{term}": value for term, value in report.raw.items()}
+        values: dict[str, Any] = {f"train/loss/{term}": value for term, value in report.raw.items()}
         values |= {f"train/weighted/{term}": value for term, value in report.weighted.items()}
         values |= {
             f"train/stat/{t}/{name}": v for t, stats in report.stats.items() for name, v in stats.items()
@@ -188,7 +206,7 @@ class LitTBPS(LitRanker):
         self.log_dict(values)
 
     def _is_logging_step(self) -> bool:
-        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+        return (self.global_step + 1) % self._log_every_n_steps == 0
 
     def _stop_on_non_finite(self) -> None:
         """Raises `UserError` for the first NaN or infinite loss; one host synchronisation for many steps."""
@@ -201,9 +219,9 @@ class LitTBPS(LitRanker):
         if len(bad):
             row, column = bad[0].tolist()
             raise UserError(
-                f"loss term {names[column]!r} became {losses[row, column].item()} at step {steps[row]}: lower "
-                "optimizer.param_groups.default.lr, clip with trainer.gradient_clip_val=1.0, or rule out AMP with "
-                "trainer.precision=32-true; the last checkpoint is from before"
+                f"loss term {names[column]!r} became {losses[row, column].item()} at step {steps[row]}: "
+                "lower optimizer.param_groups.default.lr, clip with trainer.gradient_clip_val=1.0, or rule "
+                "out AMP with trainer.precision=32-true; the last checkpoint is from before"
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -238,4 +256,5 @@ def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
         make_scheduler=instantiate(cfg.scheduler),
         config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
         seed=cfg.seed,
+        log_every_n_steps=cfg.trainer.log_every_n_steps,
     )

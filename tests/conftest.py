@@ -37,7 +37,7 @@ FAMILIES = ("siglip", "clip")
 
 
 def small_model(family: str) -> PreTrainedModel:
-    """A seeded SigLIP (width 32) or CLIP (width 32, embedding 24) for 32x32 images, 12 text positions, 40 tokens."""
+    """A seeded SigLIP (width 32) or CLIP (embedding 24): 32x32 images, 12 text positions, 40 tokens."""
     torch.manual_seed(0)
     if family == "siglip":
         text = SiglipTextConfig(**TEXT, projection_size=32, pad_token_id=1, bos_token_id=2, eos_token_id=3)

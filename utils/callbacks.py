@@ -72,7 +72,8 @@ class EpochLine(Callback):
 class Throughput(Callback):
     """Logs images per second and peak memory; a sample counts once, whatever its number of views."""
 
-    def __init__(self) -> None:
+    def __init__(self, every_n_steps: int) -> None:
+        self._every_n_steps = every_n_steps
         self._since = 0.0
         self._images = 0
 
@@ -83,7 +84,7 @@ class Throughput(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._images += len(batch["index"])
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0:
+        if (batch_idx + 1) % self._every_n_steps == 0:
             rate = self._images * trainer.world_size / max(time.perf_counter() - self._since, 1e-9)
             pl_module.log("throughput/images_per_s", rate)
             pl_module.log("memory/peak_gib", _peak_memory(pl_module.device) / 2**30)
@@ -96,13 +97,14 @@ class Throughput(Callback):
 class AmpOverflow(Callback):
     """Reports fp16 overflows: the loss scale, and how often it had to be lowered (steps skipped)."""
 
-    def __init__(self) -> None:
+    def __init__(self, every_n_steps: int) -> None:
+        self._every_n_steps = every_n_steps
         self._scale: float | None = None
         self._skipped = 0
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if scaler is None or (trainer.global_step % trainer.log_every_n_steps) != 0:
+        if scaler is None or trainer.global_step % self._every_n_steps:
             return
         scale = scaler.get_scale()
         if self._scale is not None and scale < self._scale:

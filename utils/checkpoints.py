@@ -90,8 +90,8 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], *, source: st
         if names:
             raise UserError(
                 f"ckpt_path: {source} is of another architecture: it {problem} {len(names)} of the model's "
-                f"tensors, the first {min(names)!r}; choose the backbone, head, lora, loss and img_size_str that "
-                "it was trained with"
+                f"tensors, the first {min(names)!r}; choose the backbone, head, lora, loss and img_size_str "
+                "that it was trained with"
             )
     module.load_state_dict(dict(weights), strict=False)
 

@@ -41,12 +41,13 @@ def find_checkpoint(output_dir: str, run_name: str, ckpt_path: str | None) -> Pa
 
 
 @lru_cache
-def run_dir(output_dir: str, run_name: str, ckpt_path: str | None) -> str:
-    """Returns the folder of a run: that of the checkpoint which it continues or tests, else a new one."""
+def run_dir(task: str, output_dir: str, run_name: str, ckpt_path: str | None, dataset: str) -> str:
+    """Returns the folder of a run: a new one, or that of the checkpoint which it continues or tests."""
     checkpoint = find_checkpoint(output_dir, run_name, ckpt_path)
-    if checkpoint is not None and checkpoint.is_file() and checkpoint.parent.name == "checkpoints":
-        return str(checkpoint.parent.parent)
-    return str(Path(output_dir) / run_name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    if checkpoint is None or not checkpoint.is_file():
+        return str(Path(output_dir) / run_name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    return str(run / f"test-{dataset}" if task == "test" else run)
 
 
 def register_resolvers() -> None:

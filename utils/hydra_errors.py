@@ -3,11 +3,11 @@
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from utils.errors import UserError, fail, nearest
 
+CONFIG_ERRORS = (HydraException, OmegaConfBaseException, UserError)
 _NOT_FOUND = re.compile(r"Could not find '([^']+)'")
 _NO_PRIMARY = re.compile(r"Cannot find primary config '([^']+)'")
 
@@ -27,11 +28,11 @@ def hydra_errors_in_one_sentence(config_dir: Path, default_config: str) -> Itera
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets Hydra's exceptions out instead of printing them
     try:
         yield
-    except (HydraException, OmegaConfBaseException, UserError) as error:
+    except CONFIG_ERRORS as error:
         fail(sentence(error, config_dir, _config_name(sys.argv, default_config), sys.argv[1:]))
 
 
-def sentence(error: BaseException, config_dir: Path, config_name: str, arguments: list[str]) -> str:
+def sentence(error: BaseException, config_dir: Path, config_name: str, arguments: Sequence[str]) -> str:
     """Returns what is wrong with `arguments` and the nearest thing that would be right."""
     if (ours := _user_error(error)) is not None:
         return str(ours)
@@ -59,13 +60,18 @@ def sentence(error: BaseException, config_dir: Path, config_name: str, arguments
     return _first_line(error) + "; see --cfg job for the composed config"
 
 
+def fail_job(error: Exception) -> NoReturn:
+    """Ends the process with the sentence for an error of the running job, before Hydra adds lines to it."""
+    fail(str(_user_error(error) or _first_line(error)))
+
+
 def _user_error(error: BaseException | None) -> UserError | None:
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
 
 
-def _known_keys(config_dir: Path, config_name: str, arguments: list[str]) -> list[str]:
+def _known_keys(config_dir: Path, config_name: str, arguments: Sequence[str]) -> list[str]:
     """Every dotted key of the config that the group choices among `arguments` compose."""
     choices = [
         a for a in arguments if "=" in a and a[0] not in "-+~" and (config_dir / a.split("=")[0]).is_dir()
@@ -80,9 +86,9 @@ def _known_keys(config_dir: Path, config_name: str, arguments: list[str]) -> lis
 
 
 def _dotted(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in config:
-        yield f"{prefix}{key}"
-        value: Any = None if OmegaConf.is_missing(config, key) else config._get_node(key)  # type: ignore[arg-type]
+    for key in map(str, config):
+        yield prefix + key
+        value: Any = None if OmegaConf.is_missing(config, key) else config._get_node(key)
         if isinstance(value, DictConfig) and not value._is_none():
             yield from _dotted(value, f"{prefix}{key}.")
 

@@ -1,0 +1,25 @@
+"""Keeps libraries from talking over the run's own few lines."""
+
+import logging
+import warnings
+
+NOISE = (
+    r".*does not have many workers.*",
+    r".*GPU available but not used.*",
+    r".*number of training batches .* is smaller than the logging interval.*",
+    r".*`gradient_checkpointing_enable` is deprecated.*",
+    r".*`is_gradient_checkpointing` is deprecated.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+)
+
+
+def quiet_libraries() -> None:
+    """Silences start-up notices of Lightning and transformers; errors and other warnings stay."""
+    import transformers
+
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=message)
