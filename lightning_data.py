@@ -19,7 +19,7 @@ from data.datasets import CaptionDataset, Collate, ImageDataset, PairDataset, ca
 from data.loader import ResumableLoader, evaluation_loader
 from data.samplers import EpochSampler, IdentitySampler, RandomSampler
 from data.tokens import TokenCounts, Tokenize, load_tokenizer
-from data.views import Views
+from data.views import PROVIDED_BY, Views
 from utils.errors import UserError, nearest
 
 SAMPLERS = ("random", "identity")
@@ -99,6 +99,11 @@ class TBPSDataModule(L.LightningDataModule):
         self._seed = seed
         self._with_pids = with_pids
         self._views: Views | None = None
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """What a loss may need: views, and labels of the batch."""
+        return frozenset({*PROVIDED_BY, *({PIDS} if self._with_pids else ())})
 
     def set_views(self, needs: Collection[str]) -> None:
         """Says what training batches must hold: the `needs` of the objective, views and ``pids``.

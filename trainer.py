@@ -55,6 +55,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
     from lightning_data import build_data
     from lightning_models import build_encoder, build_module
+    from model.objectives import check_needs
     from utils.checkpoints import load_weights, read_checkpoint
 
     if continued is not None:
@@ -65,6 +66,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     encoder = build_encoder(cfg)
     data.check_token_ids(encoder.backbone.vocab_size)
     module = build_module(cfg, encoder, num_classes=data.num_classes)
+    check_needs(module.objective, data.provides)
     data.set_views(module.objective.needs)
     _announce(cfg, module, data)
 

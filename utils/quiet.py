@@ -9,6 +9,7 @@ NOISE = (
     r".*number of training batches .* is smaller than the logging interval.*",
     r".*`gradient_checkpointing_enable` is deprecated.*",
     r".*`is_gradient_checkpointing` is deprecated.*",
+    r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r".*Checkpoint directory .* exists and is not empty.*",
 )
 

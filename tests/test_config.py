@@ -1,0 +1,150 @@
+"""Every YAML of config/ composes into the default config and instantiates."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from data.annotations.layouts import LAYOUTS
+from data.augmentation import Augmentation
+from model.backbones import Backbone
+from model.lora import add_lora
+from model.objectives import Facts, build_objective
+from model.tbps import TBPS
+from utils.config import register_resolvers
+from utils.loggers import build_loggers
+
+register_resolvers()
+CONFIG = Path(__file__).parents[1] / "config"
+PRIMARY = sorted(path.stem for path in CONFIG.glob("*.yaml") if path.stem != "base")
+OPTIONS = sorted(
+    f"{path.parent.relative_to(CONFIG)}={path.stem}"
+    for path in CONFIG.glob("*/*.yaml")
+    if not path.stem.startswith("_")
+)
+TERMS = sorted(path.stem for path in CONFIG.glob("loss/term/*.yaml"))
+FACTS = Facts(embed_dim=32, pooled_dim=32, num_classes=5, vocab_size=40)
+
+
+def composed(*overrides: str, name: str = "demo") -> DictConfig:
+    with initialize_config_dir(str(CONFIG), version_base="1.3"):
+        return compose(name, overrides=list(overrides), return_hydra_config=False)
+
+
+def linear() -> nn.Linear:
+    return nn.Linear(2, 2)
+
+
+def check_dataset(cfg: DictConfig, folders: dict[str, Path]) -> None:
+    assert cfg.dataset.name in LAYOUTS
+    assert cfg.dataset.batch_size % cfg.dataset.num_instance == 0
+
+
+def check_backbone(cfg: DictConfig, folders: dict[str, Path]) -> None:
+    cfg.backbone.folder, cfg.backbone.max_length = folders[cfg.backbone.family], 12
+    assert isinstance(instantiate(cfg.backbone), Backbone)
+
+
+def check_head(cfg: DictConfig, folders: dict[str, Path]) -> None:
+    cfg.backbone.folder, cfg.backbone.max_length = folders[cfg.backbone.family], 12
+    encoder = TBPS(instantiate(cfg.backbone), instantiate(cfg.head)(32))
+    pixels = torch.zeros(2, 3, *cfg.img_size, dtype=torch.uint8)
+    assert encoder.encode_image(pixels).embedding.shape == (2, encoder.embed_dim)
+
+
+def check_lora(cfg: DictConfig, folders: dict[str, Path]) -> None:
+    cfg.backbone.folder, cfg.backbone.max_length = folders[cfg.backbone.family], 12
+    if cfg.lora.r > 0:
+        add_lora(instantiate(cfg.backbone), **{k: v for k, v in cfg.lora.items() if k != "name"})
+
+
+def check_loss(cfg: DictConfig, folders: dict[str, Path]) -> None:
+    assert build_objective(instantiate(cfg.loss.terms), FACTS).needs
+
+
+def check_aug(cfg: DictConfig, folders: dict[str, Path]) -> None:
+    assert isinstance(instantiate(cfg.aug), Augmentation)
+
+
+def check_optimizer(cfg: DictConfig, folders: dict[str, Path]) -> None:
+    optimizer = instantiate(cfg.optimizer)(linear().named_parameters())
+    assert optimizer.param_groups[0]["lr"] == cfg.optimizer.param_groups.default.lr
+
+
+def check_scheduler(cfg: DictConfig, folders: dict[str, Path]) -> None:
+    optimizer = instantiate(cfg.optimizer)(linear().named_parameters())
+    assert instantiate(cfg.scheduler)(optimizer, steps_per_epoch=5, max_epochs=80).get_last_lr()
+
+
+def check_trainer(cfg: DictConfig, folders: dict[str, Path]) -> None:
+    assert isinstance(instantiate(cfg.trainer, accelerator="cpu"), L.Trainer)
+
+
+def check_callbacks(cfg: DictConfig, folders: dict[str, Path]) -> None:
+    assert all(isinstance(callback, L.Callback) for callback in instantiate(cfg.callbacks).values())
+
+
+def check_logger(cfg: DictConfig, folders: dict[str, Path]) -> None:
+    cfg.logger.wandb.mode = "disabled"
+    loggers = build_loggers(cfg.logger, cfg.run_dir, {}, {})
+    assert len(loggers) == cfg.logger.csv + cfg.logger.tensorboard
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_and_instantiates(
+    option: str, hub_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    group = option.split("=")[0]
+    size = ["img_size_str=32x32"] if group in ("backbone", "head", "lora") else []
+    cfg = composed(option if group != "experiment" else f"+{option}", f"run_dir={tmp_path}", *size)
+    check: Any = globals()[f"check_{group}"]
+    check(cfg, hub_folders)
+
+
+@pytest.mark.parametrize("name", PRIMARY)
+def test_every_primary_config_resolves_without_a_missing_value(name: str) -> None:
+    config = OmegaConf.to_container(composed(name=name), resolve=True, throw_on_missing=True)
+    assert isinstance(config, dict)
+    assert config["img_size"][0] > 0
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_every_term_can_be_added_on_the_command_line(term: str) -> None:
+    added = composed(f"+loss/term@loss.terms.{term}_too={term}", f"loss.terms.{term}_too.weight=0.3")
+    assert added.loss.terms[f"{term}_too"].weight == 0.3
+    assert build_objective(instantiate(added.loss.terms), FACTS).terms[f"{term}_too"].weight == 0.3
+
+
+PAPER_TBPS = (
+    "img_size_str='(256,256)' dataset=cuhk_pedes dataset.sampler=random loss.softlabel_ratio=0.0 "
+    "trainer.max_epochs=60 optimizer=tbps_clip_no_decay optimizer.param_groups.default.lr=1e-5"
+)
+PAPER_IRRA = (
+    "img_size_str='(256,256)' dataset=cuhk_pedes dataset.sampler=identity dataset.num_instance=1 loss=irra "
+    "loss.softlabel_ratio=0.0 trainer.max_epochs=60 optimizer=irra_no_decay "
+    "optimizer.param_groups.default.lr=1e-5"
+)
+
+
+@pytest.mark.parametrize("overrides", [PAPER_TBPS, PAPER_IRRA], ids=["tbps", "irra"])
+def test_the_commands_of_the_papers_readme_compose(overrides: str) -> None:
+    cfg = composed(*overrides.split(), name="m_siglip")
+    assert cfg.img_size == [256, 256]
+    assert cfg.backbone.name == "m_siglip"
+    assert cfg.backbone.folder == "./m_siglip_checkpoints"
+    assert (cfg.dataset.name, cfg.dataset_root_dir) == ("cuhk_pedes", ".")
+    assert (cfg.loss.softlabel_ratio, cfg.trainer.max_epochs) == (0.0, 60)
+    assert cfg.optimizer.param_groups.default.lr == 1e-5
+
+
+def test_overrides_of_single_terms() -> None:
+    cfg = composed("loss.terms.cross_modal_circle.gamma=64", "~loss.terms.citc")
+    assert cfg.loss.terms.cross_modal_circle.gamma == 64
+    assert set(cfg.loss.terms) == {"nitc", "cross_modal_circle", "simclr"}
