@@ -9,8 +9,8 @@ HF_ENDPOINT chooses a mirror of the hub. A folder that is complete already is ke
 """
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final, NamedTuple
 
 from utils.checkpoint_folder import Architecture, IncompleteError, check_folder, copy_folder
@@ -25,24 +25,28 @@ class Checkpoint(NamedTuple):
     architecture: Architecture
 
 
+PRETRAINING_STEPS: Final = 350
 CHECKPOINTS: Final = {
     "m_siglip": Checkpoint(
         "google/siglip-base-patch16-256-multilingual", Architecture("siglip", 768, 768, 16, 250_000)
     ),
     "siglip": Checkpoint("google/siglip-base-patch16-256", Architecture("siglip", 768, 768, 16, 32_000)),
     "clip": Checkpoint("openai/clip-vit-base-patch16", Architecture("clip", 512, 768, 16, 49_408)),
-    "tiny_siglip": Checkpoint(None, Architecture("siglip", 128, 128, 8, None)),
-    "tiny_clip": Checkpoint(None, Architecture("clip", 128, 128, 8, None)),
+    "tiny_siglip": Checkpoint(None, Architecture("siglip", 128, 128, 12, None)),
+    "tiny_clip": Checkpoint(None, Architecture("clip", 128, 128, 12, None)),
 }
 
 
-def prepare(name: str, root: Path = Path(), *, source: Path | None = None) -> Path:
+def prepare(
+    name: str, root: Path = Path(), *, source: Path | None = None, steps: int = PRETRAINING_STEPS
+) -> Path:
     """Returns ``<root>/<name>_checkpoints``, complete and of the right architecture.
 
     Args:
         name: a key of `CHECKPOINTS`.
         root: the folder that also holds the datasets.
         source: a `save_pretrained` folder to copy instead of downloading.
+        steps: how long a tiny backbone is pre-trained.
 
     Raises:
         UserError: unknown name, no network, a wrong or damaged source, a full disk; says what to do.
@@ -65,7 +69,7 @@ def prepare(name: str, root: Path = Path(), *, source: Path | None = None) -> Pa
     if repo is None:
         if source is not None:
             raise UserError(f"{name} is made here from scratch; --from belongs to m_siglip, siglip and clip")
-        _make(name, folder, root)
+        _make(name, folder, root, steps)
     elif source is not None:
         copy_folder(source, folder, architecture)
     else:
@@ -89,25 +93,50 @@ def _download(name: str, repo: str, folder: Path) -> None:
         ) from error
 
 
-def _make(name: str, folder: Path, root: Path) -> None:
-    from model.tiny import make_tiny
+def _make(name: str, folder: Path, root: Path, steps: int) -> None:
+    """Makes a tiny backbone and pre-trains it on the training split of the embedded dataset, in both languages."""
+    import torch
 
-    print(f"{name}: making {folder} from scratch")
-    make_tiny(name, _captions(root), folder)
-
-
-def _captions(root: Path) -> Iterator[str]:
-    """Yields the training captions of the embedded dataset, in both languages; generates it where absent."""
     from data.annotations import read_dataset
-    from data.annotations.layouts import layout_of
+    from data.synthetic import FOLDER, generate
+    from data.tokens import Tokenize, load_tokenizer
+    from data.views import read_image
+    from model.backbones import load_backbone, save_backbone
+    from model.pretrain import pretrain
+    from model.tiny import IMAGE_SIZE, TEXT_LENGTH, make_tiny
 
-    layout = layout_of("synthetic")
-    if not (root / layout.folder / layout.files[0]).is_file():
-        from data.synthetic import generate
-
+    if not (root / FOLDER).exists():
         generate(root)
-    for record in read_dataset("synthetic", root, language="mixed").train:
-        yield from record.captions
+    languages = [read_dataset("synthetic", root, language=language).train for language in ("en", "vi")]
+    print(f"{name}: making {folder} from scratch, {steps} steps of pre-training")
+    with (
+        TemporaryDirectory(prefix=f".{folder.name}.", dir=root) as temporary,
+        torch.random.fork_rng(devices=[]),
+    ):
+        made = make_tiny(
+            name, (c for records in languages for r in records for c in r.captions), Path(temporary) / "made"
+        )
+        size = (IMAGE_SIZE, IMAGE_SIZE // 2)
+        backbone = load_backbone(
+            name,
+            CHECKPOINTS[name].architecture.model_type,
+            made,
+            size,
+            sigmoid=name == "tiny_siglip",
+            max_length=TEXT_LENGTH,
+        )
+        tokenize = Tokenize(load_tokenizer(made), TEXT_LENGTH)
+        pretrain(
+            backbone,
+            images=torch.stack([read_image(record, size) for record in languages[0]]),
+            pids=torch.tensor([record.pid for record in languages[0]]),
+            texts=[
+                torch.stack([tokenize(record.captions).ids for record in records]) for records in languages
+            ],
+            steps=steps,
+        )
+        save_backbone(backbone, made)
+        made.rename(folder)
 
 
 def main() -> None:
@@ -120,12 +149,18 @@ def main() -> None:
     )
     parser.add_argument("--from", dest="source", type=Path, metavar="FOLDER", help="copy this folder instead")
     parser.add_argument("--root", type=Path, default=Path(), help="where to put the folders (default: here)")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=PRETRAINING_STEPS,
+        help="pre-training of a tiny backbone (default: %(default)s)",
+    )
     args = parser.parse_args()
     names = args.names or ["m_siglip"]
     if args.source is not None and len(names) > 1:
         raise UserError(f"--from holds one checkpoint, but {' and '.join(names)} are named; name one")
     for name in names:
-        prepare(name, args.root, source=args.source)
+        prepare(name, args.root, source=args.source, steps=args.steps)
 
 
 if __name__ == "__main__":

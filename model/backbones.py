@@ -36,8 +36,10 @@ class GridEmbeddings(nn.Module):
         self.class_embedding: nn.Parameter | None = cls
         table: Tensor = pretrained.position_embedding.weight.detach()
         prefix, grid = table.split([0 if cls is None else 1, len(table) - (0 if cls is None else 1)])
-        resized = torch.cat([prefix, _resize_grid(grid, height, width)])
+        side = round(len(grid) ** 0.5)
+        resized = torch.cat([prefix, _resize_grid(grid, (side, side), (height, width))])
         self.position_embedding = nn.Embedding.from_pretrained(resized, freeze=False)
+        self.grid = (height, width)
 
     def forward(self, pixel_values: Tensor, **_: Any) -> Tensor:
         patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
@@ -46,14 +48,13 @@ class GridEmbeddings(nn.Module):
         return patches + self.position_embedding.weight
 
 
-def _resize_grid(grid: Tensor, height: int, width: int) -> Tensor:
-    """Returns ``(height*width, D)`` from a square grid of positions ``(n*n, D)``."""
-    side = round(len(grid) ** 0.5)
-    if (side, side) == (height, width):
-        return grid.clone()
-    square = grid.reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    resized = F.interpolate(square, size=(height, width), mode="bicubic", align_corners=False)
-    return resized.permute(0, 2, 3, 1).reshape(height * width, -1)
+def _resize_grid(table: Tensor, grid: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Returns positions ``(new[0]*new[1], D)`` from those of a `grid`, ``(grid[0]*grid[1], D)``; bicubic."""
+    if grid == new:
+        return table.clone()
+    image = table.reshape(1, *grid, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(image, size=new, mode="bicubic", align_corners=False)
+    return resized.permute(0, 2, 3, 1).reshape(new[0] * new[1], -1)
 
 
 class Backbone(nn.Module):
@@ -156,6 +157,23 @@ class ClipBackbone(Backbone):
         output = self.hub_model.text_model(ids)
         project = self.hub_model.text_projection
         return BackboneOutput(project(output.pooler_output), project(output.last_hidden_state), mask)
+
+
+@torch.no_grad()
+def save_backbone(backbone: Backbone, folder: str | Path) -> None:
+    """Writes config and weights in Hugging Face format; positions go back to the square grid of the config."""
+    model = backbone.hub_model
+    weights = model.state_dict()
+    embeddings: GridEmbeddings = model.vision_model.embeddings
+    name = next(
+        name for name in weights if name.endswith("vision_model.embeddings.position_embedding.weight")
+    )
+    prefix = 0 if embeddings.class_embedding is None else 1
+    vision = model.config.vision_config
+    side = vision.image_size // vision.patch_size
+    square = _resize_grid(weights[name][prefix:], embeddings.grid, (side, side))
+    weights[name] = torch.cat([weights[name][:prefix], square])
+    model.save_pretrained(folder, state_dict=weights)
 
 
 FAMILIES: dict[str, type[Backbone]] = {"siglip": SiglipBackbone, "clip": ClipBackbone}

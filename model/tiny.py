@@ -6,7 +6,7 @@ from math import log
 from pathlib import Path
 from string import ascii_lowercase, digits
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Any, Final
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -24,8 +24,9 @@ from transformers import (
 from transformers.utils import logging
 
 WIDTH: Final = 128
-PATCH_SIZE: Final = 8
+PATCH_SIZE: Final = 12
 IMAGE_SIZE: Final = 96
+TEXT_LENGTH: Final = 48
 VOCAB_SIZE: Final = 2000
 _TOWER: Final = {
     "hidden_size": WIDTH,
@@ -56,7 +57,9 @@ def make_tiny(name: str, captions: Iterable[str], folder: Path, seed: int = 0) -
         _silent_transformers(),
     ):
         torch.manual_seed(seed)
-        for part in MAKERS[name](captions):
+        parts = MAKERS[name](captions)
+        _ease_learning(parts[0])
+        for part in parts:
             part.save_pretrained(Path(temporary) / "made")
         try:
             (Path(temporary) / "made").rename(folder)
@@ -66,10 +69,37 @@ def make_tiny(name: str, captions: Iterable[str], folder: Path, seed: int = 0) -
     return folder
 
 
+@torch.no_grad()
+def _ease_learning(model: Any) -> None:
+    """Replaces initial values by such that a few hundred steps are enough to learn which word goes with which.
+
+    Positions are sinusoidal (Vaswani et al., NeurIPS 2017), so that neighbours are easy to find, and queries
+    and keys of the text tower start similar (mimetic initialisation, Trockman and Kolter, ICML 2023).
+    """
+    text, vision = model.text_model, model.vision_model
+    text.embeddings.token_embedding.weight.normal_(std=0.3)
+    rows = _sinusoids(TEXT_LENGTH, WIDTH)
+    text.embeddings.position_embedding.weight.copy_(0.3 * rows)
+    side = IMAGE_SIZE // PATCH_SIZE
+    axis = _sinusoids(side, WIDTH // 2)
+    grid = torch.cat([axis.repeat_interleave(side, 0), axis.repeat(side, 1)], dim=1)
+    vision.embeddings.position_embedding.weight[-len(grid) :] = 0.3 * grid
+    for layer in text.encoder.layers[:2]:
+        for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+            projection.weight.mul_(0.5).add_(0.7 * torch.eye(WIDTH))
+
+
+def _sinusoids(positions: int, width: int) -> torch.Tensor:
+    """Returns sines and cosines of the positions ``(positions, width)``, wave lengths from 2 pi to 200 pi."""
+    rates = 100.0 ** (-torch.arange(width // 2) / (width // 2))
+    angles = torch.arange(positions)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
 def _siglip(captions: Iterable[str]) -> _Parts:
     """Sigmoid family: texts are padded to the full length; scale 10 and bias -10 as SigLIP starts from."""
     specials = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    tokenizer = _tokenizer(captions, specials, template="$A </s>", max_length=64)
+    tokenizer = _tokenizer(captions, specials, template="$A </s>", max_length=TEXT_LENGTH)
     text = {
         **_TOWER,
         "vocab_size": len(tokenizer),
@@ -89,7 +119,7 @@ def _clip(captions: Iterable[str]) -> _Parts:
     """Softmax family: pooled at the first end-of-text token, which also pads; scale 1/0.07."""
     start, end = "<|startoftext|>", "<|endoftext|>"
     specials = {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": "<unk>"}
-    tokenizer = _tokenizer(captions, specials, template=f"{start} $A {end}", max_length=77)
+    tokenizer = _tokenizer(captions, specials, template=f"{start} $A {end}", max_length=TEXT_LENGTH)
     text = {
         **_TOWER,
         "projection_dim": WIDTH,

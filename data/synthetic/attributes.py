@@ -1,0 +1,246 @@
+"""Who can be drawn: the attributes of a person, the combinations that make sense, identities and near-twins."""
+
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final
+
+RGB = tuple[int, int, int]
+Weights = dict[str | None, float]
+
+COLOURS: Final[dict[str, RGB]] = {
+    "black": (30, 30, 34),
+    "white": (240, 240, 238),
+    "grey": (138, 140, 144),
+    "red": (204, 28, 36),
+    "orange": (240, 122, 20),
+    "yellow": (246, 212, 40),
+    "green": (36, 132, 58),
+    "blue": (30, 66, 178),
+    "purple": (120, 50, 152),
+    "pink": (246, 138, 178),
+    "brown": (118, 72, 38),
+}
+HAIR_COLOURS: Final[dict[str, RGB]] = {
+    "black": (28, 24, 26),
+    "brown": (112, 66, 34),
+    "blond": (222, 182, 92),
+    "grey": (176, 176, 178),
+    "red": (166, 44, 26),
+}
+PATTERN_COLOURS: Final = ("white", "black", "yellow", "red", "blue")
+HAND_CARRIED: Final = ("handbag", "suitcase")
+PATTERNS: Final[dict[str, Weights]] = {
+    "t-shirt": {"plain": 4, "striped": 2, "print": 2, "dotted": 1},
+    "shirt": {"plain": 3, "checked": 3, "pinstriped": 2},
+    "sweater": {"plain": 3, "striped": 3},
+    "hoodie": {"plain": 3, "print": 2},
+    "jacket": {"plain": 1},
+    "coat": {"plain": 3, "checked": 1},
+    "tank top": {"plain": 3, "striped": 1},
+    "dress": {"plain": 3, "dotted": 2, "striped": 1, "checked": 1},
+}
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """What a caption can say about a person. A part that the person lacks is None, and so are its details.
+
+    Sides are the person's own left and right. Field order is the order of sampling: what a field may be
+    depends on the fields above it only (`options`).
+    """
+
+    gender: str
+    headwear: str | None
+    headwear_colour: str | None
+    hair: str
+    hair_colour: str | None
+    upper: str
+    upper_colour: str
+    pattern: str
+    pattern_colour: str | None
+    inner_colour: str | None
+    lower: str | None
+    lower_colour: str | None
+    shoes: str
+    shoes_colour: str
+    bag: str | None
+    bag_colour: str | None
+    bag_side: str | None
+    scarf_colour: str | None
+    eyewear: str | None
+    mask_colour: str | None
+    held: str | None
+    held_colour: str | None
+    held_side: str | None
+
+
+FIELDS: Final = tuple(field.name for field in fields(Appearance))
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A person of the dataset. `twin` is the id of the person who differs in exactly one attribute, if any."""
+
+    pid: int
+    split: str
+    appearance: Appearance
+    twin: int | None
+
+
+def options(field: str, person: Mapping[str, Any]) -> Weights:
+    """Returns the values that `field` may take, with weights, given the fields of `person` above it."""
+    match field:
+        case "gender":
+            return {"man": 1, "woman": 1}
+        case "headwear":
+            return {None: 24, "cap": 3, "beanie": 2, "wide hat": 2, "helmet": 2, "conical hat": 1}
+        case "headwear_colour":
+            return _any_colour() if person["headwear"] not in (None, "conical hat") else {None: 1}
+        case "hair":
+            if person["gender"] == "man":
+                return {"short": 8, "shaved": 1}
+            return {"long": 4, "ponytail": 3, "bob": 2} | ({} if person["headwear"] else {"bun": 2})
+        case "hair_colour":
+            return dict.fromkeys(HAIR_COLOURS, 1) if person["hair"] != "shaved" else {None: 1}
+        case "upper":
+            both = {
+                "t-shirt": 4,
+                "shirt": 4,
+                "sweater": 3,
+                "hoodie": 3,
+                "jacket": 4,
+                "coat": 2,
+                "tank top": 1.5,
+            }
+            return both | ({"dress": 5} if person["gender"] == "woman" else {})
+        case "upper_colour" | "shoes_colour":
+            return _any_colour()
+        case "pattern":
+            return PATTERNS[person["upper"]]
+        case "pattern_colour":
+            return _contrasting(person["upper_colour"]) if person["pattern"] != "plain" else {None: 1}
+        case "inner_colour":
+            return _other_colours(person["upper_colour"]) if person["upper"] == "jacket" else {None: 1}
+        case "lower":
+            return _lower_garments(person)
+        case "lower_colour":
+            if person["lower"] == "jeans":
+                return {"blue": 3, "black": 2, "grey": 2}
+            return _any_colour() if person["lower"] else {None: 1}
+        case "shoes":
+            return {"trainers": 5, "sandals": 1.5} | (
+                {} if person["lower"] == "long skirt" else {"boots": 2.5}
+            )
+        case "bag":
+            return {None: 10, "backpack": 4, "shoulder bag": 3, "handbag": 2.5, "suitcase": 1.5}
+        case "bag_colour":
+            return _any_colour() if person["bag"] else {None: 1}
+        case "bag_side":
+            return {"left": 1, "right": 1} if person["bag"] not in (None, "backpack") else {None: 1}
+        case "scarf_colour":
+            bare = person["upper"] in ("hoodie", "tank top", "t-shirt")
+            return {None: 1} if bare else {None: 100} | _other_colours(person["upper_colour"])
+        case "eyewear":
+            return {None: 9, "sunglasses": 1}
+        case "mask_colour":
+            return {None: 40, "white": 1, "blue": 1, "black": 1, "pink": 1}
+        case "held":
+            shelter: Weights = {} if person["headwear"] else {"umbrella": 2}
+            return {None: 20, "phone": 2} | shelter
+        case "held_colour":
+            return _any_colour() if person["held"] == "umbrella" else {None: 1}
+        case "held_side":
+            if person["held"] is None:
+                return {None: 1}
+            busy = person["bag_side"] if person["bag"] in HAND_CARRIED else None
+            return {side: 1 for side in ("left", "right") if side != busy}
+    raise KeyError(field)
+
+
+def is_valid(person: Appearance) -> bool:
+    """Returns whether every field of `person` is one that its other fields allow."""
+    values = vars(person)
+    return all(values[field] in options(field, values) for field in FIELDS)
+
+
+def sample_appearance(rng: random.Random) -> Appearance:
+    """Returns a random person."""
+    chosen: dict[str, Any] = {}
+    for field in FIELDS:
+        weights = options(field, chosen)
+        chosen[field] = rng.choices(list(weights), list(weights.values()))[0]
+    return Appearance(**chosen)
+
+
+def sample_twin(person: Appearance, rng: random.Random) -> Appearance:
+    """Returns a valid person who differs from `person` in exactly one field."""
+    values: dict[str, Any] = vars(person)
+    for field in rng.sample(FIELDS, len(FIELDS)):
+        twins = [
+            replace(person, **{field: value}) for value in options(field, values) if value != values[field]
+        ]
+        valid = [twin for twin in twins if is_valid(twin)]
+        if valid:
+            return rng.choice(valid)
+    raise AssertionError("every appearance has a colour that can change")
+
+
+def sample_identities(sizes: Mapping[str, int], twin_share: float, rng: random.Random) -> list[Identity]:
+    """Returns the people of all splits with ids from 1, pairwise different in appearance.
+
+    Args:
+        sizes: number of identities per split name, in the order of the ids.
+        twin_share: share of each split's identities that belong to a pair of near-twins.
+    """
+    taken: set[Appearance] = set()
+    identities: list[Identity] = []
+    for split, size in sizes.items():
+        pairs = round(size * twin_share / 2)
+        groups = [1] * (size - 2 * pairs) + [2] * pairs
+        rng.shuffle(groups)
+        for members in groups:
+            first = len(identities) + 1
+            people = _new_people(members, taken, rng)
+            for pid, person in enumerate(people, start=first):
+                twin = first + members - 1 - (pid - first) if members == 2 else None
+                identities.append(Identity(pid, split, person, twin))
+    return identities
+
+
+def _new_people(members: int, taken: set[Appearance], rng: random.Random) -> Iterable[Appearance]:
+    while True:
+        person = sample_appearance(rng)
+        people = (person,) if members == 1 else (person, sample_twin(person, rng))
+        if taken.isdisjoint(people):
+            taken.update(people)
+            return people
+
+
+def _any_colour() -> Weights:
+    return dict.fromkeys(COLOURS, 1)
+
+
+def _other_colours(colour: str) -> Weights:
+    return {name: 1 for name in COLOURS if name != colour}
+
+
+def _contrasting(colour: str) -> Weights:
+    light = _luminance(colour)
+    return {name: 1 for name in PATTERN_COLOURS if abs(_luminance(name) - light) > 80}
+
+
+def _luminance(colour: str) -> float:
+    red, green, blue = COLOURS[colour]
+    return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
+def _lower_garments(person: Mapping[str, Any]) -> Weights:
+    if person["upper"] == "dress":
+        return {None: 1}
+    short: Weights = {} if person["upper"] == "coat" else {"shorts": 3}
+    if person["gender"] == "man":
+        return {"trousers": 5, "jeans": 4} | short
+    if short:
+        short |= {"skirt": 4}
+    return {"trousers": 3, "jeans": 3, "long skirt": 2} | short

@@ -1,0 +1,199 @@
+"""Writes the embedded dataset to disk, in the format of VN3K, once per specification."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from filelock import FileLock
+from tqdm import tqdm
+
+from data.synthetic.attributes import Identity, sample_identities
+from data.synthetic.captions.annotators import annotate
+from data.synthetic.drawing.picture import draw_picture
+from data.synthetic.shot import sample_shot, sample_views
+from utils.errors import UserError
+
+FOLDER: Final = "SYNTH-PEDES"
+IMAGES: Final = "imgs"
+ANNOTATIONS: Final = "data_captions.json"
+STAMP: Final = "synthetic.json"
+VERSION: Final = 1  # raise it whenever the same specification would give another dataset
+CAPTION_KEYS: Final = {"captions": "vi", "en_captions": "en"}
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SyntheticSpec:
+    """What dataset to draw. Equal specifications give equal datasets.
+
+    Raises:
+        UserError: a number is out of its range.
+    """
+
+    train: int = field(default=1600, metadata={"help": "training identities"})
+    val: int = field(default=100, metadata={"help": "validation identities"})
+    test: int = field(default=200, metadata={"help": "test identities"})
+    images_per_identity: int = field(default=3, metadata={"help": "pictures of each identity"})
+    captions_per_image: int = field(default=2, metadata={"help": "captions of each picture, per language"})
+    height: int = field(default=128, metadata={"help": "picture height in pixels"})
+    width: int = field(default=64, metadata={"help": "picture width in pixels"})
+    twin_share: float = field(
+        default=0.2, metadata={"help": "share of identities in pairs that differ in one detail"}
+    )
+    seed: int = field(default=0, metadata={"help": "seed of everything drawn and written"})
+
+    def __post_init__(self) -> None:
+        least = {"height": 32, "width": 16, "twin_share": 0, "seed": 0}
+        for name, value in asdict(self).items():
+            if value < least.get(name, 1):
+                raise UserError(
+                    f"{name}={value} of the synthetic dataset must be at least {least.get(name, 1)}."
+                )
+        if self.twin_share > 1:
+            raise UserError(f"twin_share={self.twin_share} of the synthetic dataset must be at most 1.")
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Number of identities per split, under the split names of VN3K."""
+        return {"train": self.train, "validate": self.val, "test": self.test}
+
+    def identities(self) -> list[Identity]:
+        """Returns the people of the dataset, ids from 1, split by split."""
+        return sample_identities(self.splits, self.twin_share, random.Random(f"{self.seed}/identities"))
+
+
+DEFAULT_SPEC: Final = SyntheticSpec()
+
+
+def generate(root: Path, spec: SyntheticSpec = DEFAULT_SPEC, workers: int | None = None) -> Path:
+    """Returns the dataset's folder under `root`, after writing the dataset unless it is there already.
+
+    The dataset depends on `spec` alone, not on `workers` (processes; None for one per core). It is built in a
+    hidden folder beside its place and moved there when complete. Builds under one `root` wait for each other.
+
+    Raises:
+        UserError: the folder exists and was not written by this generator, or the disk refuses.
+    """
+    folder = root / FOLDER
+    stamp = {"generator": "data.synthetic", "version": VERSION, "spec": asdict(spec)}
+    if _read_stamp(folder) == stamp:
+        return folder
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f".{FOLDER}.lock"):
+            if _read_stamp(folder) != stamp:
+                _build(folder, spec, stamp, workers or _cores())
+    except OSError as error:
+        raise UserError(
+            f"cannot write the synthetic dataset to {folder}: {error.strerror or error}."
+        ) from error
+    return folder
+
+
+def _read_stamp(folder: Path) -> Any:
+    """Returns the stamp of `folder`, or None if there is no such folder."""
+    if not os.path.lexists(folder):
+        return None
+    try:
+        stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        stamp = None
+    if not isinstance(stamp, dict) or stamp.get("generator") != "data.synthetic":
+        raise UserError(
+            f"{folder} exists but has no {STAMP} of the synthetic generator, which will not overwrite it: "
+            "move that folder away or choose another dataset root."
+        )
+    return stamp
+
+
+def _build(folder: Path, spec: SyntheticSpec, stamp: Record, workers: int) -> None:
+    building, old = (folder.with_name(f".{FOLDER}.{name}") for name in ("partial", "old"))
+    for leftover in (building, old):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    try:
+        images = building / IMAGES
+        images.mkdir(parents=True)
+        records = [record for records in _draw_all(spec, images, workers) for record in records]
+        for name, content in ((ANNOTATIONS, records), (STAMP, stamp)):
+            (building / name).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+        if folder.exists():
+            folder.rename(old)
+        building.rename(folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _draw_all(spec: SyntheticSpec, images: Path, workers: int) -> Iterable[list[Record]]:
+    """Yields the records of each identity in turn, its pictures written; shows a progress bar on a terminal."""
+    identities = spec.identities()
+    draw = partial(_draw_identity, spec, images)
+    drawn = map(draw, identities) if workers == 1 else _in_processes(draw, identities, workers)
+    yield from tqdm(drawn, desc=FOLDER, total=len(identities), unit="person", disable=None)
+
+
+def _in_processes(draw: Any, identities: list[Identity], workers: int) -> Iterator[list[Record]]:
+    # Forked, because spawned workers would each import the caller's main module, and torch with it.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    try:
+        yield from pool.map(draw, identities, chunksize=8)
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that drew the synthetic dataset died, perhaps for lack of memory: use fewer workers."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Makes this worker leave interrupts to its parent, and end when the parent is gone, killed included."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _draw_identity(spec: SyntheticSpec, images: Path, identity: Identity) -> list[Record]:
+    """Writes the pictures of `identity` and returns their records."""
+    person, pid = identity.appearance, identity.pid
+    views = sample_views(spec.images_per_identity, random.Random(f"{spec.seed}/{pid}/views"))
+    records: list[Record] = []
+    for index, view in enumerate(views):
+        rng = random.Random(f"{spec.seed}/{pid}/{index}")
+        shot = sample_shot(person, view, rng)
+        looks = random.Random(f"{spec.seed}/{pid}/looks")
+        picture = draw_picture(person, shot, (spec.width, spec.height), looks, rng)
+        name = f"{pid:05d}_{index}.jpg"
+        picture.save(images / name, quality=rng.randint(60, 95))
+        record: Record = {"id": pid, "file_path": name, "split": identity.split}
+        for key, language in CAPTION_KEYS.items():
+            words = random.Random(f"{spec.seed}/{pid}/{index}/{language}")
+            captions = annotate(person, shot, language, spec.captions_per_image, words)
+            record[key] = [caption.text for caption in captions]
+        records.append(record)
+    return records
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
