@@ -78,13 +78,11 @@ class TBPSDataModule(L.LightningDataModule):
         super().__init__()
         if sampler not in SAMPLERS:
             raise UserError(
-                f"dataset.sampler={sampler} is unknown; expected {' or '.join(SAMPLERS)}."
-                + nearest(sampler, SAMPLERS)
+                f"dataset.sampler={sampler} is unknown; expected {' or '.join(SAMPLERS)}." + nearest(sampler, SAMPLERS)
             )
         if sampler == "identity" and not with_pids:
             raise UserError(
-                "dataset.sampler=identity reads identities, which this method must not; "
-                "use dataset.sampler=random."
+                "dataset.sampler=identity reads identities, which this method must not; use dataset.sampler=random."
             )
         self.dataset = dataset
         self.tokenize = Tokenize(load_tokenizer(tokenizer_path), max_length)
@@ -112,9 +110,7 @@ class TBPSDataModule(L.LightningDataModule):
             UserError: nothing provides one of them.
         """
         if PIDS in needs and not self._with_pids:
-            raise UserError(
-                "A loss asks for identities, which this method must not read; leave that loss out."
-            )
+            raise UserError("A loss asks for identities, which this method must not read; leave that loss out.")
         self._views = Views(set(needs) - {PIDS}, self._img_size, self._aug)
 
     @property
@@ -173,18 +169,14 @@ class TBPSDataModule(L.LightningDataModule):
         cut = sum(split.cut for split in self.counts().values())
         if cut:
             longest = max(tokens.longest for tokens in self._tokens.values())
-            splits.append(
-                f"{cut:,} captions cut to {self.tokenize.max_length} tokens (the longest has {longest})"
-            )
+            splits.append(f"{cut:,} captions cut to {self.tokenize.max_length} tokens (the longest has {longest})")
         return f"{name}: {'; '.join(splits)}"
 
     def train_dataloader(self) -> ResumableLoader:
         if self._views is None:
             raise RuntimeError("set_views(objective.needs) comes before training")
         dataset = PairDataset(self.dataset.train, self._views, with_pids=self._with_pids)
-        return ResumableLoader(
-            dataset, self._train_sampler(dataset), self._collate, num_workers=self._workers()
-        )
+        return ResumableLoader(dataset, self._train_sampler(dataset), self._collate, num_workers=self._workers())
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """Returns the loader of the validation images and that of the validation captions."""

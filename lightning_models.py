@@ -144,12 +144,8 @@ class LitTBPS(LitRanker):
         optimizer = self._make_optimizer(self.named_parameters())
         epochs = self.trainer.max_epochs
         if epochs is None or epochs < 1:
-            raise UserError(
-                f"trainer.max_epochs: {epochs} given, expected at least 1: schedules need to know the end"
-            )
-        scheduler = self._make_scheduler(
-            optimizer, steps_per_epoch=self._steps_per_epoch(), max_epochs=epochs
-        )
+            raise UserError(f"trainer.max_epochs: {epochs} given, expected at least 1: schedules need to know the end")
+        scheduler = self._make_scheduler(optimizer, steps_per_epoch=self._steps_per_epoch(), max_epochs=epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _steps_per_epoch(self) -> int:
@@ -197,9 +193,7 @@ class LitTBPS(LitRanker):
         scale, bias = self.encoder.temperature()
         values: dict[str, Any] = {f"train/loss/{term}": value for term, value in report.raw.items()}
         values |= {f"train/weighted/{term}": value for term, value in report.weighted.items()}
-        values |= {
-            f"train/stat/{t}/{name}": v for t, stats in report.stats.items() for name, v in stats.items()
-        }
+        values |= {f"train/stat/{t}/{name}": v for t, stats in report.stats.items() for name, v in stats.items()}
         values |= {"train/logit_scale": scale.detach(), "train/logit_bias": bias.detach()}
         optimizer: Any = self.optimizers()
         values |= {f"lr/{group}": lr for group, lr in learning_rates(optimizer).items()}

@@ -25,7 +25,7 @@ class Checkpoint(NamedTuple):
     architecture: Architecture
 
 
-PRETRAINING_STEPS: Final = 350
+PRETRAINING_STEPS: Final = 700
 CHECKPOINTS: Final = {
     "m_siglip": Checkpoint(
         "google/siglip-base-patch16-256-multilingual", Architecture("siglip", 768, 768, 16, 250_000)
@@ -37,9 +37,7 @@ CHECKPOINTS: Final = {
 }
 
 
-def prepare(
-    name: str, root: Path = Path(), *, source: Path | None = None, steps: int = PRETRAINING_STEPS
-) -> Path:
+def prepare(name: str, root: Path = Path(), *, source: Path | None = None, steps: int = PRETRAINING_STEPS) -> Path:
     """Returns ``<root>/<name>_checkpoints``, complete and of the right architecture.
 
     Args:
@@ -130,9 +128,7 @@ def _make(name: str, folder: Path, root: Path, steps: int) -> None:
             backbone,
             images=torch.stack([read_image(record, size) for record in languages[0]]),
             pids=torch.tensor([record.pid for record in languages[0]]),
-            texts=[
-                torch.stack([tokenize(record.captions).ids for record in records]) for records in languages
-            ],
+            texts=[torch.stack([tokenize(record.captions).ids for record in records]) for records in languages],
             steps=steps,
         )
         save_backbone(backbone, made)
@@ -141,12 +137,8 @@ def _make(name: str, folder: Path, root: Path, steps: int) -> None:
 
 def main() -> None:
     """Parses the command line and prepares what it names."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"{', '.join(CHECKPOINTS)} (default: m_siglip)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(CHECKPOINTS)} (default: m_siglip)")
     parser.add_argument("--from", dest="source", type=Path, metavar="FOLDER", help="copy this folder instead")
     parser.add_argument("--root", type=Path, default=Path(), help="where to put the folders (default: here)")
     parser.add_argument(

@@ -120,9 +120,7 @@ def main(cfg: DictConfig) -> float:
     cfg.run_dir = HydraConfig.get().runtime.output_dir
     try:
         if cfg.task not in tasks:
-            raise UserError(
-                f"task={cfg.task}: no such task.{nearest(cfg.task, set(tasks))} Choose train or test"
-            )
+            raise UserError(f"task={cfg.task}: no such task.{nearest(cfg.task, set(tasks))} Choose train or test")
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         metrics = tasks[cfg.task](cfg)
     except CONFIG_ERRORS as error:

@@ -78,9 +78,7 @@ class RandomResizedCrop:
         part_width = min(width, max(1, round(width * sqrt(scale * ratio))))
         top = _below(height - part_height + 1)
         left = _below(width - part_width + 1)
-        return functional.resized_crop(
-            image, top, left, part_height, part_width, [height, width], antialias=True
-        )
+        return functional.resized_crop(image, top, left, part_height, part_width, [height, width], antialias=True)
 
 
 class RandomWordDeletion:

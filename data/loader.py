@@ -96,9 +96,7 @@ def evaluation_loader(
     """
     items = len(dataset)  # type: ignore[arg-type]
     if items < world_size:
-        raise UserError(
-            f"A split of {items} items cannot be shared out over {world_size} processes; use fewer."
-        )
+        raise UserError(f"A split of {items} items cannot be shared out over {world_size} processes; use fewer.")
     batches = min(-(-items // (world_size * batch_size)), items // world_size)
     share = np.array_split(np.arange(rank, items, world_size), batches)
     return DataLoader(

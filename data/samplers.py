@@ -89,9 +89,7 @@ class RandomSampler(EpochSampler):
 
     def __init__(self, pairs: int, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
         if pairs < world_size:
-            raise UserError(
-                f"The training set has {pairs} image-caption pairs for {world_size} processes; use fewer."
-            )
+            raise UserError(f"The training set has {pairs} image-caption pairs for {world_size} processes; use fewer.")
         if pairs < batch_size:
             batch_size = pairs - pairs % world_size
         super().__init__(pairs // batch_size, batch_size, seed=seed, rank=rank, world_size=world_size)

@@ -25,9 +25,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         UserError: there is none.
     """
     if not Path(folder).is_dir():
-        raise UserError(
-            f"The tokenizer folder {folder} does not exist; `uv run prepare_checkpoints.py` fills one."
-        )
+        raise UserError(f"The tokenizer folder {folder} does not exist; `uv run prepare_checkpoints.py` fills one.")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:

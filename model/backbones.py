@@ -85,7 +85,12 @@ class Backbone(nn.Module):
 
     @property
     def vocab_size(self) -> int:
-        return self.hub_model.text_model.embeddings.token_embedding.num_embeddings
+        return len(self.token_table)
+
+    @property
+    def token_table(self) -> nn.Parameter:
+        """The embeddings of the vocabulary ``(V, D)``."""
+        return self.hub_model.text_model.embeddings.token_embedding.weight
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Returns float pixels ``(B, 3, H, W)`` as the tower was pre-trained on, from uint8 ones."""
@@ -165,9 +170,7 @@ def save_backbone(backbone: Backbone, folder: str | Path) -> None:
     model = backbone.hub_model
     weights = model.state_dict()
     embeddings: GridEmbeddings = model.vision_model.embeddings
-    name = next(
-        name for name in weights if name.endswith("vision_model.embeddings.position_embedding.weight")
-    )
+    name = next(name for name in weights if name.endswith("vision_model.embeddings.position_embedding.weight"))
     prefix = 0 if embeddings.class_embedding is None else 1
     vision = model.config.vision_config
     side = vision.image_size // vision.patch_size
@@ -218,9 +221,7 @@ def load_backbone(
     backbone_class = FAMILIES[family]
     positions = config.get("text_config", {}).get("max_position_embeddings", max_length)
     if max_length > positions:
-        raise UserError(
-            f"backbone.max_length: {max_length} asked for, but {name!r} has {positions} text positions"
-        )
+        raise UserError(f"backbone.max_length: {max_length} asked for, but {name!r} has {positions} text positions")
     patch = config.get("vision_config", {}).get("patch_size", 16)
     if img_size[0] % patch or img_size[1] % patch:
         raise UserError(
@@ -239,9 +240,10 @@ def load_backbone(
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     tower.requires_grad_(not freeze_vision)
-    model.text_model.requires_grad_(not freeze_text)
+    text: Any = model.text_model
+    text.requires_grad_(not freeze_text)
     if freeze_token_table:
-        model.get_input_embeddings().requires_grad_(False)
+        text.embeddings.token_embedding.requires_grad_(False)
     pixels = _read_json(folder, "preprocessor_config.json", name)
     model.train()
     return backbone_class(model, pixels["image_mean"], pixels["image_std"], sigmoid=sigmoid)
@@ -250,9 +252,7 @@ def load_backbone(
 def _read_json(folder: Path, file: str, name: str) -> dict[str, Any]:
     path = folder / file
     if not path.is_file():
-        raise UserError(
-            f"backbone {name!r}: {path} does not exist; run 'uv run prepare_checkpoints.py {name}'"
-        )
+        raise UserError(f"backbone {name!r}: {path} does not exist; run 'uv run prepare_checkpoints.py {name}'")
     return json.loads(path.read_text(encoding="utf-8"))
 
 

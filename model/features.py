@@ -130,9 +130,7 @@ class Features:
         """This process' label ``(B, ...)`` of that name."""
         self.accessed.add(name)
         if name not in self._labels:
-            raise LookupError(
-                f"this batch carries no {name!r}: a loss that reads it must list {name!r} in needs"
-            )
+            raise LookupError(f"this batch carries no {name!r}: a loss that reads it must list {name!r} in needs")
         return self._labels[name]
 
     @property

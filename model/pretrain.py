@@ -59,12 +59,11 @@ def pretrain(
 
 def _groups(backbone: Backbone) -> list[dict[str, object]]:
     """Decayed matrices, vectors, and the token table, whose rows are seen too seldom for the common rate."""
-    table = backbone.hub_model.get_input_embeddings().weight
-    rest = [p for p in backbone.parameters() if p is not table]
+    rest = [p for p in backbone.parameters() if p is not backbone.token_table]
     return [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": 0.05},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-        {"params": [table], "weight_decay": 0.0, "lr": 3 * LEARNING_RATE},
+        {"params": [backbone.token_table], "weight_decay": 0.0, "lr": 3 * LEARNING_RATE},
     ]
 
 
@@ -76,9 +75,7 @@ def _rate(step: int, steps: int) -> float:
 def _fit_temperature(backbone: Backbone, image: Tensor, text: Tensor, pids: Tensor) -> None:
     """Sets scale and bias to what the sigmoid loss of one batch ``(B, D)`` asks for; softmax has no bias."""
     model = backbone.hub_model
-    optimizer = torch.optim.LBFGS(
-        [model.logit_scale, model.logit_bias], max_iter=50, line_search_fn="strong_wolfe"
-    )
+    optimizer = torch.optim.LBFGS([model.logit_scale, model.logit_bias], max_iter=50, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -86,4 +83,4 @@ def _fit_temperature(backbone: Backbone, image: Tensor, text: Tensor, pids: Tens
         loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)

@@ -151,9 +151,7 @@ def _tokenizer(
     core = Tokenizer(models.BPE(unk_token=specials["unk_token"]))
     no_punctuation = normalizers.Replace(Regex(r"\p{P}+"), " ")
     core.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase(), no_punctuation])
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
-    )
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
     core.decoder = decoders.Metaspace()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,

@@ -79,9 +79,7 @@ def split_parameters(
     return list(groups.values())
 
 
-def group_table(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], param_groups: Mapping[str, Any]
-) -> PrettyTable:
+def group_table(named_parameters: Iterable[tuple[str, nn.Parameter]], param_groups: Mapping[str, Any]) -> PrettyTable:
     """Returns a table with a row per group and weight decay, empty groups included, and a row of totals."""
     table = PrettyTable(["group", "lr", "weight decay", "tensors", "parameters"], align="r")
     table.align["group"] = "l"
@@ -111,16 +109,12 @@ def _group(name: str, own: Any, param_groups: Mapping[str, Any]) -> ParamGroup:
         raise UserError(f"{CONFIG}.{DEFAULT}.{key} is not set; every group needs it.")
 
     scale = 1.0 if own.get("lr_scale") is None else _number(own["lr_scale"], f"{name}.lr_scale")
-    rates = {
-        key: _number(value(key), f"{name}.{key}") * (scale if own.get(key) is None else 1.0) for key in RATES
-    }
+    rates = {key: _number(value(key), f"{name}.{key}") * (scale if own.get(key) is None else 1.0) for key in RATES}
     if rates["lr"] == 0:
         raise UserError(f"{CONFIG}.{name}: its learning rate is 0; freeze what is not to be trained.")
     for key in ("lr_start", "lr_end"):
         if rates[key] > rates["lr"]:
-            raise UserError(
-                f"{CONFIG}.{name}: {key}={rates[key]:g} is above lr={rates['lr']:g}; lower it too."
-            )
+            raise UserError(f"{CONFIG}.{name}: {key}={rates[key]:g} is above lr={rates['lr']:g}; lower it too.")
     return ParamGroup(
         name=name,
         lr=rates["lr"],
@@ -145,9 +139,7 @@ def _patterns(name: str, own: Mapping[str, Any]) -> list[re.Pattern[str]]:
     try:
         return [re.compile(pattern) for pattern in match]
     except re.error as error:
-        raise UserError(
-            f"{CONFIG}.{name}.match: {error.pattern!r} is no regular expression: {error}."
-        ) from error
+        raise UserError(f"{CONFIG}.{name}.match: {error.pattern!r} is no regular expression: {error}.") from error
 
 
 def _number(value: Any, key: str) -> float:

@@ -46,9 +46,7 @@ def small_model(family: str) -> PreTrainedModel:
         )
     text = CLIPTextConfig(**TEXT, pad_token_id=1, bos_token_id=2, eos_token_id=3)
     vision = CLIPVisionConfig(**VISION)
-    return CLIPModel(
-        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=24)
-    )
+    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=24))
 
 
 @pytest.fixture(scope="session")

@@ -72,9 +72,7 @@ def settings(tokenizer_path: Path) -> dict[str, Any]:
     }
 
 
-def batches(
-    dataset: DatasetSplits, settings: dict[str, Any], needs: frozenset[str] = ALL_VIEWS
-) -> list[Batch]:
+def batches(dataset: DatasetSplits, settings: dict[str, Any], needs: frozenset[str] = ALL_VIEWS) -> list[Batch]:
     data = TBPSDataModule(dataset, **settings)
     data.set_views(needs)
     return list(data.train_dataloader())
@@ -108,9 +106,7 @@ class TestTraining:
             assert persons[0, 0] != persons[1, 0]
             assert all(len(set(images.tolist())) == 2 for images in batch[INDEX].view(2, 4) // 2)
 
-    def test_the_number_of_workers_changes_nothing(
-        self, dataset: DatasetSplits, settings: dict[str, Any]
-    ) -> None:
+    def test_the_number_of_workers_changes_nothing(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
         alone, helped = (batches(dataset, settings | {"num_workers": workers}) for workers in (0, 2))
         assert len(alone) == len(helped)
         for first, second in zip(alone, helped, strict=True):
@@ -194,9 +190,7 @@ class TestUnderLightning:
             enable_model_summary=False,
         )
 
-    def test_it_trains_and_tests(
-        self, dataset: DatasetSplits, settings: dict[str, Any], tmp_path: Path
-    ) -> None:
+    def test_it_trains_and_tests(self, dataset: DatasetSplits, settings: dict[str, Any], tmp_path: Path) -> None:
         data = TBPSDataModule(dataset, **settings)
         data.set_views(ALL_VIEWS)
         trainer = self.trainer(tmp_path)
@@ -242,9 +236,7 @@ class TestDescription:
             "test 10 images, 20 captions, 5 identities; 24 captions cut to 5 tokens (the longest has 7)"
         )
 
-    def test_the_token_table_must_reach_the_largest_id(
-        self, dataset: DatasetSplits, settings: dict[str, Any]
-    ) -> None:
+    def test_the_token_table_must_reach_the_largest_id(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
         data = TBPSDataModule(dataset, **settings)
         data.check_token_ids(vocab_size=8)
         with pytest.raises(UserError, match="token id 7 lies outside the backbone's table of 7 tokens"):
@@ -256,9 +248,7 @@ class TestDescription:
         assert data.test_image_paths == [record.image_path for record in dataset.test]
 
     def test_validation_on_test_is_said(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
-        paper = DatasetSplits(
-            "toy", "en", dataset.folder, dataset.train, dataset.test, dataset.test, validation="test"
-        )
+        paper = DatasetSplits("toy", "en", dataset.folder, dataset.train, dataset.test, dataset.test, validation="test")
         text = TBPSDataModule(paper, **settings | {"max_length": 9}).describe()
         assert text.startswith("toy (en), validated on test: train 24 images")
         assert "cut" not in text

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from huggingface_hub import constants
+from PIL import Image
 from safetensors.numpy import save
 
 import prepare_checkpoints
@@ -90,6 +91,8 @@ def write_synthetic(root: Path) -> None:
         }
         for split, identity in rows
     ]
+    for _, identity in rows:
+        Image.new("RGB", (64, 128), (40 * identity, 90, 90)).save(root / "SYNTH-PEDES" / "imgs" / f"{identity}.jpg")
     (root / "SYNTH-PEDES" / "data_captions.json").write_text(json.dumps(records), encoding="utf-8")
 
 
@@ -176,9 +179,7 @@ def assert_one_sentence(done: subprocess.CompletedProcess[str], *parts: str) -> 
 
 def test_without_network_it_says_what_to_do(tmp_path: Path) -> None:
     done = run(refused_endpoint(), "--root", str(tmp_path), small=False)
-    assert_one_sentence(
-        done, "Connection refused", "m_siglip --from FOLDER", "HF_ENDPOINT", "backbone=tiny_siglip"
-    )
+    assert_one_sentence(done, "Connection refused", "m_siglip --from FOLDER", "HF_ENDPOINT", "backbone=tiny_siglip")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -232,7 +233,7 @@ def test_a_folder_of_another_architecture_is_never_written_into(tmp_path: Path) 
 @pytest.mark.parametrize("name", ["tiny_siglip", "tiny_clip"])
 def test_a_tiny_model_is_made_once_and_learns_words_from_train_alone(name: str, tmp_path: Path) -> None:
     write_synthetic(tmp_path)
-    folder = prepare(name, tmp_path)
+    folder = prepare(name, tmp_path, steps=2)
     assert folder == tmp_path / f"{name}_checkpoints"
     check_folder(folder, CHECKPOINTS[name].architecture)
     vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
@@ -240,7 +241,7 @@ def test_a_tiny_model_is_made_once_and_learns_words_from_train_alone(name: str, 
     assert not {"▁test", "▁validate"} & vocabulary.keys()
 
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert prepare(name, tmp_path) == folder
+    assert prepare(name, tmp_path, steps=2) == folder
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["SYNTH-PEDES", folder.name])
 

@@ -186,9 +186,7 @@ def test_data_and_backbone_chosen_by_override_are_left_to_the_trainer(checkout: 
         (["all", "lora=none"], "lora=none is what this script sets"),
     ],
 )
-def test_wrong_arguments_are_one_sentence_and_status_2(
-    checkout: Checkout, arguments: list[str], message: str
-):
+def test_wrong_arguments_are_one_sentence_and_status_2(checkout: Checkout, arguments: list[str], message: str):
     done = checkout.run("run_cir_loss", "--demo", *arguments)
     assert (done.returncode, done.stdout, checkout.calls()) == (2, "", [])
     assert len(done.stderr.splitlines()) == 1

@@ -154,9 +154,7 @@ def test_a_step_that_fails_stops_the_rest_with_its_status(machine: Machine) -> N
 
 def test_uv_comes_from_its_own_script(machine: Machine) -> None:
     machine.program("uv", folder=machine.home / "ready")
-    install = (
-        f"mkdir -p $HOME/.local/bin; ln=$HOME/.local/bin/uv; cat {machine.home}/ready/uv > $ln; chmod +x $ln"
-    )
+    install = f"mkdir -p $HOME/.local/bin; ln=$HOME/.local/bin/uv; cat {machine.home}/ready/uv > $ln; chmod +x $ln"
     machine.program("curl", f"echo '{install}'")
     done = machine.setup("--no-checkpoint")
     assert done.returncode == 0, done.stderr
@@ -166,9 +164,7 @@ def test_uv_comes_from_its_own_script(machine: Machine) -> None:
 def test_uv_comes_from_pip_where_the_script_cannot_be_had(machine: Machine) -> None:
     machine.program("uv", folder=machine.home / "ready")
     machine.program("curl", "exit 6")
-    machine.program(
-        "python3", f"cat {machine.home}/ready/uv > {machine.bin}/uv", f"chmod +x {machine.bin}/uv"
-    )
+    machine.program("python3", f"cat {machine.home}/ready/uv > {machine.bin}/uv", f"chmod +x {machine.bin}/uv")
     done = machine.setup("--no-checkpoint")
     assert done.returncode == 0, done.stderr
     assert machine.calls()[1:] == ["python3 -m pip install uv", "uv sync"]

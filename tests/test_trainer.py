@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 import trainer
 from data.synthetic import SyntheticSpec, generate
+from prepare_checkpoints import prepare
 from utils.checkpoints import read_checkpoint
 from utils.errors import UserError
 
@@ -39,6 +40,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("root")
     spec = SyntheticSpec(train=12, val=4, test=6, images_per_identity=2, height=48, width=24)
     generate(folder, spec, workers=1)
+    for name in ("tiny_siglip", "tiny_clip"):
+        prepare(name, folder, steps=1)
     return folder
 
 
@@ -57,10 +60,7 @@ def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 def test_train_returns_and_saves_both_splits(trained: tuple[Path, dict[str, float]]) -> None:
     out, metrics = trained
     names = {
-        f"{s}/{d}/{m}"
-        for s in ("val", "test")
-        for d in ("t2i", "i2t")
-        for m in ("R1", "R5", "R10", "mAP", "mINP")
+        f"{s}/{d}/{m}" for s in ("val", "test") for d in ("t2i", "i2t") for m in ("R1", "R5", "R10", "mAP", "mINP")
     }
     assert set(metrics) == names
     assert all(0 <= value <= 100 for value in metrics.values())
@@ -89,9 +89,7 @@ def test_every_term_is_logged_raw_and_weighted(trained: tuple[Path, dict[str, fl
     assert {"train/grad_norm", "train/logit_scale", "train/logit_bias", "lr/backbone", "lr/simclr"} <= logged
     assert {"val/t2i/R1", "val/i2t/mINP", "throughput/images_per_s", "memory/peak_gib"} <= logged
     row = next(row for row in rows if row["train/loss/simclr"])
-    assert float(row["train/weighted/simclr"]) == pytest.approx(
-        0.4 * float(row["train/loss/simclr"]), rel=1e-4
-    )
+    assert float(row["train/weighted/simclr"]) == pytest.approx(0.4 * float(row["train/loss/simclr"]), rel=1e-4)
 
 
 def test_a_checkpoint_is_tested_on_another_dataset_by_its_own_config(
@@ -169,9 +167,7 @@ def test_killed_in_the_middle_of_an_epoch_and_continued_is_bit_identical(
     assert found, "no checkpoint before the deadline"
     loops: Any = read_checkpoint(found[0])["loops"]["fit_loop"]
     done = loops["epoch_loop.batch_progress"]["current"]["completed"]
-    subprocess.run(
-        command(root, tmp_path / "killed", *overrides, "ckpt_path=last"), check=True, capture_output=True
-    )
+    subprocess.run(command(root, tmp_path / "killed", *overrides, "ckpt_path=last"), check=True, capture_output=True)
 
     runs = list((tmp_path / "killed").glob("*/*"))
     assert len(runs) == 1, "the continued run has to stay in its folder"
@@ -182,9 +178,7 @@ def test_killed_in_the_middle_of_an_epoch_and_continued_is_bit_identical(
 
 
 def test_a_missing_checkpoint_folder_names_the_command(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"clip_checkpoints does not exist; run 'uv run prepare_checkpoints.py clip'"
-    ):
+    with pytest.raises(UserError, match=r"clip_checkpoints does not exist; run 'uv run prepare_checkpoints.py clip'"):
         trainer.train(config(root, tmp_path, "backbone=clip", "img_size_str=32x16"))
 
 
@@ -192,9 +186,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(
     trained: tuple[Path, dict[str, float]], root: Path, tmp_path: Path
 ) -> None:
     last = trained[0] / "checkpoints" / "last.ckpt"
-    with pytest.raises(
-        UserError, match=r"is of another architecture: it (lacks|has in addition|has in another shape)"
-    ):
+    with pytest.raises(UserError, match=r"is of another architecture: it (lacks|has in addition|has in another shape)"):
         trainer.train(config(root, tmp_path, f"ckpt_path={last}", "backbone=tiny_clip"))
 
 

@@ -62,9 +62,7 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
             kind = stat.S_IFMT(member.external_attr >> 16)
             _check(archive, member.filename, plain=kind in (0, stat.S_IFREG, stat.S_IFDIR))
             if member.flag_bits & 1:
-                raise UserError(
-                    f"{archive} is encrypted; unpack it by hand and pack it again without a password"
-                )
+                raise UserError(f"{archive} is encrypted; unpack it by hand and pack it again without a password")
         needed, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
         if needed > free:
             raise UserError(
@@ -113,9 +111,7 @@ def _move_in(source: Path, target: Path) -> None:
     children = sorted(source.iterdir(), key=lambda child: child.name == IMAGE_FOLDER)
     taken = [child.name for child in children if (target / child.name).exists()]
     if taken:
-        raise UserError(
-            f"{target} has {', '.join(taken)} already; move that away and run the same command again"
-        )
+        raise UserError(f"{target} has {', '.join(taken)} already; move that away and run the same command again")
     for child in children:
         child.replace(target / child.name)
 
@@ -127,6 +123,4 @@ def _one_sentence(archive: Path) -> Iterator[None]:
     except _DAMAGE as error:
         raise UserError(f"{archive} is damaged ({error}); delete it and fetch it again") from error
     except OSError as error:
-        raise UserError(
-            f"{archive} cannot be unpacked ({error.strerror or error}); nothing was changed"
-        ) from error
+        raise UserError(f"{archive} cannot be unpacked ({error.strerror or error}); nothing was changed") from error

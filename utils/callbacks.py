@@ -109,9 +109,7 @@ class AmpOverflow(Callback):
         scale = scaler.get_scale()
         if self._scale is not None and scale < self._scale:
             self._skipped += 1
-            rank_zero_warn(
-                f"fp16 gradients overflowed before step {trainer.global_step}: loss scale now {scale:g}"
-            )
+            rank_zero_warn(f"fp16 gradients overflowed before step {trainer.global_step}: loss scale now {scale:g}")
         self._scale = scale
         pl_module.log_dict({"amp/scale": scale, "amp/overflows": float(self._skipped)})
 

@@ -150,9 +150,7 @@ def to_safetensors(pickled: Path, target: Path) -> None:
         own = {key: value.clone(memory_format=torch.contiguous_format) for key, value in state.items()}
         save_file(own, partial, metadata={"format": "pt"})
     except SafetensorError as error:
-        raise UserError(
-            f"cannot write {partial} ({error}); make room and run the same command again"
-        ) from error
+        raise UserError(f"cannot write {partial} ({error}); make room and run the same command again") from error
     partial.replace(target)
 
 

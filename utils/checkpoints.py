@@ -33,9 +33,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 "output_dir= to another disk, then continue with ckpt_path=last"
             ) from error
 
-    def load_checkpoint(
-        self, path: Any, map_location: Any = None, weights_only: Any = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
         return read_checkpoint(path, map_location=map_location)
 
 
@@ -47,9 +45,7 @@ def read_checkpoint(path: str | Path, *, map_location: Any = "cpu") -> dict[str,
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(
-            f"ckpt_path: {path} does not exist; give the path of a .ckpt file under outputs/, or 'last'"
-        )
+        raise UserError(f"ckpt_path: {path} does not exist; give the path of a .ckpt file under outputs/, or 'last'")
     try:
         checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
     except Exception as error:  # garbage makes the unpickler raise anything

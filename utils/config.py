@@ -20,9 +20,7 @@ def parse_size(text: str) -> list[int]:
     """
     match = _SIZE.fullmatch(str(text).strip().strip("'\""))
     if match is None or "0" in match.groups():
-        raise UserError(
-            f"img_size_str: {text!r} is not a size; write height and width as (384,128) or 384x128"
-        )
+        raise UserError(f"img_size_str: {text!r} is not a size; write height and width as (384,128) or 384x128")
     return [int(match[1]), int(match[2])]
 
 

@@ -51,15 +51,11 @@ def writing(path: Path) -> Iterator[None]:
 def reason(error: Exception) -> str:
     """Returns why a request failed, without the layers that libraries wrap around it."""
     text = str(error)
-    known = re.search(
-        r"Connection (refused|broken|reset)|Failed to resolve|Name or service not known|timed out", text
-    )
+    known = re.search(r"Connection (refused|broken|reset)|Failed to resolve|Name or service not known|timed out", text)
     return known[0] if known else text or type(error).__name__
 
 
-def download(
-    url: str, target: Path, *, sha256: str | None = None, headers: Mapping[str, str] | None = None
-) -> Path:
+def download(url: str, target: Path, *, sha256: str | None = None, headers: Mapping[str, str] | None = None) -> Path:
     """Returns `target`, which now holds what `url` serves.
 
     Bytes arrive in ``<target>.part``. An interrupted run leaves it behind and the next one continues it with

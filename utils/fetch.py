@@ -40,13 +40,9 @@ def fetch_archive(source: str, downloads: Path, *, prefix: str, sha256: str | No
     else:
         archive = Path(source).expanduser()
         if not archive.is_file():
-            raise UserError(
-                f"there is no file {source}; --from takes an http(s) address, gdrive:FILE_ID or an archive"
-            )
+            raise UserError(f"there is no file {source}; --from takes an http(s) address, gdrive:FILE_ID or an archive")
     if sha256 is not None and (found := sha256_of(archive)) != sha256:
-        raise UserError(
-            f"{archive} has SHA-256 {found}, expected {sha256}; check the number, or delete the file"
-        )
+        raise UserError(f"{archive} has SHA-256 {found}, expected {sha256}; check the number, or delete the file")
     return archive
 
 
@@ -74,9 +70,7 @@ def main() -> None:
     """Parses the command line, fetches and unpacks."""
     parser = argparse.ArgumentParser(prog="python -m utils.fetch", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", help="name of the dataset's folder, such as CUHK-PEDES")
-    parser.add_argument(
-        "--from", dest="source", required=True, help="http(s) address, gdrive:FILE_ID, or a file"
-    )
+    parser.add_argument("--from", dest="source", required=True, help="http(s) address, gdrive:FILE_ID, or a file")
     parser.add_argument("--sha256", type=_sha256, help="what the archive has to hash to")
     parser.add_argument("--root", type=Path, default=Path(), help="where the datasets lie (default: here)")
     args = parser.parse_args()

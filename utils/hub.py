@@ -77,13 +77,9 @@ def list_files(repo: str) -> tuple[str, dict[str, RemoteFile]]:
         raise UnreachableError(f"{repo} cannot be downloaded because HF_HUB_OFFLINE is set")
     address = f"{constants.ENDPOINT}/api/models/{repo}"
     try:
-        response = requests.get(
-            address, params={"blobs": "true"}, headers=build_hf_headers(), timeout=TIMEOUT
-        )
+        response = requests.get(address, params={"blobs": "true"}, headers=build_hf_headers(), timeout=TIMEOUT)
     except requests.RequestException as error:
-        raise UnreachableError(
-            f"{repo} cannot be downloaded from {constants.ENDPOINT} ({reason(error)})"
-        ) from error
+        raise UnreachableError(f"{repo} cannot be downloaded from {constants.ENDPOINT} ({reason(error)})") from error
     if response.status_code in (401, 403, 404):
         raise UserError(
             f"{constants.ENDPOINT} does not hand out {repo} ({response.status_code} {response.reason}): "

@@ -43,9 +43,7 @@ def sentence(error: BaseException, config_dir: Path, config_name: str, arguments
     if isinstance(error, MissingConfigException) and (match := _NOT_FOUND.search(text)):
         group, _, option = match[1].rpartition("/")
         options = _options(config_dir / group)
-        return (
-            f"{group}={option}: no such option.{nearest(option, options)} Choose one of {', '.join(options)}"
-        )
+        return f"{group}={option}: no such option.{nearest(option, options)} Choose one of {', '.join(options)}"
     if text.startswith("Could not") and (match := re.search(r"'([^']+)'", text)):
         key = match[1]
         known = _known_keys(config_dir, config_name, arguments)
@@ -73,9 +71,7 @@ def _user_error(error: BaseException | None) -> UserError | None:
 
 def _known_keys(config_dir: Path, config_name: str, arguments: Sequence[str]) -> list[str]:
     """Every dotted key of the config that the group choices among `arguments` compose."""
-    choices = [
-        a for a in arguments if "=" in a and a[0] not in "-+~" and (config_dir / a.split("=")[0]).is_dir()
-    ]
+    choices = [a for a in arguments if "=" in a and a[0] not in "-+~" and (config_dir / a.split("=")[0]).is_dir()]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
         try:

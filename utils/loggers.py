@@ -144,18 +144,12 @@ def _checked_login(mode: str) -> str:
     try:
         logged_in = wandb.login(prompt=False, verify=False)
     except wandb.errors.Error as error:
-        raise UserError(
-            f"W&B credentials: {error}; run `wandb login` or set logger.wandb.mode=offline"
-        ) from error
+        raise UserError(f"W&B credentials: {error}; run `wandb login` or set logger.wandb.mode=offline") from error
     if logged_in:
         return "online"
     if mode == "online":
-        raise UserError(
-            "W&B is to be online, but nobody is logged in: run `wandb login` or set logger.wandb.mode=auto"
-        )
-    print(
-        "W&B: nobody is logged in, so this run is recorded offline; `wandb sync` uploads it later", flush=True
-    )
+        raise UserError("W&B is to be online, but nobody is logged in: run `wandb login` or set logger.wandb.mode=auto")
+    print("W&B: nobody is logged in, so this run is recorded offline; `wandb sync` uploads it later", flush=True)
     return "offline"
 
 

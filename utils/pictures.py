@@ -109,9 +109,7 @@ def ranked_picture(queries: Sequence[RankedQuery], path: str | Path | None = Non
         draw.text((MARGIN, top + (len(lines) + 0.4) * LINE), summary, FAINT, font=text)
         for column, image in enumerate(query.images):
             picture.paste(marked(image), (left + column * (THUMB[0] + GAP), top))
-            centred(
-                column, top + THUMB[1] + LINE // 2 + 4, f"{image.score:.2f}", RIGHT if image.right else WRONG
-            )
+            centred(column, top + THUMB[1] + LINE // 2 + 4, f"{image.score:.2f}", RIGHT if image.right else WRONG)
         top += height + ROW_GAP
     if path is not None:
         picture.save(path, quality=90)
@@ -124,9 +122,7 @@ def marked(image: RankedImage) -> Image.Image:
         with Image.open(image.path) as opened:
             photo = ImageOps.exif_transpose(opened).convert("RGB")
     except OSError as error:
-        raise UserError(
-            f"{image.path} cannot be read as an image ({error}): replace it, then draw again"
-        ) from error
+        raise UserError(f"{image.path} cannot be read as an image ({error}): replace it, then draw again") from error
     inner = (THUMB[0] - 2 * FRAME, THUMB[1] - 2 * FRAME)
     fitted = ImageOps.pad(photo, inner, Image.Resampling.LANCZOS, color=BACKDROP)
     framed = ImageOps.expand(fitted, FRAME, RIGHT if image.right else WRONG)

@@ -37,9 +37,7 @@ PARTS = {
 }
 
 
-def metrics_table(
-    metrics: Mapping[str, RetrievalMetrics], run: Mapping[str, Any], *, split: str = "test"
-) -> str:
+def metrics_table(metrics: Mapping[str, RetrievalMetrics], run: Mapping[str, Any], *, split: str = "test") -> str:
     """Returns a title line and the table of the papers: t2i and i2t in percent, two decimals.
 
     Args:

@@ -115,9 +115,7 @@ def _read_list(file: Path) -> list[Any]:
     return content
 
 
-def _check_records(
-    entries: list[Any], layout: Layout, folder: Path, problems: list[Problem]
-) -> Iterator[Annotation]:
+def _check_records(entries: list[Any], layout: Layout, folder: Path, problems: list[Problem]) -> Iterator[Annotation]:
     """Yields the sound records and adds to `problems` what is wrong with the others."""
     fields = record_fields(layout, folder)
     for number, entry in enumerate(entries, start=1):

@@ -110,9 +110,7 @@ def _warnings(report: Facts) -> list[str]:
     for split, found in report["splits"].items():
         official = found["official"] or {}
         if any(count not in _counts(found, what) for what, count in official.items()):
-            has, should = (
-                ", ".join(f"{counts[key]:,} {key}" for key in official) for counts in (found, official)
-            )
+            has, should = (", ".join(f"{counts[key]:,} {key}" for key in official) for counts in (found, official))
             warnings.append(f"{split} has {has}; officially {should}")
     duplicates, tokens = report["duplicates"], report["tokens"]
     for what, count in (

@@ -143,8 +143,4 @@ def _shared(pairs: Iterable[tuple[Hashable, Annotation]]) -> dict[Any, list[str]
     groups: dict[Hashable, list[Annotation]] = defaultdict(list)
     for key, image in pairs:
         groups[key].append(image)
-    return {
-        key: [image.path for image in group]
-        for key, group in groups.items()
-        if len(set(map(_person, group))) > 1
-    }
+    return {key: [image.path for image in group] for key, group in groups.items() if len(set(map(_person, group))) > 1}

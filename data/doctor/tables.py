@@ -51,8 +51,7 @@ def _split_table(splits: Facts) -> str:
 
 def _folder_table(images: Facts) -> str:
     rows = [
-        [folder, counts["images"], *(counts[fault] for fault in FAULTS)]
-        for folder, counts in images["folders"].items()
+        [folder, counts["images"], *(counts[fault] for fault in FAULTS)] for folder, counts in images["folders"].items()
     ]
     return _table(("folder", "images", *FAULTS), rows)
 
@@ -84,8 +83,7 @@ def _fact_table(report: Facts) -> str:
 
 def _id_sentence(ids: Facts) -> str:
     return (
-        "{first:,} to {last:,}, {distinct:,} identities, {unused:,} numbers unused, "
-        "{with_one_image:,} with one image"
+        "{first:,} to {last:,}, {distinct:,} identities, {unused:,} numbers unused, {with_one_image:,} with one image"
     ).format(**ids) + (", each split counts from 0" if ids["restart_in_each_split"] else "")
 
 

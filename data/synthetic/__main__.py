@@ -19,9 +19,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="processes (as many as cores unless given)")
     for field in fields(SyntheticSpec):
         flag = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(
-            flag, type=type(field.default), default=field.default, help=field.metadata["help"]
-        )
+        parser.add_argument(flag, type=type(field.default), default=field.default, help=field.metadata["help"])
     options = vars(parser.parse_args())
     folder = generate(options.pop("root"), workers=options.pop("workers"), spec=SyntheticSpec(**options))
     print(folder)

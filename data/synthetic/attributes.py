@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 RGB = tuple[int, int, int]
-Weights = dict[str | None, float]
+Weights = dict[Any, float]
 
 COLOURS: Final[dict[str, RGB]] = {
     "black": (30, 30, 34),
@@ -99,10 +99,10 @@ def options(field: str, person: Mapping[str, Any]) -> Weights:
             return _any_colour() if person["headwear"] not in (None, "conical hat") else {None: 1}
         case "hair":
             if person["gender"] == "man":
-                return {"short": 8, "shaved": 1}
-            return {"long": 4, "ponytail": 3, "bob": 2} | ({} if person["headwear"] else {"bun": 2})
+                return {"short": 8.0, "shaved": 1.0}
+            return {"long": 4.0, "ponytail": 3.0, "bob": 2.0} | ({} if person["headwear"] else {"bun": 2.0})
         case "hair_colour":
-            return dict.fromkeys(HAIR_COLOURS, 1) if person["hair"] != "shaved" else {None: 1}
+            return dict.fromkeys(HAIR_COLOURS, 1.0) if person["hair"] != "shaved" else {None: 1}
         case "upper":
             both = {
                 "t-shirt": 4,
@@ -129,9 +129,7 @@ def options(field: str, person: Mapping[str, Any]) -> Weights:
                 return {"blue": 3, "black": 2, "grey": 2}
             return _any_colour() if person["lower"] else {None: 1}
         case "shoes":
-            return {"trainers": 5, "sandals": 1.5} | (
-                {} if person["lower"] == "long skirt" else {"boots": 2.5}
-            )
+            return {"trainers": 5, "sandals": 1.5} | ({} if person["lower"] == "long skirt" else {"boots": 2.5})
         case "bag":
             return {None: 10, "backpack": 4, "shoulder bag": 3, "handbag": 2.5, "suitcase": 1.5}
         case "bag_colour":
@@ -177,9 +175,7 @@ def sample_twin(person: Appearance, rng: random.Random) -> Appearance:
     """Returns a valid person who differs from `person` in exactly one field."""
     values: dict[str, Any] = vars(person)
     for field in rng.sample(FIELDS, len(FIELDS)):
-        twins = [
-            replace(person, **{field: value}) for value in options(field, values) if value != values[field]
-        ]
+        twins = [replace(person, **{field: value}) for value in options(field, values) if value != values[field]]
         valid = [twin for twin in twins if is_valid(twin)]
         if valid:
             return rng.choice(valid)

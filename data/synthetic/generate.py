@@ -11,10 +11,10 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from filelock import FileLock
@@ -30,7 +30,7 @@ FOLDER: Final = "SYNTH-PEDES"
 IMAGES: Final = "imgs"
 ANNOTATIONS: Final = "data_captions.json"
 STAMP: Final = "synthetic.json"
-VERSION: Final = 1  # raise it whenever the same specification would give another dataset
+VERSION: Final = 2  # raise it whenever the same specification would give another dataset
 CAPTION_KEYS: Final = {"captions": "vi", "en_captions": "en"}
 
 Record = dict[str, Any]
@@ -51,18 +51,14 @@ class SyntheticSpec:
     captions_per_image: int = field(default=2, metadata={"help": "captions of each picture, per language"})
     height: int = field(default=128, metadata={"help": "picture height in pixels"})
     width: int = field(default=64, metadata={"help": "picture width in pixels"})
-    twin_share: float = field(
-        default=0.2, metadata={"help": "share of identities in pairs that differ in one detail"}
-    )
+    twin_share: float = field(default=0.2, metadata={"help": "share of identities in pairs that differ in one detail"})
     seed: int = field(default=0, metadata={"help": "seed of everything drawn and written"})
 
     def __post_init__(self) -> None:
         least = {"height": 32, "width": 16, "twin_share": 0, "seed": 0}
         for name, value in asdict(self).items():
             if value < least.get(name, 1):
-                raise UserError(
-                    f"{name}={value} of the synthetic dataset must be at least {least.get(name, 1)}."
-                )
+                raise UserError(f"{name}={value} of the synthetic dataset must be at least {least.get(name, 1)}.")
         if self.twin_share > 1:
             raise UserError(f"twin_share={self.twin_share} of the synthetic dataset must be at most 1.")
 
@@ -86,8 +82,10 @@ def generate(root: Path, spec: SyntheticSpec = DEFAULT_SPEC, workers: int | None
     hidden folder beside its place and moved there when complete. Builds under one `root` wait for each other.
 
     Raises:
-        UserError: the folder exists and was not written by this generator, or the disk refuses.
+        UserError: no workers, a folder in its place that this generator did not write, or a disk that refuses.
     """
+    if workers is not None and workers < 1:
+        raise UserError(f"workers={workers} cannot draw the synthetic dataset: at least 1 is needed.")
     folder = root / FOLDER
     stamp = {"generator": "data.synthetic", "version": VERSION, "spec": asdict(spec)}
     if _read_stamp(folder) == stamp:
@@ -98,9 +96,7 @@ def generate(root: Path, spec: SyntheticSpec = DEFAULT_SPEC, workers: int | None
             if _read_stamp(folder) != stamp:
                 _build(folder, spec, stamp, workers or _cores())
     except OSError as error:
-        raise UserError(
-            f"cannot write the synthetic dataset to {folder}: {error.strerror or error}."
-        ) from error
+        raise UserError(f"cannot write the synthetic dataset to {folder}: {error.strerror or error}.") from error
     return folder
 
 
@@ -121,22 +117,19 @@ def _read_stamp(folder: Path) -> Any:
 
 
 def _build(folder: Path, spec: SyntheticSpec, stamp: Record, workers: int) -> None:
-    building, old = (folder.with_name(f".{FOLDER}.{name}") for name in ("partial", "old"))
-    for leftover in (building, old):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-    try:
+    """Replaces `folder`. The place to build has a new name each time: a killed build's worker may still write."""
+    for leftover in folder.parent.glob(f".{FOLDER}.*/"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with TemporaryDirectory(prefix=f".{FOLDER}.", dir=folder.parent, ignore_cleanup_errors=True) as temporary:
+        building = Path(temporary) / FOLDER
         images = building / IMAGES
         images.mkdir(parents=True)
         records = [record for records in _draw_all(spec, images, workers) for record in records]
         for name, content in ((ANNOTATIONS, records), (STAMP, stamp)):
             (building / name).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
         if folder.exists():
-            folder.rename(old)
+            folder.rename(Path(temporary) / "old")
         building.rename(folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _draw_all(spec: SyntheticSpec, images: Path, workers: int) -> Iterable[list[Record]]:

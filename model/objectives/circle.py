@@ -82,9 +82,7 @@ def nc_itc(
     _check_option("reduction", reduction, REDUCTIONS)
     similarity = similarities(image, text)
     same = same_identity(pids)
-    logits = torch.where(
-        same, _positive_logits(similarity, margin, gamma), _negative_logits(similarity, margin, gamma)
-    )
+    logits = torch.where(same, _positive_logits(similarity, margin, gamma), _negative_logits(similarity, margin, gamma))
     entropy = F.binary_cross_entropy_with_logits(logits, same.to(logits.dtype), reduction="none")
     return entropy.mean() if reduction == "mean" else entropy.sum(dim=1).mean()
 
@@ -113,9 +111,7 @@ def _circle(
     return F.softplus(negatives.logsumexp(dims) + positives.logsumexp(dims))
 
 
-def _per_anchor(
-    similarity: Tensor, positive: Tensor, negative: Tensor, margin: float, gamma: float
-) -> Tensor:
+def _per_anchor(similarity: Tensor, positive: Tensor, negative: Tensor, margin: float, gamma: float) -> Tensor:
     """Returns the mean over the rows that have both kinds of pairs."""
     losses = _circle(similarity, positive, negative, margin, gamma, dims=(1,))
     return masked_mean(losses, positive.any(dim=1) & negative.any(dim=1))
@@ -129,9 +125,7 @@ def _others(pids: Tensor) -> tuple[Tensor, Tensor]:
 
 def _check_option(option: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise UserError(
-            f"{option}: {value!r} given, expected {' or '.join(allowed)}.{nearest(value, allowed)}"
-        )
+        raise UserError(f"{option}: {value!r} given, expected {' or '.join(allowed)}.{nearest(value, allowed)}")
 
 
 def _hard_shares(similarity: Tensor, positive: Tensor, negative: Tensor, margin: float) -> Stats:
@@ -173,8 +167,7 @@ class InModalCircle(_CircleTerm):
 
     def pair_loss(self, image: Tensor, text: Tensor, features: Features) -> Tensor:
         branches = [
-            in_modal_circle(branch, features.pids, self.margin, self.gamma, self.scope)
-            for branch in (image, text)
+            in_modal_circle(branch, features.pids, self.margin, self.gamma, self.scope) for branch in (image, text)
         ]
         return torch.stack(branches).mean()
 

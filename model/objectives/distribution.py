@@ -20,9 +20,7 @@ from model.objectives.pairs import PairTerm, at_least_fp32, same_identity, simil
 from utils.errors import UserError
 
 
-def sdm(
-    image: Tensor, text: Tensor, pids: Tensor, logit_scale: float | Tensor = 50.0, eps: float = 1e-8
-) -> Tensor:
+def sdm(image: Tensor, text: Tensor, pids: Tensor, logit_scale: float | Tensor = 50.0, eps: float = 1e-8) -> Tensor:
     """Returns the similarity distribution matching loss of unit-norm rows, l = logit_scale * cosines.
 
     Source: IRRA (CVPR 2023), eqs. (4)-(6), where logit_scale is 1 / tau and tau = 0.02.

@@ -105,9 +105,7 @@ def _hard_matrices(
     return to_joint, to_tokens.T
 
 
-def _hard_similarities(
-    a: Tensor, a_mask: Tensor, b: Tensor, b_mask: Tensor, lambda_: float
-) -> tuple[Tensor, Tensor]:
+def _hard_similarities(a: Tensor, a_mask: Tensor, b: Tensor, b_mask: Tensor, lambda_: float) -> tuple[Tensor, Tensor]:
     """Returns the hard similarities of all samples i of `a` to all j of `b`, and of j to i, both ``(A, B)``.
 
     A valid token counts with its cosine to the closest valid token of the other side (eq. (9)); a sample is
@@ -161,9 +159,7 @@ class EFA(LossTerm):
             if value is not None and value <= 0:
                 raise UserError(f"{option}: {value} given, expected a number above 0")
         if sigma is not None and not 0 <= sigma <= 1:
-            raise UserError(
-                f"sigma: {sigma} given, expected a number from 0 to 1, or null for 1 / number of patches"
-            )
+            raise UserError(f"sigma: {sigma} given, expected a number from 0 to 1, or null for 1 / number of patches")
         self.margin_text = margin_text
         self.margin_image = margin_image
         self.lambda_ = lambda_

@@ -45,9 +45,7 @@ class PairTerm(LossTerm):
     def __init__(self, *, facts: Facts, weight: float = 1.0, views: Sequence[str] = ("image",)) -> None:
         super().__init__(facts=facts, weight=weight)
         if isinstance(views, str) or not views:
-            raise UserError(
-                f"views: {views!r} given, expected a list of image views such as [image, image_aug]"
-            )
+            raise UserError(f"views: {views!r} given, expected a list of image views such as [image, image_aug]")
         self.views = tuple(views)
         self.needs = frozenset({*self.views, "text"} | ({"pids"} if self.reads_pids else set()))
 

@@ -50,9 +50,7 @@ def everything(splits: DatasetSplits) -> list[Record]:
 
 @pytest.mark.parametrize("name", PLACES)
 @pytest.mark.parametrize("val_name", ["val", "validate"])
-def test_every_layout_is_read_with_raw_ids_and_paths_below_imgs(
-    tmp_path: Path, name: str, val_name: str
-) -> None:
+def test_every_layout_is_read_with_raw_ids_and_paths_below_imgs(tmp_path: Path, name: str, val_name: str) -> None:
     folder = write(tmp_path, name, {"train": range(7, 12), val_name: range(20, 22), "test": range(40, 43)})
     splits = read_dataset(name, tmp_path)
     assert (splits.name, splits.folder) == (name, folder)

@@ -142,9 +142,7 @@ def test_a_file_without_splits_is_refused(tmp_path: Path, entries: Entries) -> N
 
 
 @pytest.mark.parametrize(("name", "key"), [("vn3k_en", "en_captions"), ("vn3k_mixed", "en_captions")])
-def test_vn3k_needs_the_captions_of_its_language(
-    tmp_path: Path, entries: Entries, name: str, key: str
-) -> None:
+def test_vn3k_needs_the_captions_of_its_language(tmp_path: Path, entries: Entries, name: str, key: str) -> None:
     write(tmp_path, entries).parent.rename(tmp_path / "VN3K")
     (tmp_path / "VN3K" / "reid_raw.json").rename(tmp_path / "VN3K" / "data_captions.json")
     assert f"data_captions.json, record 1 of 8, key {key!r}: missing" in error(tmp_path, name)
@@ -240,9 +238,7 @@ def test_an_annotation_file_that_is_a_folder_is_named(tmp_path: Path, entries: E
 
 
 @pytest.mark.parametrize("link", ["imgs", "imgs/cam_a", "imgs/cam_a/9_0.jpg"])
-def test_a_symbolic_link_that_leaves_the_dataset_folder_is_refused(
-    tmp_path: Path, entries: Entries, link: str
-) -> None:
+def test_a_symbolic_link_that_leaves_the_dataset_folder_is_refused(tmp_path: Path, entries: Entries, link: str) -> None:
     file = write(tmp_path, entries)
     outside = tmp_path / "outside"
     (outside / "cam_a").mkdir(parents=True)

@@ -36,9 +36,7 @@ def load(name: str, height: int = 96, width: int = 48) -> Augmentation:
 def picture(height: int = 96, width: int = 48) -> Tensor:
     """Returns a smooth uint8 picture ``(3, H, W)`` that tells left from right and top from bottom."""
     rows, columns = torch.linspace(0, 255, height)[:, None], torch.linspace(0, 255, width)
-    return torch.stack(
-        [rows.expand(height, width), columns.expand(height, width), rows / 2 + columns / 2]
-    ).byte()
+    return torch.stack([rows.expand(height, width), columns.expand(height, width), rows / 2 + columns / 2]).byte()
 
 
 def apply(transforms: list, value: object) -> object:
@@ -53,13 +51,11 @@ def every_choice() -> list[str]:
 
 class TestConfigs:
     def test_there_are_the_four_choices(self) -> None:
-        assert every_choice() == ["irra", "none", "siglip", "tbps_clip"]
+        assert every_choice() == ["irra", "light", "none", "siglip", "tbps_clip"]
 
     @pytest.mark.parametrize("size", [(96, 48), (384, 128), (256, 256)])
     @pytest.mark.parametrize("name", every_choice())
-    def test_each_keeps_size_and_type_and_changes_most_pictures(
-        self, name: str, size: tuple[int, int]
-    ) -> None:
+    def test_each_keeps_size_and_type_and_changes_most_pictures(self, name: str, size: tuple[int, int]) -> None:
         augmentation, image = load(name, *size), picture(*size)
         assert augmentation.name == name
         for key in IMAGE_KEYS:
@@ -90,6 +86,7 @@ class TestConfigs:
             for name in every_choice()
         }
         assert offered == {
+            "light": {"image", "image_aug", "image_ss", "text"},
             "none": {"image", "text"},
             "irra": {"image", "text"},
             "tbps_clip": {"image", "image_aug", "image_ss", "text"},

@@ -25,9 +25,7 @@ def records(tmp_path: Path) -> list[Record]:
     for image, (pid, captions) in enumerate([(70, 2), (5, 1), (70, 1), (9, 3)]):
         path = tmp_path / f"{image}.png"
         Image.new("RGB", (8, 16), (10 * image,) * 3).save(path)
-        texts = tuple(
-            " ".join(f"i{image}c{caption}w{word}" for word in range(9)) for caption in range(captions)
-        )
+        texts = tuple(" ".join(f"i{image}c{caption}w{word}" for word in range(9)) for caption in range(captions))
         made.append(Record(pid, 100 + image, path, texts))
     return made
 
@@ -93,8 +91,6 @@ class TestEvaluationDatasets:
     def test_every_caption_once_as_it_is_with_its_raw_identity(self, records: list[Record]) -> None:
         dataset = CaptionDataset(records)
         samples = [dataset[index] for index in range(len(dataset))]
-        assert [sample[TEXT] for sample in samples] == [
-            text for record in records for text in record.captions
-        ]
+        assert [sample[TEXT] for sample in samples] == [text for record in records for text in record.captions]
         assert [sample[PIDS] for sample in samples] == [70, 70, 5, 70, 9, 9, 9]
         assert [sample[INDEX] for sample in samples] == list(range(7))

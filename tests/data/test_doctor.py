@@ -224,9 +224,7 @@ def test_more_errors_than_fit_are_all_in_the_json(
     assert len(json.loads(capsys.readouterr().out)["errors"]) == 25
 
 
-def test_the_command_prints_one_json_object_and_ends_with_the_status(
-    tmp_path: Path, entries: Entries
-) -> None:
+def test_the_command_prints_one_json_object_and_ends_with_the_status(tmp_path: Path, entries: Entries) -> None:
     write(tmp_path, entries)
     command = [sys.executable, "-m", "data.doctor", "cuhk_pedes", "--json", "--root"]
     options: dict[str, Any] = {"capture_output": True, "text": True, "cwd": Path(__file__).parents[2]}

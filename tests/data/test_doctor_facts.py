@@ -30,9 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("max_length", "limit", "cut"), [(None, 5, 2), (6, 6, 1), (7, 7, 0), (1, 1, 4)])
-def test_captions_over_the_limit_are_counted(
-    folder: Path, max_length: int | None, limit: int, cut: int
-) -> None:
+def test_captions_over_the_limit_are_counted(folder: Path, max_length: int | None, limit: int, cut: int) -> None:
     facts = token_facts(IMAGES, folder, max_length)
     assert (facts["max_length"], facts["cut"], facts["share"], facts["longest"]) == (limit, cut, cut / 4, 7)
 

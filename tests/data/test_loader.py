@@ -185,15 +185,9 @@ class TestEvaluationLoader:
     @pytest.mark.parametrize("items", [4, 7, 9, 64, 101])
     @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
     @pytest.mark.parametrize("batch_size", [1, 2, 5, 200])
-    def test_shares_are_exact_equal_in_batches_and_ordered(
-        self, items: int, world_size: int, batch_size: int
-    ) -> None:
+    def test_shares_are_exact_equal_in_batches_and_ordered(self, items: int, world_size: int, batch_size: int) -> None:
         shares = [
-            list(
-                evaluation_loader(
-                    range(items), list, batch_size, num_workers=0, rank=rank, world_size=world_size
-                )
-            )
+            list(evaluation_loader(range(items), list, batch_size, num_workers=0, rank=rank, world_size=world_size))
             for rank in range(world_size)
         ]
         assert sorted(item for share in shares for batch in share for item in batch) == list(range(items))

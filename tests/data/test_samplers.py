@@ -65,9 +65,7 @@ class TestEverySampler:
         whole = epochs(make(kind), 2)
         shares = [epochs(make(kind, rank=rank, world_size=world_size), 2) for rank in range(world_size)]
         for epoch in range(2):
-            together = [
-                list(chain(*batch)) for batch in zip(*(share[epoch] for share in shares), strict=True)
-            ]
+            together = [list(chain(*batch)) for batch in zip(*(share[epoch] for share in shares), strict=True)]
             assert together == whole[epoch]
 
     def test_start_passes_over_batches_and_leaves_len_alone(self, kind: str) -> None:
@@ -92,9 +90,7 @@ class TestRandomSampler:
             assert set(seen) <= set(range(203))
 
     def test_the_dropped_pairs_differ_between_epochs(self) -> None:
-        left_out = [
-            set(range(23)) - set(indices(batches)) for batches in epochs(RandomSampler(23, 10, seed=0), 8)
-        ]
+        left_out = [set(range(23)) - set(indices(batches)) for batches in epochs(RandomSampler(23, 10, seed=0), 8)]
         assert len(set().union(*left_out)) > 3
 
     def test_a_set_smaller_than_a_batch_is_one_batch(self) -> None:
@@ -113,9 +109,7 @@ class TestRandomSampler:
 
 class TestIdentitySampler:
     @pytest.mark.parametrize(("batch_size", "num_instance"), [(24, 4), (24, 1), (24, 24), (6, 3), (40, 1)])
-    def test_every_batch_has_p_persons_with_k_pairs_side_by_side(
-        self, batch_size: int, num_instance: int
-    ) -> None:
+    def test_every_batch_has_p_persons_with_k_pairs_side_by_side(self, batch_size: int, num_instance: int) -> None:
         pids, images = pairs_of(irregular_persons(40))
         sampler = IdentitySampler(pids, images, batch_size, num_instance, seed=1)
         for batches in epochs(sampler, 3):
@@ -143,9 +137,7 @@ class TestIdentitySampler:
             assert len(seen) == len(set(seen)) == len(pids) // 10 * 10
 
     @pytest.mark.parametrize("images_per_person", [range(3, 4), range(2, 8), range(1, 6)])
-    def test_an_epoch_is_as_long_as_the_set_and_persons_come_by_their_pairs(
-        self, images_per_person: range
-    ) -> None:
+    def test_an_epoch_is_as_long_as_the_set_and_persons_come_by_their_pairs(self, images_per_person: range) -> None:
         numbers = np.random.default_rng(0).choice(images_per_person, size=500)
         pids, images = pairs_of([[2] * int(n) for n in numbers])
         sampler = IdentitySampler(pids, images, 24, 4, seed=1)
@@ -166,9 +158,7 @@ class TestIdentitySampler:
             persons = [[1] * int(n) for n in rng.integers(1, 12, size=rng.integers(3, 9))]
             pids, images = pairs_of(persons)
             p = int(rng.integers(1, len(persons) + 1))
-            assert len(IdentitySampler(pids, images, p, 1, seed=0)) == greedy_batches(
-                [len(x) for x in persons], p
-            )
+            assert len(IdentitySampler(pids, images, p, 1, seed=0)) == greedy_batches([len(x) for x in persons], p)
 
     def test_a_person_with_most_of_the_pairs_is_in_every_batch_but_not_twice(self) -> None:
         pids, images = pairs_of([[100], [2], [2], [2]])

@@ -126,14 +126,10 @@ class TestViews:
         assert views[TEXT] == "red"
 
     def test_a_view_that_the_augmentation_leaves_out(self) -> None:
-        with pytest.raises(
-            UserError, match=r"'image_ss1', which aug=plain does not offer.*set aug\.image_ss,"
-        ):
+        with pytest.raises(UserError, match=r"'image_ss1', which aug=plain does not offer.*set aug\.image_ss,"):
             Views({IMAGE, IMAGE_SS1}, SIZE, Augmentation("plain"))
 
-    @pytest.mark.parametrize(
-        ("view", "hint"), [("imag_aug", "Did you mean 'image_aug'"), (TEXT_MASKED, "there are")]
-    )
+    @pytest.mark.parametrize(("view", "hint"), [("imag_aug", "Did you mean 'image_aug'"), (TEXT_MASKED, "there are")])
     def test_a_view_that_nothing_provides(self, view: str, hint: str) -> None:
         with pytest.raises(UserError, match=f"{view!r}, which nothing provides.*{hint}"):
             Views({view}, SIZE, FULL)

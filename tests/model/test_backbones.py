@@ -17,9 +17,7 @@ IDS = torch.tensor([[2, 5, 6, 3, 1, 1, 1, 1, 1, 1, 1, 1], [2, 9, 3, 1, 1, 1, 1, 
 MASK = IDS != 1
 
 
-def load(
-    folders: dict[str, Path], family: str, img_size: tuple[int, int] = (32, 32), **options: bool
-) -> Backbone:
+def load(folders: dict[str, Path], family: str, img_size: tuple[int, int] = (32, 32), **options: bool) -> Backbone:
     return load_backbone(
         "small", family, folders[family], img_size, sigmoid=family == "siglip", max_length=12, **options
     ).eval()
@@ -106,9 +104,7 @@ def test_gradient_checkpointing_changes_nothing(hub_folders: dict[str, Path], fa
     gradients = []
     for checkpointing in (False, True):
         backbone = load(hub_folders, family, gradient_checkpointing=checkpointing).train()
-        (
-            backbone.image(pixels()).pooled.square().sum() + backbone.text(IDS, MASK).pooled.square().sum()
-        ).backward()
+        (backbone.image(pixels()).pooled.square().sum() + backbone.text(IDS, MASK).pooled.square().sum()).backward()
         gradients.append({n: p.grad for n, p in backbone.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
@@ -120,9 +116,7 @@ def test_errors_are_sentences(hub_folders: dict[str, Path], tmp_path: Path) -> N
         load_backbone("m_siglip", "siglip", hub_folders["clip"], (32, 32), sigmoid=True, max_length=12)
     with pytest.raises(UserError, match=r"img_size_str: 30x32 is not divisible by the 8-pixel patches"):
         load(hub_folders, "siglip", (30, 32))
-    with pytest.raises(
-        UserError, match=r"backbone.max_length: 77 asked for, but 'small' has 12 text positions"
-    ):
+    with pytest.raises(UserError, match=r"backbone.max_length: 77 asked for, but 'small' has 12 text positions"):
         load_backbone("small", "clip", hub_folders["clip"], (32, 32), sigmoid=False, max_length=77)
     with pytest.raises(UserError, match=r"does not exist; run 'uv run prepare_checkpoints.py clip'"):
         load_backbone("clip", "clip", tmp_path / "none", (32, 32), sigmoid=False, max_length=12)

@@ -72,9 +72,7 @@ def make(encoder: CountingEncoder, **labels: Tensor) -> Features:
     return Features(encoder, images, texts, labels, gather=gather)
 
 
-def test_nothing_is_encoded_before_it_is_asked_for_and_nothing_twice(
-    encoder: CountingEncoder, calls: Calls
-) -> None:
+def test_nothing_is_encoded_before_it_is_asked_for_and_nothing_twice(encoder: CountingEncoder, calls: Calls) -> None:
     features = make(encoder)
     assert calls == Calls()
     assert features.accessed == set()
@@ -85,9 +83,7 @@ def test_nothing_is_encoded_before_it_is_asked_for_and_nothing_twice(
     assert features.accessed == {"image", "text"}
 
 
-def test_expected_image_views_share_one_pass_and_equal_separate_ones(
-    encoder: CountingEncoder, calls: Calls
-) -> None:
+def test_expected_image_views_share_one_pass_and_equal_separate_ones(encoder: CountingEncoder, calls: Calls) -> None:
     together, apart = make(encoder), make(encoder)
     together.expect({"image", "image_aug", "text", "pids"})
     for view in ("image_aug", "image", "image_ss1"):
@@ -106,9 +102,7 @@ def test_a_view_that_was_expected_but_not_asked_for_does_not_count_as_accessed(
     assert features.accessed == {"image"}
 
 
-def test_a_first_access_under_no_grad_is_refused_a_second_is_not(
-    encoder: CountingEncoder, calls: Calls
-) -> None:
+def test_a_first_access_under_no_grad_is_refused_a_second_is_not(encoder: CountingEncoder, calls: Calls) -> None:
     features = make(encoder)
     with torch.no_grad():
         for access in (features.image, features.text):

@@ -46,9 +46,7 @@ def test_every_trainable_parameter_is_in_exactly_one_group_and_frozen_ones_in_no
 
 
 def test_groups_keep_the_order_of_the_config_and_parameters_that_of_the_model():
-    groups = split_parameters(
-        Model().named_parameters(), {"new": NEW, "backbone": BACKBONE, "default": DEFAULT}
-    )
+    groups = split_parameters(Model().named_parameters(), {"new": NEW, "backbone": BACKBONE, "default": DEFAULT})
     assert [group.name for group in groups] == ["new", "backbone", "default"]
     in_model = [name for name, _ in Model().named_parameters() if name.startswith("encoder.backbone")]
     assert list(groups[1].parameters) == in_model

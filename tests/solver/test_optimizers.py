@@ -46,9 +46,7 @@ def test_learning_rates_are_told_once_per_group_that_has_parameters():
     assert learning_rates(build(model())) == {"default": 1e-2, "last": 5e-2}
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "torch_class"), [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam)]
-)
+@pytest.mark.parametrize(("algorithm", "torch_class"), [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam)])
 def test_a_step_equals_one_of_torch_over_groups_made_by_hand(algorithm: str, torch_class: type):
     ours, theirs = model(), model()
     optimizer = build(ours, algorithm)
@@ -79,9 +77,7 @@ def test_state_loads_into_a_new_optimizer_of_the_same_model():
     again = build(network)
     again.load_state_dict(optimizer.state_dict())
     assert [group["name"] for group in again.param_groups] == ["default", "default/no_decay", "last"]
-    torch.testing.assert_close(
-        again.state[network[0].weight]["exp_avg"], optimizer.state[network[0].weight]["exp_avg"]
-    )
+    torch.testing.assert_close(again.state[network[0].weight]["exp_avg"], optimizer.state[network[0].weight]["exp_avg"])
 
 
 @pytest.mark.parametrize(("asked", "told"), [(None, None), (False, None), (True, True)])

@@ -46,9 +46,7 @@ def cosine_by_hand(steps_per_epoch: int, max_epochs: int, warmup_epochs: float) 
 @pytest.mark.parametrize(
     ("steps_per_epoch", "max_epochs", "warmup_epochs"), [(7, 6, 2), (7, 6, 0), (10, 3, 0.5), (3, 4, 1.5)]
 )
-def test_cosine_equals_the_slow_formula_at_every_step(
-    steps_per_epoch: int, max_epochs: int, warmup_epochs: float
-):
+def test_cosine_equals_the_slow_formula_at_every_step(steps_per_epoch: int, max_epochs: int, warmup_epochs: float):
     length = {"steps_per_epoch": steps_per_epoch, "max_epochs": max_epochs, "warmup_epochs": warmup_epochs}
     expected = cosine_by_hand(**length)
     assert len(expected) == steps_per_epoch * max_epochs
@@ -83,9 +81,7 @@ def test_multistep_drops_at_each_milestone_after_the_warm_up():
 
 
 def test_a_milestone_within_the_warm_up_counts_once_it_is_over():
-    used = rates(
-        6, name="multistep", steps_per_epoch=1, max_epochs=6, warmup_epochs=3, milestones=[2], factor=0.5
-    )
+    used = rates(6, name="multistep", steps_per_epoch=1, max_epochs=6, warmup_epochs=3, milestones=[2], factor=0.5)
     assert used[2] > START
     assert used[3:] == pytest.approx([LR / 2] * 3)
 

@@ -52,9 +52,7 @@ def test_the_default_rate_moves_every_group(choice: str):
 
 
 def test_rates_of_irra_are_those_of_the_paper():
-    optimizer = instantiate(read("optimizer", "irra_no_decay", "optimizer.param_groups.default.lr=1e-5"))(
-        parameters()
-    )
+    optimizer = instantiate(read("optimizer", "irra_no_decay", "optimizer.param_groups.default.lr=1e-5"))(parameters())
     new = {"cross": 5e-5, "classifier": 5e-5, "simclr": 5e-5}
     assert learning_rates(optimizer) == pytest.approx({"default": 1e-5, "backbone": 1e-5, **new})
     assert optimizer.param_groups[0]["lr_start"] == 1e-6

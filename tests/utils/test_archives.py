@@ -102,9 +102,7 @@ def test_a_member_that_would_leave_the_folder_is_refused(tmp_path: Path, kind: s
     assert not list(tmp_path.rglob("*evil*"))
 
 
-@pytest.mark.parametrize(
-    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE]
-)
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE])
 def test_links_and_devices_in_a_tar_are_refused(tmp_path: Path, kind: bytes) -> None:
     archive = tar_with(tmp_path / "x.tar", "imgs/link", kind, target="1.jpg")
     with pytest.raises(UserError, match=r"holds 'imgs/link', a link or a device"):

@@ -161,9 +161,7 @@ def test_copying_over_an_unfinished_folder_forgets_its_record(folder: Path, tmp_
     assert read_record(copy) == {}
 
 
-def test_whole_weights_step_aside_and_broken_ones_do_not(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_whole_weights_step_aside_and_broken_ones_do_not(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = folder / "model.safetensors"
     before = weights.read_bytes()
     make_way(weights)

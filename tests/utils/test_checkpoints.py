@@ -30,9 +30,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (65536, limits[1]))
     try:
-        with pytest.raises(
-            UserError, match=r"last.ckpt cannot be written \(.*; the previous one is intact\)"
-        ) as error:
+        with pytest.raises(UserError, match=r"last.ckpt cannot be written \(.*; the previous one is intact\)") as error:
             AtomicCheckpointIO().save_checkpoint(content(2.0, size=100_000), path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -58,9 +56,7 @@ def test_damaged_files_are_one_sentence(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "damaged.ckpt"
     torch.save(content(1.0), path)
     path.write_bytes({"empty": b"", "cut": path.read_bytes()[:500], "text": b"hello"}[damage])
-    with pytest.raises(
-        UserError, match=r"damaged.ckpt is not a readable checkpoint \(.+\); it may be damaged"
-    ):
+    with pytest.raises(UserError, match=r"damaged.ckpt is not a readable checkpoint \(.+\); it may be damaged"):
         read_checkpoint(path)
 
 

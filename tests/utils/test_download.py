@@ -83,9 +83,7 @@ def test_a_server_without_ranges_sends_everything_anew(server: WebServer, tmp_pa
     assert server.sent(PATH) == [(0, len(CONTENT))]
 
 
-def test_a_file_that_changed_meanwhile_is_not_glued_to_the_old_half(
-    server: WebServer, tmp_path: Path
-) -> None:
+def test_a_file_that_changed_meanwhile_is_not_glued_to_the_old_half(server: WebServer, tmp_path: Path) -> None:
     interrupt(server, tmp_path / "data.zip")
     server.files[PATH] = changed = CONTENT[::-1]
     download(server.url + PATH, tmp_path / "data.zip")

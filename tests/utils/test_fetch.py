@@ -137,13 +137,9 @@ def test_google_drive_is_fetched_through_gdown_once(monkeypatch: pytest.MonkeyPa
     assert calls == [{"id": "1A-b_C", "resume": True}]
 
 
-def test_google_drive_that_refuses_names_the_way_round(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_google_drive_that_refuses_names_the_way_round(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake_gdown(monkeypatch, None)
-    with pytest.raises(
-        UserError, match=r"does not hand out abc \(Too many users.*\); open the link in a browser"
-    ):
+    with pytest.raises(UserError, match=r"does not hand out abc \(Too many users.*\); open the link in a browser"):
         fetch.fetch_archive("gdrive:abc", tmp_path / "downloads", prefix="VN3K")
 
 

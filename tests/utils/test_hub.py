@@ -115,14 +115,10 @@ def test_weights_of_ones_own_are_kept_beside_the_hubs(server: WebServer, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_a_file_with_another_sum_than_the_listing_is_refused(
-    server: WebServer, tmp_path: Path, name: str
-) -> None:
+def test_a_file_with_another_sum_than_the_listing_is_refused(server: WebServer, tmp_path: Path, name: str) -> None:
     path = next(path for path in server.files if path.endswith(f"/{name}"))
     server.files[path] = server.files[path][:-1] + b"!"
-    with pytest.raises(
-        UserError, match=rf"{name} (arrived with SHA-256|does not match the hub's own checksum)"
-    ):
+    with pytest.raises(UserError, match=rf"{name} (arrived with SHA-256|does not match the hub's own checksum)"):
         download_folder(REPO, tmp_path / "model")
     assert not (tmp_path / "model" / name).exists()
     assert not (tmp_path / "model" / "hub.json").exists()

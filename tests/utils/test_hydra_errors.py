@@ -41,9 +41,7 @@ ROOT = Path(__file__).parents[2]
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
-def test_a_wrong_command_line_ends_in_one_sentence(
-    arguments: list[str], message: str, tmp_path: Path
-) -> None:
+def test_a_wrong_command_line_ends_in_one_sentence(arguments: list[str], message: str, tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, str(ROOT / "trainer.py"), f"output_dir={tmp_path}", *arguments],
         capture_output=True,

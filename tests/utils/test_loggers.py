@@ -117,9 +117,7 @@ def test_wandb_run(tmp_path: Path, ranked: list[RankedQuery], capfd: pytest.Capt
     assert run.config["loss"]["terms"]["nitc"]["weight"] == 1.0
 
     for step, percent in ((1, 10.0), (2, 30.0), (3, 20.0)):
-        logger.log_metrics(
-            {"val/t2i/R1": percent, "val/i2t/mINP": -percent, "train/loss": percent}, step=step
-        )
+        logger.log_metrics({"val/t2i/R1": percent, "val/i2t/mINP": -percent, "train/loss": percent}, step=step)
     log_ranked([logger], ranked, key="test/t2i/ranked", step=3)
     assert dict(run.summary["val/t2i/R1"]) == {"max": 30, "last": 20}
     assert dict(run.summary["val/i2t/mINP"]) == {"max": -10, "last": -20}

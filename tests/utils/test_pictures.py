@@ -22,9 +22,7 @@ def photo(tmp_path: Path) -> Path:
     return path
 
 
-def query(
-    photo: Path, caption: str = VIETNAMESE, *, right: tuple[bool, ...] = (True, False, True)
-) -> RankedQuery:
+def query(photo: Path, caption: str = VIETNAMESE, *, right: tuple[bool, ...] = (True, False, True)) -> RankedQuery:
     images = tuple(RankedImage(photo, 0.9 - rank / 10, hit) for rank, hit in enumerate(right))
     return RankedQuery(caption, images, true_images=4)
 

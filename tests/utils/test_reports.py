@@ -66,9 +66,7 @@ def test_table_says_how_many_queries_were_left_out() -> None:
 
 
 def test_saved_metrics_keep_every_digit(tmp_path: Path) -> None:
-    metrics = level(100 / 3) | {
-        "i2t": RetrievalMetrics(1 / 7, 2 / 7, 3 / 7, 4 / 7, 5 / 7, queries=9, skipped=2)
-    }
+    metrics = level(100 / 3) | {"i2t": RetrievalMetrics(1 / 7, 2 / 7, 3 / 7, 4 / 7, 5 / 7, queries=9, skipped=2)}
     saved = save_metrics(tmp_path / "run", metrics, facts(variant="gamma=64"))
     report = json.loads(saved.read_text(encoding="utf-8"))
     assert report["run"] == facts(variant="gamma=64")

@@ -32,9 +32,7 @@ def oracle(query: Tensor, gallery: Tensor, query_pids: Tensor, gallery_pids: Ten
     return {name: 100 * total / len(query) for name, total in sums.items()}
 
 
-def case(
-    queries: int, gallery: int, identities: int, dim: int = 16, *, seed: int = 0, noise: float = 1.0
-) -> Case:
+def case(queries: int, gallery: int, identities: int, dim: int = 16, *, seed: int = 0, noise: float = 1.0) -> Case:
     """Random features around one centre per identity; every identity is in the gallery at least once."""
     draw = torch.Generator().manual_seed(seed)
     centres = torch.randn(identities, dim, generator=draw)
@@ -65,9 +63,7 @@ CASES = {
     "one item": case(3, 1, 1, seed=3),
     "well separated": case(60, 60, 15, noise=0.1, seed=4),
     "hundreds of positives": case(9, 700, 2, seed=5),
-    "uneven": tuple(
-        torch.cat([a, b]) for a, b in zip(case(9, 300, 2, seed=6), case(40, 60, 30, seed=7), strict=True)
-    ),
+    "uneven": tuple(torch.cat([a, b]) for a, b in zip(case(9, 300, 2, seed=6), case(40, 60, 30, seed=7), strict=True)),
     "ties": tied_case(),
 }
 
@@ -111,15 +107,11 @@ def test_a_collapsed_model_scores_near_zero(dim: int) -> None:
     assert metrics.mAP < 2
 
 
-@pytest.mark.parametrize(
-    ("queries", "items", "dim"), [(1, 9, 513), (31, 3, 512), (3, 333, 513), (150, 70, 64)]
-)
+@pytest.mark.parametrize(("queries", "items", "dim"), [(1, 9, 513), (31, 3, 512), (3, 333, 513), (150, 70, 64)])
 def test_equal_features_tie_wherever_they_stand(queries: int, items: int, dim: int) -> None:
     query, gallery, query_pids, gallery_pids = case(queries, items, items, dim=dim, noise=0.3, seed=9)
     assert retrieval_metrics(query, gallery, query_pids, gallery_pids).R1 > 90
-    twice = retrieval_metrics(
-        query, gallery.repeat(2, 1), query_pids, torch.cat([gallery_pids, gallery_pids + 1000])
-    )
+    twice = retrieval_metrics(query, gallery.repeat(2, 1), query_pids, torch.cat([gallery_pids, gallery_pids + 1000]))
     assert twice.R1 == 0
     assert twice.R5 > 90
 
@@ -191,9 +183,7 @@ def test_a_query_without_a_positive_is_named_or_counted() -> None:
         retrieval_metrics(query, gallery, lost, gallery_pids)
     metrics = retrieval_metrics(query, gallery, lost, gallery_pids, skip_unmatched=True)
     kept = lost < 999
-    assert metrics.as_dict() == pytest.approx(
-        oracle(query[kept], gallery, lost[kept], gallery_pids), abs=1e-9
-    )
+    assert metrics.as_dict() == pytest.approx(oracle(query[kept], gallery, lost[kept], gallery_pids), abs=1e-9)
     assert (metrics.queries, metrics.skipped) == (18, 2)
     with pytest.raises(UserError, match="no query of 20 has a positive"):
         retrieval_metrics(query, gallery, lost + 5000, gallery_pids, skip_unmatched=True)

@@ -59,16 +59,12 @@ def test_a_sweep_ends_in_one_table(tmp_path: Path) -> None:
     assert len((sweep / "comparison.csv").read_text(encoding="utf-8").splitlines()) == 5
 
 
-@pytest.mark.parametrize(
-    ("how", "why"), [("crash", "RuntimeError: the disk is full"), ("give_up", "see its")]
-)
+@pytest.mark.parametrize(("how", "why"), [("crash", "RuntimeError: the disk is full"), ("give_up", "see its")])
 def test_failed_jobs_are_named_below_the_table(tmp_path: Path, how: str, why: str) -> None:
     result = run_app(tmp_path, "-m", "seed=1,2,3", f"{how}=2")
     assert result.returncode == 1
     assert result.stdout.count("20.00 ± 14.14") == 10
-    [line] = [
-        line for line in result.stderr.splitlines() if line.startswith("failed and missing from the table")
-    ]
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("failed and missing from the table")]
     assert "1-baseline-s2" in line
     assert why in line
 

@@ -120,15 +120,13 @@ def write_terse(said: Said, scene: Scene, rng: random.Random) -> str:
     who = rng.choice(SUBJECTS[said.get("gender", "")])
     if scene.view:
         who += f" {rng.choice(VIEWS[scene.view])}"
-    clothes = phrases.upper() + phrases.thing("lower")
-    rest = phrases.hair() + _worn(phrases)
-    for part in ("bag", "held"):
-        rest += [f"{thing} {phrases.place(part)}".strip() for thing in phrases.thing(part)]
-    rng.shuffle(rest)
-    if rng.random() < 0.75:
-        items = [f"{who} in {clothes[0]}", *clothes[1:], *rest]
+    clothes = phrases.upper() + phrases.thing("lower") + phrases.thing("shoes")
+    head = phrases.hair() + _accessories(phrases)
+    carried = [f"{thing} {phrases.place(part)}".strip() for part in ("bag", "held") for thing in phrases.thing(part)]
+    if rng.random() < 0.65:
+        items = [f"{who} in {clothes[0]}", *clothes[1:], *head, *carried]
     else:
-        items = [who, *rest[:1], *clothes, *rest[1:]]
+        items = [who, *head, *clothes, *carried]
     return sentence(_with_articles(", ".join(items).format(his=""), drop=True))
 
 
@@ -137,8 +135,9 @@ def write_flowing(said: Said, scene: Scene, rng: random.Random) -> str:
     phrases = Phrases(said, LEXICON, rng)
     gender = said.get("gender", "")
     he, his = PRONOUNS[gender]
-    hair, worn = phrases.hair(), _worn(phrases)
-    rng.shuffle(worn)
+    hair, worn = phrases.hair(), [*phrases.thing("shoes"), *_accessories(phrases)]
+    if rng.random() < 0.3:
+        worn.reverse()
     who = f"@{rng.choice(SUBJECTS[gender])}"
     if hair and rng.random() < 0.4:
         who += f" with {hair.pop()}"
@@ -157,23 +156,18 @@ def write_flowing(said: Said, scene: Scene, rng: random.Random) -> str:
     return " ".join(sentence(_with_articles(text.format(his=his))) for text in sentences)
 
 
-def _worn(phrases: Phrases) -> list[str]:
-    things = [thing for part in ("headwear", "shoes", "eyewear") for thing in phrases.thing(part)]
-    return things + phrases.cloth("mask") + phrases.cloth("scarf")
+def _accessories(phrases: Phrases) -> list[str]:
+    return phrases.thing("headwear") + phrases.thing("eyewear") + phrases.cloth("mask") + phrases.cloth("scarf")
 
 
 def _opening(who: str, clothes: str, scene: Scene, rng: random.Random) -> str:
     text = f"{who} {rng.choice(('wears', 'is wearing', 'is dressed in'))} {clothes}"
     if scene.walking is not None:
         moving = (
-            rng.choice(("walking", "walking along"))
-            if scene.walking
-            else rng.choice(("standing", "standing still"))
+            rng.choice(("walking", "walking along")) if scene.walking else rng.choice(("standing", "standing still"))
         )
         dressed = rng.choice(("wearing", "in", "dressed in"))
-        text = rng.choice(
-            (f"{who} is {moving}, {dressed} {clothes}", f"{who} {dressed} {clothes} is {moving}")
-        )
+        text = rng.choice((f"{who} is {moving}, {dressed} {clothes}", f"{who} {dressed} {clothes} is {moving}"))
     return f"{rng.choice(VIEWS[scene.view])}, {text}" if scene.view else text
 
 

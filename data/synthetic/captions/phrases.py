@@ -47,9 +47,7 @@ class Phrases:
         if "hair" not in self.said:
             return []
         colour = self.said.get("hair_colour")
-        word = (
-            self._colour_form.format(self._rng.choice(self._lexicon.hair_colours[colour])) if colour else ""
-        )
+        word = self._colour_form.format(self._rng.choice(self._lexicon.hair_colours[colour])) if colour else ""
         return [self._fill(self._lexicon.things[self.said["hair"]], c=word)]
 
     def upper(self) -> list[str]:
@@ -57,9 +55,7 @@ class Phrases:
         said, lexicon = self.said, self._lexicon
         garment = self._rng.choice(lexicon.things[said["upper"]])
         forms = lexicon.patterns[said.get("pattern", "plain")]
-        phrase = self._fill(
-            forms, n=garment, c=self._colour("upper_colour"), p=self._colour("pattern_colour")
-        )
+        phrase = self._fill(forms, n=garment, c=self._colour("upper_colour"), p=self._colour("pattern_colour"))
         if "inner_colour" in said:
             phrase = self._fill(lexicon.layers, x=phrase, c=self._colour("inner_colour"))
         return [phrase]

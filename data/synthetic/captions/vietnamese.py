@@ -6,6 +6,8 @@ from typing import Final
 from data.synthetic.captions.content import Said, Scene
 from data.synthetic.captions.phrases import Lexicon, Phrases, Words, listed, sentence
 
+Thing = tuple[str, str]  # key of `VERBS`, phrase
+
 LEXICON: Final = Lexicon(
     colours={
         "black": ("đen",),
@@ -117,25 +119,31 @@ def write_terse(said: Said, scene: Scene, rng: random.Random) -> str:
     phrases = Phrases(said, LEXICON, rng)
     who = rng.choice(LABELS[said.get("gender", "")])
     view = [rng.choice(VIEWS[scene.view])] if scene.view else []
+    verbs = rng.random() < 0.5
     clothes = phrases.upper() + phrases.thing("lower")
-    rest = phrases.hair() + _accessories(phrases, rng, verbs=rng.random() < 0.5)
-    rng.shuffle(rest)
-    if rng.random() < 0.75:
-        return sentence(", ".join([f"{who} mặc {clothes[0]}", *clothes[1:], *rest, *view]))
-    return sentence(", ".join([who, *view, *rest[:1], *clothes, *rest[1:]]))
+    head, shoes, carried = (
+        _actions(things, rng) if verbs else [thing for _, thing in things] for things in _rest(phrases)
+    )
+    if rng.random() < 0.65:
+        return sentence(
+            ", ".join([f"{who} mặc {clothes[0]}", *clothes[1:], *shoes, *phrases.hair(), *head, *carried, *view])
+        )
+    return sentence(", ".join([who, *view, *phrases.hair(), *head, *clothes, *shoes, *carried]))
 
 
 def write_flowing(said: Said, scene: Scene, rng: random.Random) -> str:
     """Returns one to three sentences."""
     phrases = Phrases(said, LEXICON, rng)
     gender = said.get("gender", "")
-    hair, rest = phrases.hair(), _accessories(phrases, rng, verbs=True)
+    hair = phrases.hair()
+    head, shoes, carried = (_actions(things, rng) for things in _rest(phrases))
     who = f"một {rng.choice(SUBJECTS[gender])}"
     if hair and (said["hair"] == "shaved" or rng.random() < 0.4):
         who += " " + _owned(hair.pop(), rng)
     clothes = listed(phrases.upper() + phrases.thing("lower"), rng.choice(("và", "cùng", "với")))
     sentences = [_opening(who, clothes, scene, rng)]
-    rest = [_owned(look, rng) for look in hair] + rest
+    rest = [_owned(look, rng) for look in hair]
+    rest += (head + shoes if rng.random() < 0.3 else shoes + head) + carried
     split = rng.randint(1, 3) if len(rest) > 3 else len(rest)
     for actions in (rest[:split], rest[split:]):
         if actions:
@@ -143,16 +151,18 @@ def write_flowing(said: Said, scene: Scene, rng: random.Random) -> str:
     return " ".join(sentence(text) for text in sentences)
 
 
-def _accessories(phrases: Phrases, rng: random.Random, *, verbs: bool) -> list[str]:
-    """Returns what is worn besides clothes, in any order, then what is carried; with `verbs`, as actions."""
-    worn = [(part, thing) for part in ("headwear", "shoes", "eyewear") for thing in phrases.thing(part)]
-    worn += [(part, thing) for part in ("mask", "scarf") for thing in phrases.cloth(part)]
-    rng.shuffle(worn)
-    for part in ("bag", "held"):
-        worn += [
-            (phrases.said[part], f"{thing} {phrases.place(part)}".strip()) for thing in phrases.thing(part)
-        ]
-    return [rng.choice(VERBS[verb]).format(x=thing) if verbs else thing for verb, thing in worn]
+def _rest(phrases: Phrases) -> tuple[list[Thing], list[Thing], list[Thing]]:
+    """Returns what is worn on the head and neck, what on the feet, and what is carried."""
+    head = [(part, thing) for part in ("headwear", "eyewear") for thing in phrases.thing(part)]
+    head += [(part, thing) for part in ("mask", "scarf") for thing in phrases.cloth(part)]
+    shoes = [("shoes", thing) for thing in phrases.thing("shoes")]
+    parts = [(part, thing) for part in ("bag", "held") for thing in phrases.thing(part)]
+    carried = [(phrases.said[part], f"{thing} {phrases.place(part)}".strip()) for part, thing in parts]
+    return head, shoes, carried
+
+
+def _actions(things: list[Thing], rng: random.Random) -> list[str]:
+    return [rng.choice(VERBS[verb]).format(x=thing) for verb, thing in things]
 
 
 def _owned(hair: str, rng: random.Random) -> str:
@@ -163,7 +173,5 @@ def _opening(who: str, clothes: str, scene: Scene, rng: random.Random) -> str:
     moving = ""
     if scene.walking is not None:
         moving = rng.choice(("đang đi bộ", "đang bước đi") if scene.walking else ("đang đứng", "đứng yên"))
-    text = (
-        f"{who} {moving}, mặc {clothes}" if moving else f"{who} {rng.choice(('mặc', 'đang mặc'))} {clothes}"
-    )
+    text = f"{who} {moving}, mặc {clothes}" if moving else f"{who} {rng.choice(('mặc', 'đang mặc'))} {clothes}"
     return f"{rng.choice(VIEWS[scene.view])}, {text}" if scene.view else text

@@ -9,7 +9,8 @@ from data.synthetic.attributes import COLOURS, RGB
 from data.synthetic.drawing.canvas import mix, shade
 
 WALLS: Final[tuple[RGB, ...]] = (
-    (168, 158, 142), (186, 180, 168), (142, 128, 118), (150, 158, 162), (176, 150, 128), (120, 124, 128), (200, 192, 172),
+    (168, 158, 142), (186, 180, 168), (142, 128, 118), (150, 158, 162), (176, 150, 128), (120, 124, 128),
+    (200, 192, 172),
 )  # fmt: skip
 HAZE: Final = (158, 158, 158)
 FLOORS: Final[tuple[RGB, ...]] = (
@@ -86,9 +87,7 @@ def _street(draw: ImageDraw.ImageDraw, width: float, horizon: float, rng: random
     x = rng.uniform(-step, 0)
     while x < width:
         for y in (0.08, 0.52):
-            draw.rectangle(
-                (x, horizon * y, x + step * 0.55, horizon * (y + 0.3)), fill=glass, outline=shade(wall, 0.7)
-            )
+            draw.rectangle((x, horizon * y, x + step * 0.55, horizon * (y + 0.3)), fill=glass, outline=shade(wall, 0.7))
         x += step
 
 
@@ -115,9 +114,7 @@ def _shop(draw: ImageDraw.ImageDraw, width: float, horizon: float, rng: random.R
     for _ in range(rng.randint(5, 12)):
         x, y = rng.uniform(0, width), horizon * rng.uniform(0.3, 0.9)
         goods = mix(COLOURS[rng.choice(list(COLOURS))], tone, 0.5)
-        draw.rectangle(
-            (x, y, x + width * rng.uniform(0.05, 0.14), y + horizon * rng.uniform(0.04, 0.14)), fill=goods
-        )
+        draw.rectangle((x, y, x + width * rng.uniform(0.05, 0.14), y + horizon * rng.uniform(0.04, 0.14)), fill=goods)
 
 
 def _tile_floor(
@@ -135,9 +132,7 @@ def _tile_floor(
     draw.rectangle((0, horizon - 1, width, horizon + height * 0.012), fill=shade(floor, 0.72))
 
 
-def _passer_by(
-    draw: ImageDraw.ImageDraw, width: float, horizon: float, height: float, rng: random.Random
-) -> None:
+def _passer_by(draw: ImageDraw.ImageDraw, width: float, horizon: float, height: float, rng: random.Random) -> None:
     x = width * rng.choice((rng.uniform(-0.02, 0.12), rng.uniform(0.88, 1.02)))
     tall = height * rng.uniform(0.36, 0.5)
     feet = horizon + (height - horizon) * rng.uniform(0.2, 0.45)
@@ -162,9 +157,7 @@ def _bin(draw: ImageDraw.ImageDraw, width: float, horizon: float, height: float,
     draw.rectangle((x, horizon - size * 0.4, x + size, horizon + size), fill=tone, outline=shade(tone, 0.7))
 
 
-def _motorbike(
-    draw: ImageDraw.ImageDraw, width: float, horizon: float, height: float, rng: random.Random
-) -> None:
+def _motorbike(draw: ImageDraw.ImageDraw, width: float, horizon: float, height: float, rng: random.Random) -> None:
     x, size = width * rng.choice((rng.uniform(-0.2, 0.0), rng.uniform(0.72, 0.9))), width * 0.42
     y = horizon + height * 0.04
     body = mix(COLOURS[rng.choice(("red", "blue", "black", "white"))], (110, 110, 110), 0.3)

@@ -12,9 +12,7 @@ def light_figure(figure: Image.Image, relief: Image.Image, rng: random.Random) -
     """Returns the RGBA `figure` as if its `relief` (L, same size) with folds of cloth were lit from one side."""
     width, height = figure.size
     unit = height / FRAME
-    folds = np.random.default_rng(rng.getrandbits(64)).normal(
-        0, 13, (max(2, height // 6), max(2, width // 3))
-    )
+    folds = np.random.default_rng(rng.getrandbits(64)).normal(0, 13, (max(2, height // 6), max(2, width // 3)))
     wrinkles = Image.fromarray(folds.astype(np.float32)).resize(figure.size, Image.Resampling.BICUBIC)
     near = np.asarray(relief.filter(ImageFilter.GaussianBlur(1.6 * unit)), np.float32)
     down, across = np.gradient(near + np.asarray(wrinkles, np.float32))
@@ -28,9 +26,7 @@ def cast_shadow(scene: Image.Image, feet: tuple[float, float], body: float, rng:
     """Darkens the RGB `scene` in place around the `feet` of a figure of `body` pixels height."""
     shadow = Image.new("L", scene.size, 0)
     x, y = feet[0] + rng.uniform(-0.08, 0.08) * body, feet[1]
-    ImageDraw.Draw(shadow).ellipse(
-        (x - 0.17 * body, y - 0.028 * body, x + 0.17 * body, y + 0.03 * body), fill=80
-    )
+    ImageDraw.Draw(shadow).ellipse((x - 0.17 * body, y - 0.028 * body, x + 0.17 * body, y + 0.03 * body), fill=80)
     scene.paste((20, 20, 26), mask=shadow.filter(ImageFilter.GaussianBlur(0.012 * body)))
 
 
@@ -38,19 +34,13 @@ def photograph(scene: Image.Image, rng: random.Random) -> Image.Image:
     """Returns the RGB `scene` as one of many cameras sees it: soft or coarse, bright or dim, warm or cold, noisy."""
     if rng.random() < 0.3:
         share = rng.uniform(0.65, 0.9)
-        coarse = scene.resize(
-            (round(scene.width * share), round(scene.height * share)), Image.Resampling.BILINEAR
-        )
+        coarse = scene.resize((round(scene.width * share), round(scene.height * share)), Image.Resampling.BILINEAR)
         scene = coarse.resize(scene.size, Image.Resampling.BILINEAR)
     else:
         scene = scene.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.6) * scene.height / FRAME))
     exposure, contrast, haze = rng.uniform(0.76, 1.14), rng.uniform(0.88, 1.1), rng.uniform(0, 12)
     warmth, green = rng.uniform(-0.06, 0.06), rng.uniform(-0.025, 0.025)
     gains = np.array([1 + warmth, 1 + green, 1 - warmth], np.float32) * exposure
-    noise = np.random.default_rng(rng.getrandbits(64)).standard_normal(
-        (scene.height, scene.width, 3), np.float32
-    )
-    pixels = (
-        (np.asarray(scene, np.float32) * gains - 118) * contrast + 118 + haze + noise * rng.uniform(1.5, 7)
-    )
+    noise = np.random.default_rng(rng.getrandbits(64)).standard_normal((scene.height, scene.width, 3), np.float32)
+    pixels = (np.asarray(scene, np.float32) * gains - 118) * contrast + 118 + haze + noise * rng.uniform(1.5, 7)
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))

@@ -37,8 +37,8 @@ def draw_on_torso(figure: Figure) -> None:
         if pose.view == "back":
             canvas.line(((-0.08, 0.735), (0.08, 0.735)), shade(cloth.colour, 0.62), 0.008)
         else:
-            strap = ((-0.06, 0.785), (-0.02, 0.808), (0.025, 0.775), (0.02, 0.68), (-0.05, 0.60))
-            canvas.line(strap, cloth.colour, 0.02)
+            one_strap = ((-0.06, 0.785), (-0.02, 0.808), (0.025, 0.775), (0.02, 0.68), (-0.05, 0.60))
+            canvas.line(one_strap, cloth.colour, 0.02)
 
 
 def draw_in_hand(figure: Figure, side: str) -> None:

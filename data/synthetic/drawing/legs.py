@@ -61,9 +61,7 @@ def _draw_foot(figure: Figure, side: str, depth: int) -> None:
         canvas.shape(foot, figure.skin, depth)
         canvas.shape(sole, shoe, depth, smooth=False)
         for share in (0.25, 0.7):
-            canvas.line(
-                (between(foot[0], foot[3], share), between(foot[1], foot[2], share)), shoe.colour, 0.02
-            )
+            canvas.line((between(foot[0], foot[3], share), between(foot[1], foot[2], share)), shoe.colour, 0.02)
     else:
         rubber = COLOURS["white"] if person.shoes == "trainers" else shade(shoe.colour, 0.6)
         canvas.shape(foot, shoe, depth)

@@ -50,25 +50,17 @@ def pose_of(person: Appearance, shot: Shot) -> Pose:
         near, far = shot.view, _other(shot.view)
         axis = {near: 0, far: 0}
         legs = _side_legs(shot.stride, near, far)
-        arms = {
-            side: _side_arm(person, side, shot.stride if side == near else -shot.stride) for side in SIDES
-        }
+        arms = {side: _side_arm(person, side, shot.stride if side == near else -shot.stride) for side in SIDES}
     else:
         axis = {"left": 1, "right": -1} if shot.view == "front" else {"left": -1, "right": 1}
         near, far = SIDES if shot.stride > 0 else reversed(SIDES)
-        legs = {
-            side: _frontal_leg(axis[side], shot.stride if side == near else -shot.stride) for side in SIDES
-        }
+        legs = {side: _frontal_leg(axis[side], shot.stride if side == near else -shot.stride) for side in SIDES}
         arms = {
-            side: _frontal_arm(
-                person, side, axis[side], shoulder, shot.stride if side == far else -shot.stride
-            )
+            side: _frontal_arm(person, side, axis[side], shoulder, shot.stride if side == far else -shot.stride)
             for side in SIDES
         }
     view = "side" if shot.sideways else shot.view
-    return Pose(
-        view, far, near, axis, arms, legs, shoulder, waist, hip, 0.0 if shot.sideways else shot.turn * 0.014
-    )
+    return Pose(view, far, near, axis, arms, legs, shoulder, waist, hip, 0.0 if shot.sideways else shot.turn * 0.014)
 
 
 def _other(side: str) -> str:

@@ -66,9 +66,7 @@ def draw_arm(figure: Figure, side: str) -> None:
         radii = (0.037 + thick, 0.032 + thick, 0.026 + thick)
         canvas.limb((shoulder, elbow, wrist), radii, figure.upper, depth, cut=True)
         if person.upper in ("shirt", "sweater", "hoodie"):
-            canvas.limb(
-                (between(wrist, elbow, 0.12), wrist), (0.028, 0.028), dark(figure.upper), depth, cut=True
-            )
+            canvas.limb((between(wrist, elbow, 0.12), wrist), (0.028, 0.028), dark(figure.upper), depth, cut=True)
 
 
 def draw_scarf(figure: Figure) -> None:
@@ -136,9 +134,7 @@ def _draw_front(figure: Figure) -> None:
         case "hoodie":
             canvas.shape(POUCH, dark(cloth, 0.86), TORSO, shift=x, smooth=False)
         case "sweater":
-            canvas.limb(
-                ((-0.032, 0.818), (0, 0.805), (0.032, 0.818)), (0.012, 0.012, 0.012), dark(cloth), DETAIL
-            )
+            canvas.limb(((-0.032, 0.818), (0, 0.805), (0.032, 0.818)), (0.012, 0.012, 0.012), dark(cloth), DETAIL)
         case "jacket":
             canvas.shape(INNER, figure.cloth(person.inner_colour), TORSO, shift=x, smooth=False)
             for sign in (-1, 1):

@@ -29,9 +29,7 @@ class MeanOf(LossTerm):
 
 
 def test_the_report_holds_total_raw_weighted_and_stats(facts: Facts, make_features: MakeFeatures) -> None:
-    objective = Objective(
-        {"a": MeanOf("image", facts=facts, weight=0.5), "b": MeanOf("text", facts=facts, weight=2.0)}
-    )
+    objective = Objective({"a": MeanOf("image", facts=facts, weight=0.5), "b": MeanOf("text", facts=facts, weight=2.0)})
     features = make_features(PIDS)
     report = objective(features)
     raw = {name: MeanOf(view, facts=facts)(features)[0] for name, view in (("a", "image"), ("b", "text"))}

@@ -52,9 +52,7 @@ def test_met_needs_pass(facts: Facts) -> None:
         ("parts", "head=part"),
     ],
 )
-def test_an_unmet_need_names_the_term_and_the_option_that_provides_it(
-    need: str, option: str, facts: Facts
-) -> None:
+def test_an_unmet_need_names_the_term_and_the_option_that_provides_it(need: str, option: str, facts: Facts) -> None:
     objective = Objective({"fine": ITC(facts=facts), "pcm": Needy("image", need, facts=facts)})
     with pytest.raises(UserError, match=f"loss.terms.pcm needs '{need}', which this run lacks: set {option}"):
         check_needs(objective, PROVIDED)

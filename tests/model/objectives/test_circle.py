@@ -39,9 +39,7 @@ def slow_circle(positives: list[Tensor], negatives: list[Tensor], zero: Tensor) 
     return (1 + push * pull).log()
 
 
-def split(
-    pairs: Iterable[tuple[int, int]], a: Tensor, b: Tensor, pids: Tensor
-) -> tuple[list[Tensor], list[Tensor]]:
+def split(pairs: Iterable[tuple[int, int]], a: Tensor, b: Tensor, pids: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     positives: list[Tensor] = []
     negatives: list[Tensor] = []
     for i, j in pairs:
@@ -188,9 +186,7 @@ def test_weights_get_no_gradient() -> None:
     pull = -GAMMA * (1 + MARGIN - s_p) * (s_p - (1 - MARGIN))
     total = torch.sigmoid(torch.logsumexp(torch.stack(logits), 0) + pull)
     share = torch.softmax(torch.stack(logits), 0)
-    expected = (
-        -total * GAMMA * (1 + MARGIN - s_p) * texts[0] + total * share[0] * GAMMA * (s_n + MARGIN) * texts[1]
-    )
+    expected = -total * GAMMA * (1 + MARGIN - s_p) * texts[0] + total * share[0] * GAMMA * (s_n + MARGIN) * texts[1]
     torch.testing.assert_close(gradient[0], expected)
 
 
@@ -203,9 +199,7 @@ def test_value_at_the_optimum() -> None:
 
 def test_misspelt_options_are_named() -> None:
     rows, pids = unit_rows(2, 1), torch.arange(2)
-    with pytest.raises(
-        UserError, match=r"scope: 'anchors' given, expected batch or anchor. Did you mean 'anchor'"
-    ):
+    with pytest.raises(UserError, match=r"scope: 'anchors' given, expected batch or anchor. Did you mean 'anchor'"):
         in_modal_circle(rows, pids, scope="anchors")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="scope"):
         cross_modal_circle(rows, rows, pids, scope="row")  # type: ignore[arg-type]

@@ -44,9 +44,7 @@ def detached(row: list[Tensor]) -> list[float]:
     return [value.item() for value in row]
 
 
-def logits_table(
-    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | float = 0.0
-) -> list[list[Tensor]]:
+def logits_table(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | float = 0.0) -> list[list[Tensor]]:
     return [[scale * s + bias for s in row] for row in table(image, text)]
 
 
@@ -59,9 +57,7 @@ def slow_itc(image: Tensor, text: Tensor, pids: Tensor, scale: Tensor, bias: Ten
     return total
 
 
-def slow_softmax_nitc(
-    ratio: float, image: Tensor, text: Tensor, pids: Tensor, scale: Tensor, bias: Tensor
-) -> Tensor:
+def slow_softmax_nitc(ratio: float, image: Tensor, text: Tensor, pids: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     rows = logits_table(image, text, scale, bias)
     total = 0 * (scale + bias)
     for direction in (rows, transposed(rows)):
@@ -74,9 +70,7 @@ def slow_softmax_nitc(
     return total
 
 
-def slow_sigmoid_nitc(
-    ratio: float, image: Tensor, text: Tensor, pids: Tensor, scale: Tensor, bias: Tensor
-) -> Tensor:
+def slow_sigmoid_nitc(ratio: float, image: Tensor, text: Tensor, pids: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     rows = logits_table(image, text, scale, bias)
     total = 0 * (scale + bias)
     for i, row in enumerate(rows):
@@ -104,10 +98,7 @@ def slow_citc(image: Tensor, text: Tensor, pids: Tensor, scale: Tensor, bias: Te
     total = 0 * (scale + bias)
     for i in range(len(image)):
         for j in range(len(image)):
-            total = (
-                total
-                + (0.25 * (ii[i][j] - tt[i][j]) ** 2 + 0.5 * (it[i][j] - it[j][i]) ** 2) / len(image) ** 2
-            )
+            total = total + (0.25 * (ii[i][j] - tt[i][j]) ** 2 + 0.5 * (it[i][j] - it[j][i]) ** 2) / len(image) ** 2
     return total
 
 
@@ -116,13 +107,9 @@ Loss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 FAST: dict[str, Loss] = {
     "itc": lambda i, t, pids, scale, bias: itc(i, t, scale) + 0 * bias,
     "nitc-softmax": lambda i, t, pids, s, b: nitc(i, t, pids, s, b, sigmoid=False),
-    "nitc-softmax-soft": lambda i, t, pids, s, b: nitc(
-        i, t, pids, s, b, sigmoid=False, softlabel_ratio=SOFT_RATIO
-    ),
+    "nitc-softmax-soft": lambda i, t, pids, s, b: nitc(i, t, pids, s, b, sigmoid=False, softlabel_ratio=SOFT_RATIO),
     "nitc-sigmoid": lambda i, t, pids, s, b: nitc(i, t, pids, s, b, sigmoid=True),
-    "nitc-sigmoid-soft": lambda i, t, pids, s, b: nitc(
-        i, t, pids, s, b, sigmoid=True, softlabel_ratio=SOFT_RATIO
-    ),
+    "nitc-sigmoid-soft": lambda i, t, pids, s, b: nitc(i, t, pids, s, b, sigmoid=True, softlabel_ratio=SOFT_RATIO),
     "ritc": lambda i, t, pids, s, b: ritc(i, t, pids, s, b),
     "citc": lambda i, t, pids, s, b: citc(i, t, inmodal_weight=0.25, intermodal_weight=0.5) + 0 * (s + b),
 }
@@ -174,9 +161,7 @@ def test_soft_targets_replace_the_inputs_get_no_gradient_and_vanish_at_ratio_zer
     pids = identities(5, repeated=True)
 
     def loss(soft_targets: tuple[Tensor, Tensor] | None, ratio: float) -> Tensor:
-        return nitc(
-            image, text, pids, SCALE, BIAS, sigmoid=sigmoid, soft_targets=soft_targets, softlabel_ratio=ratio
-        )
+        return nitc(image, text, pids, SCALE, BIAS, sigmoid=sigmoid, soft_targets=soft_targets, softlabel_ratio=ratio)
 
     soft_targets = (others[0], others[1])
     loss(soft_targets, 0.5).backward()

@@ -127,9 +127,7 @@ def test_perfect_embeddings_leave_almost_nothing_to_learn() -> None:
 def test_a_learnt_scale_gets_a_gradient() -> None:
     scale = torch.tensor(SCALE, requires_grad=True)
     for loss in (sdm, a_sdm):
-        (gradient,) = torch.autograd.grad(
-            loss(unit_rows(5, 1), unit_rows(5, 2), torch.arange(5), scale), scale
-        )
+        (gradient,) = torch.autograd.grad(loss(unit_rows(5, 1), unit_rows(5, 2), torch.arange(5), scale), scale)
         assert gradient != 0
 
 
@@ -178,9 +176,7 @@ def test_terms_count_pairs_that_are_closer_to_another(facts: Facts, make_feature
     logits = SCALE * torch.tensor(cosines)
     weights = torch.cat([adaptive_weights(p.softmax(dim=1), 2.0) for p in (logits, logits.T)])
     torch.testing.assert_close(stats["mean_weight"], weights.mean())
-    torch.testing.assert_close(
-        loss, a_sdm(features.embedding("image"), features.embedding("text"), pids, SCALE, 2.0)
-    )
+    torch.testing.assert_close(loss, a_sdm(features.embedding("image"), features.embedding("text"), pids, SCALE, 2.0))
 
 
 def test_cmpm_reads_pooled_features(facts: Facts, make_features: MakeFeatures) -> None:

@@ -112,9 +112,7 @@ def test_chunks_equal_the_plain_form_in_value_and_gradient(chunk_size: int) -> N
     plain = efa(*inputs, words_of(9), *MARGINS, chunk_size=WHOLE)
     chunked = efa(*inputs, words_of(9), *MARGINS, chunk_size=chunk_size)
     torch.testing.assert_close(chunked, plain)
-    for got, expected in zip(
-        torch.autograd.grad(chunked, inputs), torch.autograd.grad(plain, inputs), strict=True
-    ):
+    for got, expected in zip(torch.autograd.grad(chunked, inputs), torch.autograd.grad(plain, inputs), strict=True):
         torch.testing.assert_close(got, expected)
 
 
@@ -176,9 +174,7 @@ def test_patches_are_scaled_cut_and_shared_out_per_word() -> None:
     words = torch.tensor([[[1.0], [-2.0]]])
     relative = torch.tensor([[[0.0, 0.1, 0.3, 0.4, 1.0], [1.0, 0.9, 0.7, 0.6, 0.0]]])
     torch.testing.assert_close(relative_similarities(words, patches), relative)
-    at_one_fifth = torch.tensor(
-        [[[0.0, 0.0, 3 / 17, 4 / 17, 10 / 17], [10 / 32, 9 / 32, 7 / 32, 6 / 32, 0.0]]]
-    )
+    at_one_fifth = torch.tensor([[[0.0, 0.0, 3 / 17, 4 / 17, 10 / 17], [10 / 32, 9 / 32, 7 / 32, 6 / 32, 0.0]]])
     torch.testing.assert_close(patch_weights(words, patches), at_one_fifth)
     at_two_thirds = torch.tensor([[[0.0, 0.0, 0.0, 0.0, 1.0], [10 / 26, 9 / 26, 7 / 26, 0.0, 0.0]]])
     torch.testing.assert_close(patch_weights(words, patches, sigma=2 / 3), at_two_thirds)

@@ -74,9 +74,7 @@ def slow_norm(norm: Any, token: Tensor) -> Tensor:
     return centred / (centred.square().mean() + norm.eps).sqrt() * norm.weight + norm.bias
 
 
-def slow_attention(
-    attention: nn.MultiheadAttention, queries: list[Tensor], keys: list[Tensor]
-) -> list[Tensor]:
+def slow_attention(attention: nn.MultiheadAttention, queries: list[Tensor], keys: list[Tensor]) -> list[Tensor]:
     """Every query and every head on its own."""
     weight_q, weight_k, weight_v = attention.in_proj_weight.chunk(3)
     bias_q, bias_k, bias_v = attention.in_proj_bias.chunk(3)
@@ -98,19 +96,14 @@ def slow_attention(
 def slow_interaction(encoder: InteractionEncoder, words: list[Tensor], image: list[Tensor]) -> Tensor:
     """The words of one caption, without padding, before one image."""
     image = [slow_norm(encoder.image_norm, token) for token in image]
-    words = slow_attention(
-        encoder.cross_attention, [slow_norm(encoder.text_norm, word) for word in words], image
-    )
+    words = slow_attention(encoder.cross_attention, [slow_norm(encoder.text_norm, word) for word in words], image)
     for block in encoder.blocks.layers:
         normed = [slow_norm(block.norm1, word) for word in words]
         attended = slow_attention(block.self_attn, normed, normed)
         words = [word + extra for word, extra in zip(words, attended, strict=True)]
         hidden = [block.linear1.weight @ slow_norm(block.norm2, w) + block.linear1.bias for w in words]
         hidden = [h / (1 + (-1.702 * h).exp()) for h in hidden]
-        words = [
-            word + block.linear2.weight @ h + block.linear2.bias
-            for word, h in zip(words, hidden, strict=True)
-        ]
+        words = [word + block.linear2.weight @ h + block.linear2.bias for word, h in zip(words, hidden, strict=True)]
     return torch.stack([slow_norm(encoder.blocks.norm, word) for word in words])
 
 
@@ -125,9 +118,7 @@ def interaction() -> InteractionEncoder:
 
 
 @pytest.mark.parametrize("batch", [2, 5])
-def test_interaction_equals_the_slow_loop_in_value_and_gradient(
-    batch: int, interaction: InteractionEncoder
-) -> None:
+def test_interaction_equals_the_slow_loop_in_value_and_gradient(batch: int, interaction: InteractionEncoder) -> None:
     text = noise(batch, LENGTH, WIDTH, seed=1).double().requires_grad_()
     image = noise(batch, PATCHES, WIDTH, seed=2).double().requires_grad_()
     mask = torch.arange(LENGTH) < torch.arange(2, 2 + batch)[:, None]
@@ -211,9 +202,7 @@ def test_longer_padding_changes_nothing(term: MLM, encoder: Encoder) -> None:
     torch.testing.assert_close(padded, short)
 
 
-def test_every_image_token_answers_cls_included(
-    term: MLM, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_image_token_answers_cls_included(term: MLM, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = labels_of(4)
     expected, _ = term(features_with(labels, encoder))
     encode_image = encoder.encode_image

@@ -79,9 +79,7 @@ def test_multi_view_supervision_averages_over_views_and_trains_the_augmented_one
     assert aug.grad.abs().sum() > 0
 
 
-def test_in_modal_circle_averages_the_image_and_the_text_branch(
-    facts: Facts, make_features: MakeFeatures
-) -> None:
+def test_in_modal_circle_averages_the_image_and_the_text_branch(facts: Facts, make_features: MakeFeatures) -> None:
     features = make_features(PIDS)
     loss, _ = InModalCircle(facts=facts, views=MVS, scope="anchor")(features)
     of_view = {v: in_modal_circle(features.embedding(v), PIDS, scope="anchor") for v in (*MVS, "text")}
@@ -92,11 +90,7 @@ def test_in_modal_circle_averages_the_image_and_the_text_branch(
 def test_temperature_is_trained(facts: Facts, make_features: MakeFeatures, encoder: nn.Module) -> None:
     loss, _ = NITC(facts=facts, sigmoid=True)(make_features(PIDS))
     loss.backward()
-    assert all(
-        p.grad is not None and p.grad != 0
-        for n, p in encoder.named_parameters()
-        if n in {"log_scale", "bias"}
-    )
+    assert all(p.grad is not None and p.grad != 0 for n, p in encoder.named_parameters() if n in {"log_scale", "bias"})
 
 
 def test_statistics_describe_positive_and_negative_pairs(facts: Facts, make_features: MakeFeatures) -> None:

@@ -1,0 +1,212 @@
+import random
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+
+from data.synthetic.attributes import Appearance, Identity, sample_identities
+from data.synthetic.captions.annotators import Caption, annotate
+from data.synthetic.captions.phrases import listed
+from data.synthetic.shot import VIEWS, Shot, sample_shot, visible_fields
+
+# Written down here once more, so that a wrong entry in the lexicon is not its own witness.
+COLOUR_WORDS = {
+    "en": {
+        "gray": "grey", "silver": "grey", "blond": "blond", "fair": "blond", "ginger": "red", "violet": "purple",
+        "black": "black", "white": "white", "grey": "grey", "red": "red", "orange": "orange", "yellow": "yellow",
+        "green": "green", "blue": "blue", "purple": "purple", "pink": "pink", "brown": "brown",
+    },
+    "vi": {
+        "xanh lá cây": "green", "xanh lục": "green", "xanh dương": "blue", "xanh nước biển": "blue",
+        "đỏ hung": "red", "vàng hoe": "blond", "đen": "black", "trắng": "white", "xám": "grey", "ghi": "grey",
+        "bạc": "grey", "đỏ": "red", "cam": "orange", "vàng": "yellow", "tím": "purple", "hồng": "pink", "nâu": "brown",
+    },
+}  # fmt: skip
+KINDS = {
+    "en": {
+        r"t-shirt|tee": ("upper", {"t-shirt"}), r"sweater|jumper|pullover": ("upper", {"sweater"}),
+        r"hoodie|hooded sweatshirt": ("upper", {"hoodie"}), r"jacket": ("upper", {"jacket"}),
+        r"coat|overcoat": ("upper", {"coat"}), r"tank top|sleeveless top": ("upper", {"tank top"}),
+        r"dress": ("upper", {"dress"}), r"trousers|pants": ("lower", {"trousers"}), r"jeans": ("lower", {"jeans"}),
+        r"shorts": ("lower", {"shorts"}), r"skirt": ("lower", {"skirt", "long skirt"}),
+        r"sneakers|trainers|sports shoes": ("shoes", {"trainers"}), r"boots": ("shoes", {"boots"}),
+        r"sandals": ("shoes", {"sandals"}), r"backpack|rucksack": ("bag", {"backpack"}),
+        r"handbag": ("bag", {"handbag"}), r"suitcase": ("bag", {"suitcase"}),
+        r"shoulder bag|crossbody bag": ("bag", {"shoulder bag"}), r"cap": ("headwear", {"cap"}),
+        r"helmet": ("headwear", {"helmet"}), r"conical": ("headwear", {"conical hat"}),
+        r"sunglasses|dark glasses": ("eyewear", {"sunglasses"}), r"phone": ("held", {"phone"}),
+        r"umbrella": ("held", {"umbrella"}), r"ponytail": ("hair", {"ponytail"}), r"bun": ("hair", {"bun"}),
+        r"stripes|striped": ("pattern", {"striped", "pinstriped"}), r"checked|plaid|check": ("pattern", {"checked"}),
+        r"dots|dotted": ("pattern", {"dotted"}), r"print|logo": ("pattern", {"print"}),
+        r"man|male|he|his": ("gender", {"man"}), r"woman|female|she|her": ("gender", {"woman"}),
+    },
+    "vi": {
+        r"áo phông|áo thun": ("upper", {"t-shirt"}), r"áo sơ mi": ("upper", {"shirt"}),
+        r"áo len": ("upper", {"sweater"}),
+        r"áo hoodie|áo nỉ có mũ": ("upper", {"hoodie"}), r"áo khoác": ("upper", {"jacket", "coat"}),
+        r"áo măng tô": ("upper", {"coat"}), r"áo ba lỗ|áo sát nách": ("upper", {"tank top"}),
+        r"váy liền|đầm": ("upper", {"dress"}), r"quần dài|quần vải": ("lower", {"trousers"}),
+        r"quần jean|quần bò": ("lower", {"jeans"}), r"quần soóc|quần đùi": ("lower", {"shorts"}),
+        r"váy ngắn": ("lower", {"skirt"}), r"váy dài": ("lower", {"long skirt"}),
+        r"giày thể thao|giày sneaker": ("shoes", {"trainers"}), r"bốt": ("shoes", {"boots"}),
+        r"dép|xăng đan": ("shoes", {"sandals"}), r"ba lô|balo": ("bag", {"backpack"}),
+        r"túi xách": ("bag", {"handbag"}),
+        r"va li|vali": ("bag", {"suitcase"}), r"túi đeo chéo": ("bag", {"shoulder bag"}),
+        r"mũ lưỡi trai": ("headwear", {"cap"}), r"mũ bảo hiểm": ("headwear", {"helmet"}),
+        r"nón lá": ("headwear", {"conical hat"}), r"kính": ("eyewear", {"sunglasses"}),
+        r"điện thoại": ("held", {"phone"}),
+        r"ô|dù": ("held", {"umbrella"}), r"đuôi ngựa": ("hair", {"ponytail"}), r"búi": ("hair", {"bun"}),
+        r"kẻ ngang|sọc ngang": ("pattern", {"striped"}), r"kẻ dọc|sọc dọc": ("pattern", {"pinstriped"}),
+        r"ca rô|caro": ("pattern", {"checked"}), r"chấm bi": ("pattern", {"dotted"}),
+        r"in hình|hình in": ("pattern", {"print"}),
+        r"đàn ông|nam|anh": ("gender", {"man"}), r"phụ nữ|nữ|cô": ("gender", {"woman"}),
+    },
+}  # fmt: skip
+SIDES = {"en": {"left": "left", "right": "right"}, "vi": {"trái": "left", "phải": "right"}}
+
+
+@dataclass(frozen=True)
+class Sample:
+    person: Appearance
+    shot: Shot
+    language: str
+    caption: Caption
+
+
+def people(count: int, seed: int = 3) -> list[Identity]:
+    return sample_identities({"test": count}, 0.2, random.Random(seed))
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    found: list[Sample] = []
+    for identity in people(150):
+        for view in VIEWS:
+            rng = random.Random(f"{identity.pid}/{view}")
+            shot = sample_shot(identity.appearance, view, rng)
+            for language in ("vi", "en"):
+                for caption in annotate(identity.appearance, shot, language, 2, rng):
+                    found.append(Sample(identity.appearance, shot, language, caption))
+    return found
+
+
+def words(text: str, pattern: str) -> Iterator[str]:
+    return (match[0] for match in re.finditer(rf"(?<!\w)(?:{pattern})(?!\w)", text.lower()))
+
+
+def test_captions_only_say_what_the_picture_shows(samples: list[Sample]) -> None:
+    for sample in samples:
+        visible = visible_fields(sample.person, sample.shot)
+        assert set(sample.caption.said) <= visible
+        assert all(value == getattr(sample.person, field) for field, value in sample.caption.said.items())
+
+
+def test_every_colour_word_is_a_colour_that_the_caption_may_say(samples: list[Sample]) -> None:
+    for sample in samples:
+        table = COLOUR_WORDS[sample.language]
+        longest_first = "|".join(sorted(table, key=len, reverse=True))
+        said = {value for field, value in sample.caption.said.items() if field.endswith("colour")}
+        text = sample.caption.text.replace("kính đen", "")  # sunglasses
+        found = {table[word] for word in words(text, longest_first)}
+        if sample.language == "vi":  # one word, vàng, for yellow clothes and blond hair
+            found, said = ({"yellow" if colour == "blond" else colour for colour in one} for one in (found, said))
+        assert found == said, text
+
+
+def test_every_garment_bag_pattern_and_gender_word_is_true(samples: list[Sample]) -> None:
+    for sample in samples:
+        for pattern, (field, kinds) in KINDS[sample.language].items():
+            if any(words(sample.caption.text, pattern)):
+                said = sample.caption.said.get(field)
+                assert said in kinds, f"{pattern}: {sample.caption.text}"
+
+
+def test_left_and_right_are_those_of_what_is_carried(samples: list[Sample]) -> None:
+    for sample in samples:
+        sides = SIDES[sample.language]
+        found = {sides[word] for word in words(sample.caption.text, "|".join(sides))}
+        assert found == {side for field, side in sample.caption.said.items() if field.endswith("_side")}
+
+
+def test_captions_are_clean_sentences(samples: list[Sample]) -> None:
+    for sample in samples:
+        text = sample.caption.text
+        assert text == unicodedata.normalize("NFC", text)
+        assert text == " ".join(text.split())
+        assert text[0].isupper()
+        assert text.endswith(".")
+        assert not re.search(r"[{}@]| [,.]|,,|\.\.", text), text
+        if sample.language == "en":
+            assert text.isascii()
+            assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", text), text
+        else:
+            assert re.search(r"[ạảãàáâậầấẩẫăắằặẳẵóòọõỏôộổỗồốơờớợởỡéèẻẹẽêếềệểễúùụủũưựữửừứíìịỉĩýỳỷỵỹđ]", text)
+
+
+def test_the_two_annotators_differ_in_style() -> None:
+    person = people(1)[0].appearance
+    shot = sample_shot(person, "front", random.Random(0))
+    for language, opening in (("vi", "mặc"), ("en", "(is|wears|wearing|dressed|in a)")):
+        terse_and_flowing = [annotate(person, shot, language, 2, random.Random(seed)) for seed in range(20)]
+        assert all(first.text != second.text for first, second in terse_and_flowing)
+        sentences = [caption.text.count(".") for pair in terse_and_flowing for caption in pair]
+        assert 1 in sentences
+        assert max(sentences) > 1
+        assert any(re.search(opening, caption.text) for pair in terse_and_flowing for caption in pair)
+
+
+def test_views_hide_what_they_hide() -> None:
+    masked = next(i.appearance for i in people(400) if i.appearance.mask_colour)
+    masked = replace(masked, upper="jacket", pattern="plain", pattern_colour=None, inner_colour="white")
+    shots = {view: sample_shot(masked, view, random.Random(0)) for view in VIEWS}
+    assert "mask_colour" in visible_fields(masked, shots["front"])
+    assert "mask_colour" in visible_fields(masked, shots["left"])
+    assert "mask_colour" not in visible_fields(masked, shots["back"])
+    assert "inner_colour" not in visible_fields(masked, shots["left"])
+    handbag = replace(masked, bag="handbag", bag_colour="red", bag_side="left")
+    assert "bag" in visible_fields(handbag, shots["left"])
+    assert "bag" not in visible_fields(handbag, shots["right"])
+    cropped = replace(shots["front"], ground=1.04)
+    assert not {"shoes", "shoes_colour"} & visible_fields(masked, cropped)
+    hidden_legs = replace(shots["front"], ground=0.97, occluder="bush")
+    assert not {"shoes", "shoes_colour"} & visible_fields(masked, hidden_legs)
+
+
+def agreement(said: dict[str, str], person: Appearance, visible: frozenset[str]) -> int:
+    """Returns how many of the `said` details a picture shows, or a negative number where it contradicts one."""
+    score = 0
+    for field, value in said.items():
+        seen = getattr(person, field)
+        if seen == value:
+            score += field in visible
+        elif seen is None or field in visible:
+            score -= 100
+    return score
+
+
+@pytest.mark.parametrize("language", ["vi", "en"])
+def test_a_perfect_reader_finds_the_person(language: str) -> None:
+    gallery: list[tuple[int, Appearance, frozenset[str]]] = []
+    queries: list[tuple[int, dict[str, str]]] = []
+    for identity in people(120):
+        for index, view in enumerate(("front", "back")):
+            rng = random.Random(f"{identity.pid}/{index}")
+            shot = sample_shot(identity.appearance, view, rng)
+            gallery.append((identity.pid, identity.appearance, visible_fields(identity.appearance, shot)))
+            queries += [
+                (identity.pid, caption.said) for caption in annotate(identity.appearance, shot, language, 2, rng)
+            ]
+    hits = 0
+    for pid, said in queries:
+        scores = [(agreement(said, person, visible), owner) for owner, person, visible in gallery]
+        best = max(scores)[0]
+        hits += all(owner == pid for score, owner in scores if score == best)
+    assert hits / len(queries) > 0.85
+
+
+def test_listed() -> None:
+    assert listed([], "and") == ""
+    assert listed(["a"], "and") == "a"
+    assert listed(["a", "b", "c"], "và") == "a, b và c"
