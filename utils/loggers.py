@@ -127,7 +127,9 @@ def _wandb_logger(
 
 
 def _wandb_mode(configured: str) -> str:
-    """Returns what WANDB_MODE says or, without it, the config: auto, online, offline or disabled."""
+    """Returns the mode: disabled where the config says so, else what WANDB_MODE or, without it, the config says."""
+    if configured == "disabled":
+        return configured
     source, mode, choices = "logger.wandb.mode", configured, ["auto", *MODES]
     if "WANDB_MODE" in os.environ:
         source, mode, choices = "WANDB_MODE", os.environ["WANDB_MODE"], [*MODES]

@@ -144,7 +144,7 @@ def test_wandb_run(tmp_path: Path, ranked: list[RankedQuery], capfd: pytest.Capt
         ("auto", "of", "WANDB_MODE=of: no such mode"),
         ("auto", "", "WANDB_MODE=: no such mode. Choose online, offline, disabled"),
         ("online", None, "W&B is to be online, but nobody is logged in"),
-        ("disabled", "online", "W&B is to be online, but nobody is logged in"),
+        ("offline", "online", "W&B is to be online, but nobody is logged in"),
     ],
 )
 def test_a_mode_that_cannot_be_is_one_sentence(
