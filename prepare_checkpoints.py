@@ -25,7 +25,7 @@ class Checkpoint(NamedTuple):
     architecture: Architecture
 
 
-PRETRAINING_STEPS: Final = 700
+PRETRAINING_STEPS: Final = 400
 CHECKPOINTS: Final = {
     "m_siglip": Checkpoint(
         "google/siglip-base-patch16-256-multilingual", Architecture("siglip", 768, 768, 16, 250_000)
