@@ -14,12 +14,13 @@ from torch.utils.data import DataLoader
 
 from data.annotations import DatasetSplits, Record, read_dataset
 from data.augmentation import Augmentation
-from data.batch import PIDS, Batch
+from data.batch import MLM_LABELS, PIDS, TEXT_MASKED, VIEWS, Batch
 from data.datasets import CaptionDataset, Collate, ImageDataset, PairDataset, captions_of
 from data.loader import ResumableLoader, evaluation_loader
+from data.masking import Masker
 from data.samplers import EpochSampler, IdentitySampler, RandomSampler
 from data.tokens import TokenCounts, Tokenize, load_tokenizer
-from data.views import PROVIDED_BY, Views
+from data.views import Views
 from utils.errors import UserError, nearest
 
 SAMPLERS = ("random", "identity")
@@ -97,21 +98,27 @@ class TBPSDataModule(L.LightningDataModule):
         self._seed = seed
         self._with_pids = with_pids
         self._views: Views | None = None
+        self._masker: Masker | None = None
 
     @property
     def provides(self) -> frozenset[str]:
         """What a loss may need: views, and labels of the batch."""
-        return frozenset({*PROVIDED_BY, *({PIDS} if self._with_pids else ())})
+        return frozenset({*VIEWS, MLM_LABELS, *({PIDS} if self._with_pids else ())})
 
     def set_views(self, needs: Collection[str]) -> None:
-        """Says what training batches must hold: the `needs` of the objective, views and ``pids``.
+        """Says what training batches must hold: the `needs` of the objective, all among `provides`.
 
         Raises:
-            UserError: nothing provides one of them.
+            UserError: the augmentation does not offer one of them.
         """
-        if PIDS in needs and not self._with_pids:
-            raise UserError("A loss asks for identities, which this method must not read; leave that loss out.")
-        self._views = Views(set(needs) - {PIDS}, self._img_size, self._aug)
+        views = set(needs) & set(VIEWS) | ({TEXT_MASKED} if MLM_LABELS in needs else set())
+        self._views = Views(views, self._img_size, self.tokenize.max_length, self._aug)
+        self._masker = Masker(self.tokenize.tokenizer) if TEXT_MASKED in views else None
+
+    @property
+    def mask_token_added(self) -> bool:
+        """Whether words are masked by a token that the backbone's own tokenizer does not have."""
+        return self._masker is not None and self._masker.added
 
     @property
     def num_classes(self) -> int:
@@ -120,8 +127,9 @@ class TBPSDataModule(L.LightningDataModule):
 
     @property
     def max_token_id(self) -> int:
-        """The largest token id of any caption; the backbone's token table must reach beyond it."""
-        return max(tokens.max_id for tokens in self._tokens.values())
+        """The largest token id of any caption, masked or not; the backbone's token table must reach beyond it."""
+        masked = 0 if self._masker is None else self._masker.max_id
+        return max(masked, *(tokens.max_id for tokens in self._tokens.values()))
 
     def check_token_ids(self, vocab_size: int) -> None:
         """Passes when every token id lies in a table of `vocab_size` rows.
@@ -176,7 +184,9 @@ class TBPSDataModule(L.LightningDataModule):
         if self._views is None:
             raise RuntimeError("set_views(objective.needs) comes before training")
         dataset = PairDataset(self.dataset.train, self._views, with_pids=self._with_pids)
-        return ResumableLoader(dataset, self._train_sampler(dataset), self._collate, num_workers=self._workers())
+        return ResumableLoader(
+            dataset, self._train_sampler(dataset), Collate(self.tokenize, self._masker), num_workers=self._workers()
+        )
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """Returns the loader of the validation images and that of the validation captions."""
@@ -198,10 +208,6 @@ class TBPSDataModule(L.LightningDataModule):
         return {"train": self.dataset.train, "val": self.dataset.val, "test": self.dataset.test}
 
     @property
-    def _collate(self) -> Collate:
-        return Collate(self.tokenize)
-
-    @property
     def _share(self) -> dict[str, int]:
         if self.trainer is None:
             return {"rank": 0, "world_size": 1}
@@ -216,10 +222,10 @@ class TBPSDataModule(L.LightningDataModule):
 
     def _evaluation_loaders(self, records: Sequence[Record]) -> list[DataLoader[Batch]]:
         images, captions = ImageDataset(records, self._img_size), CaptionDataset(records)
-        size = self._eval_batch_size
+        collate, size = Collate(self.tokenize), self._eval_batch_size
         return [
-            evaluation_loader(images, self._collate, size, num_workers=self._workers(), **self._share),
-            evaluation_loader(captions, self._collate, size, num_workers=0, **self._share),
+            evaluation_loader(images, collate, size, num_workers=self._workers(), **self._share),
+            evaluation_loader(captions, collate, size, num_workers=0, **self._share),
         ]
 
     def _workers(self) -> int:

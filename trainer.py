@@ -68,6 +68,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     module = build_module(cfg, encoder, num_classes=data.num_classes)
     check_needs(module.objective, data.provides)
     data.set_views(module.objective.needs)
+    encoder.backbone.grow_token_table(data.max_token_id + 1)  # by a mask token, where the tokenizer had none
     _announce(cfg, module, data)
 
     trainer = _trainer(cfg, data)
@@ -103,7 +104,9 @@ def test(cfg: DictConfig) -> dict[str, float]:
     _prepare(cfg)
     data = build_data(cfg)
     encoder = build_encoder(cfg)
-    load_weights(encoder, encoder_weights(checkpoint), source=path)
+    weights = encoder_weights(checkpoint)
+    encoder.grow_like(weights)
+    load_weights(encoder, weights, source=path)
     data.check_token_ids(encoder.backbone.vocab_size)
 
     module = LitRanker(encoder)
@@ -229,6 +232,8 @@ def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule) -> None:
 
     print(f"run     {cfg.run_dir}")
     print(f"data    {data.describe()}")
+    if data.mask_token_added:
+        print(f"mask    the tokenizer of {cfg.backbone.name} has no mask token; one is added, with a row for it")
     print(f"method  {cfg.loss.name} on {cfg.backbone.name} ({cfg.lora.name}), seed {cfg.seed}")
     print(parameter_table(module))
     print(group_table(module.named_parameters(), cfg.optimizer.param_groups), flush=True)

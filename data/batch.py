@@ -15,7 +15,7 @@ a text view           `Tokens` of int64 ids ``(B, L)`` and bool mask ``(B, L)``;
 ====================  ==========================================================================
 
 An evaluation batch holds one modality, `IMAGE` or `TEXT`, with `PIDS` (the raw ids of the annotation file)
-and `INDEX`.
+and `INDEX`. A training sample with `TEXT_MASKED` also carries its `MASK_DRAWS`, which the batch no longer needs.
 """
 
 from typing import Any, Final, NamedTuple
@@ -30,6 +30,7 @@ TEXT: Final = "text"
 TEXT_MASKED: Final = "text_masked"
 PIDS: Final = "pids"
 MLM_LABELS: Final = "mlm_labels"
+MASK_DRAWS: Final = "mask_draws"
 INDEX: Final = "index"
 
 IMAGE_VIEWS: Final = (IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2)

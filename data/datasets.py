@@ -8,7 +8,8 @@ import torch
 from torch.utils.data import Dataset
 
 from data.annotations import Record
-from data.batch import IMAGE, IMAGE_VIEWS, INDEX, PIDS, TEXT, TEXT_VIEWS, Batch
+from data.batch import IMAGE, INDEX, MASK_DRAWS, MLM_LABELS, PIDS, TEXT, TEXT_MASKED, TEXT_VIEWS, Batch
+from data.masking import Masker
 from data.samplers import Draw, Indices
 from data.tokens import Tokenize
 from data.views import Views, read_image
@@ -109,15 +110,24 @@ class CaptionDataset(Dataset[Sample]):
 
 
 class Collate:
-    """Makes a batch of samples: images are stacked, texts tokenised together, numbers become int64."""
+    """Makes a batch of samples: images are stacked, texts tokenised together and masked, numbers become int64.
 
-    def __init__(self, tokenize: Tokenize) -> None:
+    Args:
+        tokenize: what makes tokens of captions.
+        masker: what makes `TEXT_MASKED` and `MLM_LABELS`, where samples hold that view.
+    """
+
+    def __init__(self, tokenize: Tokenize, masker: Masker | None = None) -> None:
         self._tokenize = tokenize
+        self._masker = masker
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        return {key: self._column(key, [sample[key] for sample in samples]) for key in samples[0]}
+        batch = {key: self._column(key, [sample[key] for sample in samples]) for key in samples[0]}
+        if self._masker is not None and TEXT_MASKED in batch:
+            batch[TEXT_MASKED], batch[MLM_LABELS] = self._masker(batch[TEXT_MASKED], batch.pop(MASK_DRAWS))
+        return batch
 
     def _column(self, key: str, values: list[Any]) -> Any:
-        if key in IMAGE_VIEWS:
+        if isinstance(values[0], torch.Tensor):
             return torch.stack(values)
         return self._tokenize(values) if key in TEXT_VIEWS else torch.tensor(values)

@@ -43,12 +43,12 @@ class Tokenize:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.max_length = max_length
 
     def __call__(self, captions: Sequence[str]) -> Tokens:
         """Returns ids and mask, both ``(B, max_length)``."""
-        encoded = self._tokenizer(
+        encoded = self.tokenizer(
             list(captions),
             padding="max_length",
             truncation=True,
@@ -60,7 +60,7 @@ class Tokenize:
 
     def count(self, captions: Sequence[str]) -> TokenCounts:
         """Returns what the tokens of these captions come to before they are cut."""
-        encoded = self._tokenizer(list(captions), verbose=False)["input_ids"]
+        encoded = self.tokenizer(list(captions), verbose=False)["input_ids"]
         lengths = [len(ids) for ids in encoded]
         return TokenCounts(
             cut=sum(length > self.max_length for length in lengths),

@@ -3,14 +3,16 @@
 from collections.abc import Collection
 from typing import Any, Final
 
+import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from data.annotations import Record
 from data.augmentation import Augmentation, Transforms
-from data.batch import IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2, IMAGE_VIEWS, TEXT
-from utils.errors import UserError, nearest
+from data.batch import IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2, IMAGE_VIEWS, MASK_DRAWS, TEXT, TEXT_MASKED, TEXT_VIEWS
+from data.masking import DRAWS
+from utils.errors import UserError
 
 PROVIDED_BY: Final = {
     IMAGE: "image",
@@ -18,6 +20,7 @@ PROVIDED_BY: Final = {
     IMAGE_SS1: "image_ss",
     IMAGE_SS2: "image_ss",
     TEXT: "text",
+    TEXT_MASKED: "text",
 }
 
 
@@ -63,22 +66,28 @@ def _reason(record: Record, error: Exception) -> str:
 class Views:
     """Builds the asked-for views of (image, caption) pairs; the image is decoded once for all of them.
 
+    All text views are of the same augmented caption. What is masked of it is settled when a batch is
+    tokenised; here it is drawn.
+
     Args:
         needs: names of views (`data.batch.VIEWS`).
         size: (height, width) of image views.
+        text_length: tokens of a caption.
         augmentation: what provides them.
 
     Raises:
-        UserError: a view that the augmentation does not offer, or that nothing provides.
+        UserError: a view that the augmentation does not offer.
     """
 
-    def __init__(self, needs: Collection[str], size: tuple[int, int], augmentation: Augmentation) -> None:
+    def __init__(
+        self, needs: Collection[str], size: tuple[int, int], text_length: int, augmentation: Augmentation
+    ) -> None:
+        self.needs = frozenset(needs)
         self._size = size
-        self._images: dict[str, Transforms] = {}
-        self._texts: dict[str, Transforms] = {}
-        for view in sorted(needs):
-            group = self._images if view in IMAGE_VIEWS else self._texts
-            group[view] = _transforms(view, augmentation)
+        self._draws = (DRAWS, text_length)
+        self._images = {view: _transforms(view, augmentation) for view in IMAGE_VIEWS if view in self.needs}
+        self._texts = [view for view in TEXT_VIEWS if view in self.needs]
+        self._text = _transforms(TEXT, augmentation) if self._texts else ()
 
     def __call__(self, record: Record, caption: str) -> dict[str, Tensor | str]:
         """Returns view name -> uint8 ``(3, H, W)`` or text, random by torch's CPU random state."""
@@ -86,15 +95,15 @@ class Views:
         if self._images:
             image = read_image(record, self._size)
             views |= {view: _apply(transforms, image) for view, transforms in self._images.items()}
-        return views | {view: _apply(transforms, caption) for view, transforms in self._texts.items()}
+        if self._texts:
+            text = _apply(self._text, caption)
+            views |= dict.fromkeys(self._texts, text)
+        if TEXT_MASKED in self._texts:
+            views[MASK_DRAWS] = torch.rand(self._draws)
+        return views
 
 
 def _transforms(view: str, augmentation: Augmentation) -> Transforms:
-    if view not in PROVIDED_BY:
-        raise UserError(
-            f"A loss asks for the view {view!r}, which nothing provides; there are {', '.join(PROVIDED_BY)}."
-            + nearest(view, set(PROVIDED_BY))
-        )
     transforms: Transforms | None = getattr(augmentation, PROVIDED_BY[view])
     if transforms is None:
         raise UserError(

@@ -92,6 +92,14 @@ class Backbone(nn.Module):
         """The embeddings of the vocabulary ``(V, D)``."""
         return self.hub_model.text_model.embeddings.token_embedding.weight
 
+    @torch.no_grad()
+    def grow_token_table(self, rows: int) -> None:
+        """Gives the token table `rows` rows if it has fewer; new ones are the mean of the old ones."""
+        old = self.vocab_size
+        if rows > old:
+            self.hub_model.resize_token_embeddings(rows, mean_resizing=False)
+            self.token_table[old:] = self.token_table[:old].mean(dim=0)
+
     def normalise(self, pixels: Tensor) -> Tensor:
         """Returns float pixels ``(B, 3, H, W)`` as the tower was pre-trained on, from uint8 ones."""
         return (pixels.float() / 255 - self.mean) / self.std  # type: ignore[operator]

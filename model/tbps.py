@@ -1,5 +1,6 @@
 """The encoder: a backbone and a head, the same for training and for ranking."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -39,6 +40,12 @@ class TBPS(nn.Module):
     def encode_text(self, ids: Tensor, mask: Tensor) -> Encoded:
         """Encodes token ids ``(B, L)`` with their mask ``(B, L)``, true on tokens that are not padding."""
         return self.head.text(self.backbone.text(ids, mask))
+
+    def grow_like(self, weights: Mapping[str, Tensor]) -> None:
+        """Grows the token table to that of `weights`, where training added a mask token."""
+        table = next(name for name, p in self.named_parameters() if p is self.backbone.token_table)
+        if table in weights:
+            self.backbone.grow_token_table(len(weights[table]))
 
     def temperature(self) -> tuple[Tensor, Tensor]:
         """(logit_scale, logit_bias) of the backbone."""

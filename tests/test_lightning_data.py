@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data.annotations import DatasetSplits, Record
 from data.augmentation import Augmentation, RandomWordDeletion
-from data.batch import IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2, INDEX, PIDS, TEXT, Batch, Tokens
+from data.batch import IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2, INDEX, MLM_LABELS, PIDS, TEXT, TEXT_MASKED, Batch, Tokens
 from lightning_data import TBPSDataModule
 from utils.errors import UserError
 
@@ -117,10 +117,23 @@ class TestTraining:
     def test_without_pids_no_batch_has_them(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
         settings["with_pids"] = False
         assert all(PIDS not in batch for batch in batches(dataset, settings, ALL_VIEWS - {PIDS}))
-        with pytest.raises(UserError, match="asks for identities, which this method must not read"):
-            batches(dataset, settings)
         with pytest.raises(UserError, match="sampler=identity reads identities"):
             TBPSDataModule(dataset, **settings | {"sampler": "identity"})
+
+    def test_masked_captions_come_with_their_labels_and_stay_below_the_grown_table(
+        self, dataset: DatasetSplits, settings: dict[str, Any]
+    ) -> None:
+        data = TBPSDataModule(dataset, **settings)
+        before = data.max_token_id
+        data.set_views(frozenset({TEXT, TEXT_MASKED, MLM_LABELS}))
+        assert data.mask_token_added
+        assert data.max_token_id == before + 1
+        for batch in data.train_dataloader():
+            assert batch.keys() == {TEXT, TEXT_MASKED, MLM_LABELS, INDEX, PIDS}
+            masked, plain, labels = batch[TEXT_MASKED].ids, batch[TEXT].ids, batch[MLM_LABELS]
+            assert torch.equal(torch.where(labels == -100, masked, labels), plain)
+            assert (labels != -100).any(dim=1).all()
+            assert masked.max() <= data.max_token_id
 
     def test_a_view_that_is_not_offered_fails_before_training(
         self, dataset: DatasetSplits, settings: dict[str, Any]

@@ -44,6 +44,12 @@ class Checkout:
         uv.write_text(UV)
         uv.chmod(0o755)
 
+    def put_real_data(self) -> None:
+        """The dataset and the checkpoint of the paper, as far as the scripts look."""
+        (self.folder / "VN3K").mkdir()
+        (self.folder / "m_siglip_checkpoints").mkdir()
+        (self.folder / "m_siglip_checkpoints" / "config.json").write_text("{}")
+
     def command(self, script: str, *arguments: str) -> list[str]:
         return [str(self.folder / f"{script}.sh"), *arguments]
 
@@ -81,6 +87,7 @@ def losses(calls: list[list[str]]) -> list[str]:
 
 @pytest.mark.parametrize("script", LORA)
 def test_dry_run_prints_a_command_per_strategy_and_runs_nothing(checkout: Checkout, script: str):
+    checkout.put_real_data()
     done = checkout.run(script, "--dry-run", "all")
     assert done.returncode == 0
     assert checkout.calls() == []
@@ -94,6 +101,7 @@ def test_dry_run_prints_a_command_per_strategy_and_runs_nothing(checkout: Checko
 @pytest.mark.parametrize("script", LORA)
 @pytest.mark.parametrize("options", [[], ["--demo"]])
 def test_the_commands_of_a_dry_run_compose(checkout: Checkout, script: str, options: list[str]):
+    checkout.put_real_data()
     register_resolvers()
     done = checkout.run(script, "--dry-run", "all", *options)
     for line, loss in zip(done.stdout.splitlines(), LOSSES, strict=True):
@@ -152,19 +160,29 @@ def test_a_table_that_cannot_be_made_is_a_failure(checkout: Checkout):
     assert checkout.run("run_cir_loss", "pure", "--demo", fails="utils.reports").returncode == 1
 
 
-def test_real_data_that_is_missing_is_named_and_demo_offered(checkout: Checkout):
+def test_without_data_and_checkpoint_the_demo_runs_and_says_so(checkout: Checkout):
+    done = checkout.run("run_cir_loss", "all")
+    assert done.returncode == 0
+    assert losses(checkout.calls()) == LOSSES
+    assert all(call[3] == "demo" for call in checkout.calls()[:-1])
+    assert "neither m_siglip_checkpoints/ nor VN3K/ is here" in done.stderr.splitlines()[0]
+    assert " demo " in checkout.run("run_cir_loss", "all", "--dry-run").stdout
+
+
+def test_one_of_data_and_checkpoint_missing_is_named_and_demo_offered(checkout: Checkout):
+    (checkout.folder / "VN3K").mkdir()
     done = checkout.run("run_cir_loss", "all")
     assert (done.returncode, checkout.calls()) == (2, [])
     assert len(done.stderr.splitlines()) == 1
-    assert "m_siglip_checkpoints/ and VN3K/ not found" in done.stderr
+    assert "m_siglip_checkpoints/ not found" in done.stderr
     assert "--demo" in done.stderr
-    (checkout.folder / "VN3K").mkdir()
-    done = checkout.run("run_cir_loss", "all")
-    assert (done.returncode, "VN3K" in done.stderr) == (2, False)
-    (checkout.folder / "m_siglip_checkpoints").mkdir()
-    (checkout.folder / "m_siglip_checkpoints" / "config.json").write_text("{}")
+
+
+def test_real_data_and_checkpoint_are_trained_on(checkout: Checkout):
+    checkout.put_real_data()
     assert checkout.run("run_cir_loss", "all").returncode == 0
     assert losses(checkout.calls()) == LOSSES
+    assert all(call[3] == "cir_msiglip" for call in checkout.calls()[:-1])
 
 
 def test_data_and_backbone_chosen_by_override_are_left_to_the_trainer(checkout: Checkout):

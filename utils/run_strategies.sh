@@ -41,7 +41,8 @@ On a terminal it asks for the strategy when none is given:
 
 $(menu)
 
-  --demo      the tiny backbone on the embedded data (-cn demo) instead of mSigLIP on VN3K
+  --demo      the tiny backbone on the embedded data (-cn demo) instead of mSigLIP on VN3K; so it is by itself
+              where neither m_siglip_checkpoints/ nor VN3K/ is
   --dry-run   prints the commands, one per line, and runs nothing
   OVERRIDE    any Hydra override, for every strategy: seed=1 trainer.max_epochs=5 dataset=vn3k_en
 
@@ -74,16 +75,14 @@ overridden() {
     return 1
 }
 
-need_real_data() {
-    local missing=()
+# What of the real data and checkpoint is neither here nor named by an override.
+missing_here() {
     if ! overridden backbone= backbone.folder= dataset_root_dir= experiment=; then
-        [[ -f m_siglip_checkpoints/config.json ]] || missing+=(m_siglip_checkpoints/)
+        [[ -f m_siglip_checkpoints/config.json ]] || echo m_siglip_checkpoints/
     fi
     if ! overridden dataset= dataset_root_dir= experiment=; then
-        [[ -d VN3K ]] || missing+=(VN3K/)
+        [[ -d VN3K ]] || echo VN3K/
     fi
-    ((${#missing[@]} == 0)) || fail "${missing[0]}${missing[1]:+ and ${missing[1]}} not found here: run\
- ./setup.sh, or add --demo to train the tiny backbone on the embedded data."
 }
 
 choice="" config=cir_msiglip dry_run=false
@@ -117,8 +116,17 @@ else
     fail "no strategy given: name one of $ASK (see ./$SCRIPT.sh --help)."
 fi
 
+if [[ $config != demo ]]; then
+    mapfile -t missing < <(missing_here)
+    if ((${#missing[@]} == 2)); then
+        echo "neither ${missing[0]} nor ${missing[1]} is here (./setup.sh brings them): the tiny backbone learns from the\
+ embedded data instead, as with --demo." >&2
+        config=demo
+    elif ((${#missing[@]} == 1)) && ! $dry_run; then
+        fail "${missing[0]} not found here: run ./setup.sh, or add --demo to train the tiny backbone on the embedded data."
+    fi
+fi
 if ! $dry_run; then
-    [[ $config == demo ]] || need_real_data
     command -v uv >/dev/null || fail "uv is not installed; run ./setup.sh."
 fi
 

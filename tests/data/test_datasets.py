@@ -31,7 +31,7 @@ def records(tmp_path: Path) -> list[Record]:
 
 
 def pairs(records: list[Record], *, with_pids: bool = True) -> PairDataset:
-    return PairDataset(records, Views({IMAGE, IMAGE_AUG, TEXT}, SIZE, ERASING), with_pids=with_pids)
+    return PairDataset(records, Views({IMAGE, IMAGE_AUG, TEXT}, SIZE, 8, ERASING), with_pids=with_pids)
 
 
 class TestPairDataset:

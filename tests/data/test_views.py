@@ -11,11 +11,12 @@ from torchvision.transforms.v2 import RandomErasing, RandomHorizontalFlip
 import data.views
 from data.annotations import Record
 from data.augmentation import Augmentation, RandomWordDeletion
-from data.batch import IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2, TEXT, TEXT_MASKED
+from data.batch import IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2, MASK_DRAWS, TEXT, TEXT_MASKED
 from data.views import ImageError, Views, read_image
 from utils.errors import UserError
 
 SIZE = (24, 12)
+LENGTH = 8
 FULL = Augmentation(
     name="full",
     image=[RandomHorizontalFlip(1.0)],
@@ -102,7 +103,7 @@ class TestViews:
         [{IMAGE, TEXT}, {IMAGE_AUG}, {TEXT}, {IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2, TEXT}, set()],
     )
     def test_exactly_what_is_asked_for(self, record: Record, needs: set[str]) -> None:
-        assert set(Views(needs, SIZE, FULL)(record, "a b")) == needs
+        assert set(Views(needs, SIZE, LENGTH, FULL)(record, "a b")) == needs
 
     @pytest.mark.parametrize(("needs", "reads"), [({TEXT}, 0), ({IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2}, 1)])
     def test_an_image_is_decoded_once_and_only_if_needed(
@@ -110,13 +111,13 @@ class TestViews:
     ) -> None:
         calls = []
         monkeypatch.setattr(data.views, "read_image", lambda *args: calls.append(args) or read_image(*args))
-        Views(needs, SIZE, FULL)(record, "a b")
+        Views(needs, SIZE, LENGTH, FULL)(record, "a b")
         assert len(calls) == reads
 
     def test_each_view_has_its_own_transforms(self, record: Record) -> None:
         original = read_image(record, SIZE)
         torch.manual_seed(0)
-        views = Views({IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2, TEXT}, SIZE, FULL)(record, "red shirt")
+        views = Views({IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2, TEXT}, SIZE, LENGTH, FULL)(record, "red shirt")
         assert torch.equal(views[IMAGE], original.flip(-1))
         for view in (IMAGE_AUG, IMAGE_SS1, IMAGE_SS2):
             erased = (views[view] == 0).all(0)
@@ -127,9 +128,9 @@ class TestViews:
 
     def test_a_view_that_the_augmentation_leaves_out(self) -> None:
         with pytest.raises(UserError, match=r"'image_ss1', which aug=plain does not offer.*set aug\.image_ss,"):
-            Views({IMAGE, IMAGE_SS1}, SIZE, Augmentation("plain"))
+            Views({IMAGE, IMAGE_SS1}, SIZE, LENGTH, Augmentation("plain"))
 
-    @pytest.mark.parametrize(("view", "hint"), [("imag_aug", "Did you mean 'image_aug'"), (TEXT_MASKED, "there are")])
-    def test_a_view_that_nothing_provides(self, view: str, hint: str) -> None:
-        with pytest.raises(UserError, match=f"{view!r}, which nothing provides.*{hint}"):
-            Views({view}, SIZE, FULL)
+    def test_the_masked_caption_is_the_augmented_one_and_comes_with_its_draws(self, record: Record) -> None:
+        views = Views({TEXT, TEXT_MASKED}, SIZE, LENGTH, FULL)(record, "red shirt")
+        assert views[TEXT] == views[TEXT_MASKED] == "red"
+        assert views[MASK_DRAWS].shape == (3, LENGTH)

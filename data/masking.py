@@ -1,0 +1,65 @@
+"""Masked words, for losses that let a model predict them."""
+
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from data.batch import Tokens
+
+MASKED_SHARE: Final = 0.15
+ADDED_MASK_TOKEN: Final = "<|mask|>"
+DRAWS: Final = 3
+_TO_MASK, _TO_RANDOM = 0.8, 0.9
+_NOT_PREDICTED = -100
+
+
+class MaskedTokens(NamedTuple):
+    """Tokens of which some are masked, and labels ``(B, L)``: the id that was there, -100 where none is to be told."""
+
+    tokens: Tokens
+    labels: Tensor
+
+
+class Masker:
+    """Masks 15 % of a caption's words as BERT does: 80 % become the mask token, 10 % any word, 10 % stay.
+
+    Source: IRRA (CVPR 2023), section 3.2. Special and padding tokens are never masked; at least one word of a
+    caption is, unless it has none.
+
+    Args:
+        tokenizer: a mask token is added to it where it has none, as id ``len(tokenizer)``.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        special = {*tokenizer.all_special_ids}
+        self._words = torch.tensor([i for i in sorted(tokenizer.get_vocab().values()) if i not in special])
+        self.added = tokenizer.mask_token is None
+        if self.added:
+            tokenizer.add_special_tokens({"mask_token": ADDED_MASK_TOKEN})
+        self.mask_id = int(tokenizer.mask_token_id)
+        self._special = torch.tensor(sorted({*tokenizer.all_special_ids}))
+
+    @property
+    def max_id(self) -> int:
+        """The largest id that masking may write."""
+        return max(self.mask_id, int(self._words.max()))
+
+    def __call__(self, tokens: Tokens, draws: Tensor) -> MaskedTokens:
+        """Returns the masked tokens and what they were, a function of its arguments alone.
+
+        Args:
+            tokens: of B captions.
+            draws: ``(B, 3, L)``, uniform in [0, 1): whether a position is masked, how, and by which word.
+        """
+        ids = tokens.ids
+        whether, how, which = draws.unbind(1)
+        maskable = tokens.mask & ~torch.isin(ids, self._special)
+        whether = whether.masked_fill(~maskable, 1.0)
+        first = whether == whether.min(dim=1, keepdim=True).values
+        masked = maskable & ((whether < MASKED_SHARE) | first)
+        labels = ids.where(masked, _NOT_PREDICTED)
+        words = self._words[(which * len(self._words)).long()]
+        changed = torch.where(how < _TO_MASK, self.mask_id, torch.where(how < _TO_RANDOM, words, ids))
+        return MaskedTokens(Tokens(changed.where(masked, ids), tokens.mask), labels)

@@ -1,0 +1,88 @@
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from data.batch import Tokens
+from data.masking import ADDED_MASK_TOKEN, MaskedTokens, Masker
+from data.tokens import Tokenize
+from model.tiny import MAKERS
+
+CAPTIONS = ["a man in a red coat", "a woman with a bag", "blue"]
+LENGTH = 12
+
+
+@pytest.fixture(params=["tiny_siglip", "tiny_clip"])
+def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
+    return MAKERS[request.param](CAPTIONS)[1]
+
+
+def masked(masker: Masker, tokens: Tokens, seed: int = 0) -> MaskedTokens:
+    return masker(tokens, draws(len(tokens.ids), seed))
+
+
+def draws(captions: int, seed: int) -> Tensor:
+    return torch.rand(captions, 3, LENGTH, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_missing_mask_token_is_added_after_the_last_id(tokenizer: PreTrainedTokenizerFast) -> None:
+    before = len(tokenizer)
+    masker = Masker(tokenizer)
+    assert masker.added
+    assert tokenizer.mask_token == ADDED_MASK_TOKEN
+    assert masker.mask_id == masker.max_id == before
+    again = Masker(tokenizer)
+    assert not again.added
+    assert again.mask_id == before
+
+
+def test_special_and_padding_tokens_are_never_masked_and_a_word_always_is(tokenizer: PreTrainedTokenizerFast) -> None:
+    masker = Masker(tokenizer)
+    tokens = Tokenize(tokenizer, LENGTH)(CAPTIONS)
+    special = torch.isin(tokens.ids, torch.tensor(tokenizer.all_special_ids)) | ~tokens.mask
+    for seed in range(50):
+        result = masked(masker, tokens, seed)
+        predicted = result.labels != -100
+        assert not (predicted & special).any()
+        assert predicted.any(dim=1).all()
+        assert torch.equal(result.labels[predicted], tokens.ids[predicted])
+        assert torch.equal(result.tokens.ids[~predicted], tokens.ids[~predicted])
+        assert torch.equal(result.tokens.mask, tokens.mask)
+
+
+def test_a_caption_without_words_has_nothing_masked(tokenizer: PreTrainedTokenizerFast) -> None:
+    masker = Masker(tokenizer)
+    tokens = Tokenize(tokenizer, LENGTH)(["...", "a man"])
+    result = masked(masker, tokens)
+    assert (result.labels[0] == -100).all()
+    assert torch.equal(result.tokens.ids[0], tokens.ids[0])
+    assert (result.labels[1] != -100).any()
+
+
+def test_the_shares_are_those_of_bert(tokenizer: PreTrainedTokenizerFast) -> None:
+    masker = Masker(tokenizer)
+    word = tokenizer("man")["input_ids"][-2]
+    ids = torch.full((4000, LENGTH), word)
+    result = masked(masker, Tokens(ids, torch.ones_like(ids, dtype=torch.bool)))
+    predicted = result.labels != -100
+    at_least_one = 0.85**LENGTH / LENGTH
+    assert predicted.float().mean().item() == pytest.approx(0.15 + at_least_one, abs=0.005)
+    written = Counter(result.tokens.ids[predicted].tolist())
+    others = set(written) - {masker.mask_id, word}
+    assert written[masker.mask_id] / predicted.sum() == pytest.approx(0.8, abs=0.02)
+    assert written[word] / predicted.sum() == pytest.approx(0.1, abs=0.02)
+    assert sum(written[i] for i in others) / predicted.sum() == pytest.approx(0.1, abs=0.02)
+    assert not others & set(tokenizer.all_special_ids)
+    assert max(written) <= masker.max_id
+
+
+def test_each_row_depends_on_its_own_draws_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+    masker = Masker(tokenizer)
+    tokens = Tokenize(tokenizer, LENGTH)(CAPTIONS)
+    together = masker(tokens, draws(3, seed=1))
+    for row in range(3):
+        alone = masker(Tokens(tokens.ids[row : row + 1], tokens.mask[row : row + 1]), draws(3, seed=1)[row : row + 1])
+        assert torch.equal(alone.tokens.ids[0], together.tokens.ids[row])
+        assert torch.equal(alone.labels[0], together.labels[row])
