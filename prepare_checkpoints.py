@@ -32,8 +32,8 @@ CHECKPOINTS: Final = {
     ),
     "siglip": Checkpoint("google/siglip-base-patch16-256", Architecture("siglip", 768, 768, 16, 32_000)),
     "clip": Checkpoint("openai/clip-vit-base-patch16", Architecture("clip", 512, 768, 16, 49_408)),
-    "tiny_siglip": Checkpoint(None, Architecture("siglip", 128, 128, 12, None)),
-    "tiny_clip": Checkpoint(None, Architecture("clip", 128, 128, 12, None)),
+    "tiny_siglip": Checkpoint(None, Architecture("siglip", 128, 128, 16, None)),
+    "tiny_clip": Checkpoint(None, Architecture("clip", 128, 128, 16, None)),
 }
 
 

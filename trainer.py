@@ -55,6 +55,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
     from lightning_data import build_data
     from lightning_models import build_encoder, build_module
+    from model.lora import save_adapters
     from model.objectives import check_needs
     from utils.checkpoints import load_weights, read_checkpoint
 
@@ -73,8 +74,15 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
     trainer = _trainer(cfg, data)
     trainer.fit(module, datamodule=data, ckpt_path=continued, weights_only=True)
-    best = Path(trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
+    best = trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
+    if not best:
+        raise UserError(
+            "no epoch was validated, so there is no best checkpoint to test: leave trainer.limit_val_batches and "
+            f"trainer.check_val_every_n_epoch as they are, or test {cfg.run_dir}/checkpoints/last.ckpt with task=test"
+        )
     load_weights(module, read_checkpoint(best)["state_dict"], source=best)
+    if cfg.lora.r > 0 and trainer.is_global_zero:
+        save_adapters(encoder.backbone, Path(cfg.run_dir) / "adapters")
     trainer.validate(module, datamodule=data, verbose=False)
     metrics = module.figures("val")
     trainer.test(module, datamodule=data, verbose=False)

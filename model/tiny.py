@@ -24,9 +24,10 @@ from transformers import (
 from transformers.utils import logging
 
 WIDTH: Final = 128
-PATCH_SIZE: Final = 12
-IMAGE_SIZE: Final = 96
+PATCH_SIZE: Final = 16
+IMAGE_SIZE: Final = 128
 TEXT_LENGTH: Final = 48
+TEXT_POSITIONS: Final = {"siglip": 64, "clip": 77}
 VOCAB_SIZE: Final = 2000
 _TOWER: Final = {
     "hidden_size": WIDTH,
@@ -78,8 +79,8 @@ def _ease_learning(model: Any) -> None:
     """
     text, vision = model.text_model, model.vision_model
     text.embeddings.token_embedding.weight.normal_(std=0.3)
-    rows = _sinusoids(TEXT_LENGTH, WIDTH)
-    text.embeddings.position_embedding.weight.copy_(0.3 * rows)
+    positions = text.embeddings.position_embedding.weight
+    positions.copy_(0.3 * _sinusoids(len(positions), WIDTH))
     side = IMAGE_SIZE // PATCH_SIZE
     axis = _sinusoids(side, WIDTH // 2)
     grid = torch.cat([axis.repeat_interleave(side, 0), axis.repeat(side, 1)], dim=1)
@@ -99,7 +100,7 @@ def _sinusoids(positions: int, width: int) -> torch.Tensor:
 def _siglip(captions: Iterable[str]) -> _Parts:
     """Sigmoid family: texts are padded to the full length; scale 10 and bias -10 as SigLIP starts from."""
     specials = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    tokenizer = _tokenizer(captions, specials, template="$A </s>", max_length=TEXT_LENGTH)
+    tokenizer = _tokenizer(captions, specials, template="$A </s>", max_length=TEXT_POSITIONS["siglip"])
     text = {
         **_TOWER,
         "vocab_size": len(tokenizer),
@@ -119,7 +120,7 @@ def _clip(captions: Iterable[str]) -> _Parts:
     """Softmax family: pooled at the first end-of-text token, which also pads; scale 1/0.07."""
     start, end = "<|startoftext|>", "<|endoftext|>"
     specials = {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": "<unk>"}
-    tokenizer = _tokenizer(captions, specials, template=f"{start} $A {end}", max_length=TEXT_LENGTH)
+    tokenizer = _tokenizer(captions, specials, template=f"{start} $A {end}", max_length=TEXT_POSITIONS["clip"])
     text = {
         **_TOWER,
         "projection_dim": WIDTH,

@@ -80,12 +80,12 @@ def split_parameters(
 
 
 def group_table(named_parameters: Iterable[tuple[str, nn.Parameter]], param_groups: Mapping[str, Any]) -> PrettyTable:
-    """Returns a table with a row per group and weight decay, empty groups included, and a row of totals."""
+    """Returns a table with a row per group and weight decay, and a row of totals."""
     table = PrettyTable(["group", "lr", "weight decay", "tensors", "parameters"], align="r")
     table.align["group"] = "l"
     everything: list[nn.Parameter] = []
     for group in split_parameters(named_parameters, param_groups):
-        for decay, tensors in group.by_decay() or [(group.weight_decay, [])]:
+        for decay, tensors in group.by_decay():
             size = sum(p.numel() for p in tensors)
             table.add_row([group.name, f"{group.lr:g}", f"{decay:g}", len(tensors), f"{size:,}"])
             everything += tensors

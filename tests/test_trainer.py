@@ -13,6 +13,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from safetensors.torch import load_file
 
 import trainer
 from data.synthetic import SyntheticSpec, generate
@@ -22,7 +23,7 @@ from utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 SMALL = (
-    "img_size_str=48x24",
+    "img_size_str=64x32",
     "dataset.batch_size=8",
     "dataset.num_instance=2",
     "dataset.num_workers=0",
@@ -38,7 +39,7 @@ SMALL = (
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with 12 + 4 + 6 persons, two pictures of each."""
     folder = tmp_path_factory.mktemp("root")
-    spec = SyntheticSpec(train=12, val=4, test=6, images_per_identity=2, height=48, width=24)
+    spec = SyntheticSpec(train=12, val=4, test=6, images_per_identity=2, height=64, width=32)
     generate(folder, spec, workers=1)
     for name in ("tiny_siglip", "tiny_clip"):
         prepare(name, folder, steps=1)
@@ -110,7 +111,7 @@ def test_the_checkpoint_holds_the_config_and_loads_without_code(
 ) -> None:
     checkpoint = read_checkpoint(trained[0] / "checkpoints" / "last.ckpt")
     assert checkpoint["config"]["loss"]["name"] == "hybrid_circle"
-    assert checkpoint["config"]["img_size"] == [48, 24]
+    assert checkpoint["config"]["img_size"] == [64, 32]
     assert any(name.startswith("objective.terms.simclr.") for name in checkpoint["state_dict"])
 
 
@@ -133,6 +134,17 @@ def test_lora_saves_what_it_trains_and_reloads(root: Path, tmp_path: Path) -> No
     assert all("lora_" in name or "logit_scale" in name for name in saved if name.startswith("encoder."))
     again = trainer.test(config(root, tmp_path / "test", "task=test", f"ckpt_path={best}"))
     assert again["test/t2i/mAP"] == metrics["test/t2i/mAP"]
+    adapters = load_file(tmp_path / "run" / "adapters" / "adapter_model.safetensors")
+    trained = {name: tensor for name, tensor in saved.items() if "lora_" in name}
+    assert len(adapters) == len(trained) > 0
+    for name, tensor in adapters.items():
+        own = name.replace(".weight", ".default.weight")
+        assert torch.equal(tensor, next(value for key, value in trained.items() if key.endswith(own)))
+
+
+def test_a_run_without_validation_says_that_it_has_no_best_checkpoint(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no epoch was validated"):
+        trainer.train(config(root, tmp_path / "run", "trainer.max_epochs=1", "trainer.limit_val_batches=0"))
 
 
 def last_weights(out: Path) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ CAPTIONS = [
     "Chàng trai trẻ đeo ba lô nâu, đội mũ lưỡi trai xám.",
 ] * 5
 NAMES = ["tiny_siglip", "tiny_clip"]
-LENGTHS = {"tiny_siglip": 48, "tiny_clip": 48}
+LENGTHS = {"tiny_siglip": 64, "tiny_clip": 77}
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_ids_fit_the_token_table_and_special_tokens_agree_with_the_config(folder
 def test_a_siglip_text_ends_with_eos_and_is_padded_with_another_token(folders: dict[str, Path]) -> None:
     tokenizer = tokenizer_of(folders["tiny_siglip"])
     ids = encode(tokenizer, ["a red cap", " ".join(["cap"] * 100)])
-    assert ids.shape == (2, 48)
+    assert ids.shape == (2, 64)
     end = ids[0].tolist().index(tokenizer.eos_token_id)
     assert (ids[0, end + 1 :] == tokenizer.pad_token_id).all()
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
@@ -129,7 +129,7 @@ def test_the_model_has_the_promised_size_and_its_images_a_normalisation(folders:
     model = AutoModel.from_pretrained(folders[name], local_files_only=True)
     vision = model.config.vision_config
     assert (vision.num_hidden_layers, vision.hidden_size, vision.num_attention_heads) == (3, 128, 4)
-    assert (vision.image_size, vision.patch_size) == (96, 12)
+    assert (vision.image_size, vision.patch_size) == (128, 16)
     processor = AutoImageProcessor.from_pretrained(folders[name], local_files_only=True)
     assert len(processor.image_mean) == len(processor.image_std) == 3
     with torch.no_grad():

@@ -122,7 +122,6 @@ def test_table_counts_every_group_and_the_empty_one():
     model.encoder.head.requires_grad_(False)
     rows = group_table(model.named_parameters(), {"default": DEFAULT, "backbone": BACKBONE, "new": NEW}).rows
     assert rows == [
-        ["default", "1e-05", "0.02", 0, "0"],
         ["backbone", "1e-05", "0.02", 2, "33"],
         ["backbone", "1e-05", "0", 4, "10"],
         ["new", "5e-05", "0.02", 1, "15"],
