@@ -75,7 +75,7 @@ def _ease_learning(model: Any) -> None:
     """Replaces initial values by such that a few hundred steps are enough to learn which word goes with which.
 
     Positions are sinusoidal (Vaswani et al., NeurIPS 2017), so that neighbours are easy to find, and queries
-    and keys of the text tower start similar (mimetic initialisation, Trockman and Kolter, ICML 2023).
+    and keys start similar (mimetic initialisation, Trockman and Kolter, ICML 2023).
     """
     text, vision = model.text_model, model.vision_model
     text.embeddings.token_embedding.weight.normal_(std=0.3)
@@ -85,7 +85,7 @@ def _ease_learning(model: Any) -> None:
     axis = _sinusoids(side, WIDTH // 2)
     grid = torch.cat([axis.repeat_interleave(side, 0), axis.repeat(side, 1)], dim=1)
     vision.embeddings.position_embedding.weight[-len(grid) :] = 0.3 * grid
-    for layer in text.encoder.layers[:2]:
+    for layer in (*text.encoder.layers[:2], *vision.encoder.layers[:2]):
         for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
             projection.weight.mul_(0.5).add_(0.7 * torch.eye(WIDTH))
 

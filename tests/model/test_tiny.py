@@ -133,7 +133,7 @@ def test_the_model_has_the_promised_size_and_its_images_a_normalisation(folders:
     processor = AutoImageProcessor.from_pretrained(folders[name], local_files_only=True)
     assert len(processor.image_mean) == len(processor.image_std) == 3
     with torch.no_grad():
-        pooled = model.vision_model(torch.zeros(2, 3, 96, 96)).pooler_output
+        pooled = model.vision_model(torch.zeros(2, 3, 128, 128)).pooler_output
     assert pooled.shape == (2, 128)
     assert pooled.isfinite().all()
 
