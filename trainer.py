@@ -8,6 +8,7 @@ uv run trainer.py task=test ckpt_path=outputs/.../checkpoints/best-059.ckpt
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -275,5 +276,7 @@ def _report(cfg: DictConfig, trainer: L.Trainer, module: LitRanker, data: TBPSDa
 
 
 if __name__ == "__main__":
+    # Threads that wait asleep: where other programs keep the cores busy, spinning ones halve the speed or worse.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with hydra_errors_in_one_sentence(CONFIG_DIR, "demo"):
         main()
