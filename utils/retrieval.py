@@ -14,7 +14,7 @@ TILE = 64
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
     """Keeps matrix products in fp32 where training has allowed TF32 or bf16 for speed."""
     products = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [product.fp32_precision for product in products]
@@ -28,7 +28,7 @@ def _full_precision() -> Iterator[None]:
 
 
 @torch.no_grad()
-@_full_precision()
+@full_precision()
 def retrieval_metrics(
     query: Tensor,
     gallery: Tensor,
@@ -86,24 +86,24 @@ def retrieval_metrics(
     if skipped == len(query):
         raise UserError(f"no query of {skipped} has a positive in the gallery: are both of one split?")
 
-    chunks = _score_chunks(query, by_count[skipped:], gallery, by_pid, chunk_size)
+    chunks = score_chunks(query, by_count[skipped:], gallery, by_pid, chunk_size)
     measured = [_measure(_ranks(scores, first[rows], count[rows]), count[rows]) for rows, scores in chunks]
     r1, r5, r10, ap, inp = (100 * torch.cat(measured).mean(dim=0)).tolist()
     return RetrievalMetrics(r1, r5, r10, ap, inp, queries=len(query) - skipped, skipped=skipped)
 
 
 @torch.no_grad()
-@_full_precision()
+@full_precision()
 def top_k(query: Tensor, gallery: Tensor, k: int, *, chunk_size: int = CHUNK_SIZE) -> tuple[Tensor, Tensor]:
     """Gallery indices ``(Q, min(k, G))`` by falling score, and those scores, for features as above."""
     _check_features(query, gallery)
     rows, columns = (torch.arange(len(side), device=side.device) for side in (query, gallery))
-    chunks = _score_chunks(query, rows, gallery, columns, chunk_size)
+    chunks = score_chunks(query, rows, gallery, columns, chunk_size)
     best = [scores.topk(min(k, len(gallery)), dim=1) for _, scores in chunks]
     return torch.cat([found.indices for found in best]), torch.cat([found.values for found in best])
 
 
-def _score_chunks(
+def score_chunks(
     query: Tensor, rows: Tensor, gallery: Tensor, columns: Tensor, chunk_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields (c of the rows, their fp32 scores ``(c, G)`` against gallery[columns]), in one buffer.

@@ -26,7 +26,7 @@ def sdm(image: Tensor, text: Tensor, pids: Tensor, logit_scale: float | Tensor =
     Source: IRRA (CVPR 2023), eqs. (4)-(6), where logit_scale is 1 / tau and tau = 0.02.
     """
     logits = logit_scale * similarities(image, text)
-    return _divergences(logits, pids, eps).mean() + _divergences(logits.T, pids, eps).mean()
+    return divergences(logits, pids, eps).mean() + divergences(logits.T, pids, eps).mean()
 
 
 def a_sdm(
@@ -43,7 +43,7 @@ def a_sdm(
     """
     logits = logit_scale * similarities(image, text)
     directions = [
-        (adaptive_weights(rows.softmax(dim=1), alpha) * _divergences(rows, pids, eps)).mean()
+        (adaptive_weights(rows.softmax(dim=1), alpha) * divergences(rows, pids, eps)).mean()
         for rows in (logits, logits.T)
     ]
     return torch.stack(directions).sum()
@@ -64,7 +64,7 @@ def cmpm(image: Tensor, text: Tensor, pids: Tensor, eps: float = 1e-8) -> Tensor
     The logits are a row's projections onto the unit rows of the other modality: image @ unit(text).T, and
     text @ unit(image).T in the other direction. Source: Zhang and Lu (ECCV 2018).
     """
-    return torch.stack([_divergences(rows, pids, eps).mean() for rows in _projections(image, text)]).sum()
+    return torch.stack([divergences(rows, pids, eps).mean() for rows in _projections(image, text)]).sum()
 
 
 def _projections(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +73,7 @@ def _projections(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
     return image @ F.normalize(text, dim=1).T, text @ F.normalize(image, dim=1).T
 
 
-def _divergences(logits: Tensor, pids: Tensor, eps: float) -> Tensor:
+def divergences(logits: Tensor, pids: Tensor, eps: float) -> Tensor:
     """Returns KL(p || q) ``(B,)`` of each row of `logits` ``(B, B)``."""
     same = same_identity(pids).to(logits.dtype)
     log_target = (same / same.sum(dim=1, keepdim=True) + eps).log()

@@ -1,0 +1,162 @@
+"""Losses of CPCL, which learns from pseudo labels: prototypical matching (PCM) and instance matching (ICPM).
+
+Labels are int64 ``(B,)``, the cluster of each sample in its own modality, -1 for an outlier. A loss is a
+scalar in fp32 or wider.
+"""
+
+from typing import Final, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.features import Features
+from model.objectives.base import Facts, LossTerm, Stats
+from model.objectives.distribution import divergences
+from model.objectives.pairs import same_identity, similarities
+from model.prototypes import Modality, PrototypeMemory
+from model.prototypes.memory import Start
+from utils.errors import UserError
+
+Matching = Literal["cross_modal", "single_modal"]
+MATCHINGS: Final = get_args(Matching)
+MIN_TEMPERATURE = 0.01
+
+
+def pcm(features: Tensor, prototypes: Tensor, labels: Tensor, temperature: float | Tensor) -> Tensor:
+    """Returns one direction of prototypical contrastive matching: cross-entropy over all prototypes.
+
+    Source: CPCL, eqs. (3), (4), (6) and (7). The mean is over the samples whose label is a cluster; where
+    there are none the loss is a zero that is connected to the graph.
+
+    Args:
+        features: Shape: ``(B, D)``, unit norm.
+        prototypes: Shape: ``(C, D)``, unit norm.
+        labels: the prototype of each feature: under cross-modal matching, that of its paired sample.
+        temperature: what cosines are divided by.
+    """
+    logits = similarities(features, prototypes) / temperature
+    if len(prototypes) == 0:
+        return logits.sum()
+    losses = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
+    return losses / (labels >= 0).sum().clamp_min(1)
+
+
+def icpm(
+    image: Tensor,
+    text: Tensor,
+    image_labels: Tensor,
+    text_labels: Tensor,
+    logit_scale: float | Tensor = 50.0,
+    eps: float = 1e-8,
+) -> Tensor:
+    """Returns instance-level cross-modal projection matching: KL(p || q) as in `sdm`, both directions summed.
+
+    Source: CPCL, eqs. (9)-(13), where logit_scale is 1 / tau. Positives of sample i are its own pair, and
+    every j whose label in the target modality is that of i's pair. Decision: an outlier in the target
+    modality matches its own pair only.
+
+    Args:
+        image, text: Shape: ``(B, D)``, unit norm; row i of both is one pair.
+        eps: added to q before its logarithm.
+    """
+    logits = logit_scale * similarities(image, text)
+    to_text = divergences(logits, _outliers_apart(text_labels), eps).mean()
+    to_image = divergences(logits.T, _outliers_apart(image_labels), eps).mean()
+    return to_text + to_image
+
+
+def _outliers_apart(labels: Tensor) -> Tensor:
+    """Returns `labels` ``(B,)`` with a negative number of its own for every outlier."""
+    return torch.where(labels >= 0, labels, -1 - torch.arange(len(labels), device=labels.device))
+
+
+class PCM(LossTerm):
+    """`pcm` in both directions, summed, against the prototypes of both modalities that it keeps.
+
+    The trainer calls `fill` before an epoch, with that epoch's clusters, and `after_step` after every step.
+
+    Args:
+        matching: "cross_modal", an image against the text prototypes with its caption's label and the mirror,
+            eq. (5); "single_modal", each against the prototypes of its own modality, eq. (8).
+        temperature: that both memories start from; learned, and never below 0.01.
+        momentum, start: of the memories, see `PrototypeMemory`.
+    """
+
+    needs = frozenset({"image", "text", "image_labels", "text_labels"})
+
+    def __init__(
+        self,
+        *,
+        facts: Facts,
+        weight: float = 1.0,
+        matching: Matching = "cross_modal",
+        temperature: float = 0.02,
+        momentum: float = 0.9,
+        start: Start = "mean",
+    ) -> None:
+        super().__init__(facts=facts, weight=weight)
+        if matching not in MATCHINGS:
+            raise UserError(f"matching: {matching!r} given, expected one of {', '.join(MATCHINGS)}")
+        if temperature < MIN_TEMPERATURE:
+            raise UserError(f"temperature: {temperature} given, expected at least {MIN_TEMPERATURE}")
+        self.matching = matching
+        self.image_memory = PrototypeMemory(facts.embed_dim, momentum=momentum, start=start)
+        self.text_memory = PrototypeMemory(facts.embed_dim, momentum=momentum, start=start)
+        self.image_log_temperature = nn.Parameter(torch.tensor(temperature).log())
+        self.text_log_temperature = nn.Parameter(torch.tensor(temperature).log())
+
+    def forward(self, features: Features) -> tuple[Tensor, Stats]:
+        image, text = features.embedding("image"), features.embedding("text")
+        image_labels, text_labels = _labels(features)
+        to_images = (self.image_memory.prototypes, image_labels, _temperature(self.image_log_temperature))
+        to_texts = (self.text_memory.prototypes, text_labels, _temperature(self.text_log_temperature))
+        if self.matching == "cross_modal":
+            loss = pcm(image, *to_texts) + pcm(text, *to_images)
+        else:
+            loss = pcm(image, *to_images) + pcm(text, *to_texts)
+        return loss, {"image_temperature": to_images[2].detach(), "text_temperature": to_texts[2].detach()}
+
+    def fill(self, images: Modality, texts: Modality, seed: int) -> None:
+        """Starts both memories from a new clustering; `seed` draws the members of `start="member"`."""
+        self.image_memory.fill(*images, seed=seed)
+        self.text_memory.fill(*texts, seed=seed)
+
+    def after_step(self, features: Features) -> None:
+        """Moves the prototypes towards the features of the step that has ended."""
+        image_labels, text_labels = _labels(features)
+        self.image_memory.update(features.embedding("image").detach(), image_labels)
+        self.text_memory.update(features.embedding("text").detach(), text_labels)
+
+
+class ICPM(LossTerm):
+    """`icpm`.
+
+    Args:
+        logit_scale: fixed, 1 / tau.
+    """
+
+    needs = frozenset({"image", "text", "image_labels", "text_labels"})
+
+    def __init__(self, *, facts: Facts, weight: float = 1.0, logit_scale: float = 50.0) -> None:
+        super().__init__(facts=facts, weight=weight)
+        self.logit_scale = logit_scale
+
+    def forward(self, features: Features) -> tuple[Tensor, Stats]:
+        image_labels, text_labels = _labels(features)
+        image, text = features.embedding("image"), features.embedding("text")
+        stats = {
+            f"{name}_positives": same_identity(_outliers_apart(labels)).float().sum(dim=1).mean()
+            for name, labels in (("image", image_labels), ("text", text_labels))
+        }
+        return icpm(image, text, image_labels, text_labels, self.logit_scale), stats
+
+
+def _temperature(logarithm: Tensor) -> Tensor:
+    """Returns the temperature, a scalar with gradient down to its lower bound."""
+    return logarithm.exp().clamp_min(MIN_TEMPERATURE)
+
+
+def _labels(features: Features) -> tuple[Tensor, Tensor]:
+    """Returns the pseudo labels of images and texts, both ``(B,)``."""
+    return features.label("image_labels"), features.label("text_labels")

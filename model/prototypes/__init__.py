@@ -1,0 +1,17 @@
+"""Pseudo labels without identities: distances, clusters, outlier mining, and the prototypes of clusters."""
+
+from model.prototypes.clustering import dbscan, kmeans
+from model.prototypes.jaccard import k_reciprocal_jaccard
+from model.prototypes.memory import PrototypeMemory
+from model.prototypes.mining import Modality, mine_outliers
+from model.prototypes.statistics import cluster_statistics
+
+__all__ = [
+    "Modality",
+    "PrototypeMemory",
+    "cluster_statistics",
+    "dbscan",
+    "k_reciprocal_jaccard",
+    "kmeans",
+    "mine_outliers",
+]

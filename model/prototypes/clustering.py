@@ -1,0 +1,101 @@
+"""Pseudo labels: which samples belong to one cluster, int64 ``(N,)``, clusters numbered from 0, outliers -1."""
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+from sklearn.cluster import DBSCAN
+from sklearn.neighbors import sort_graph_by_row_values
+from torch import Tensor
+
+from model.prototypes.neighbours import unit_features
+from utils.errors import UserError
+
+ROUNDS = 25
+ROWS = 1_024
+MAX_NEIGHBOURS = 100_000_000
+
+
+def dbscan(distances: csr_matrix, eps: float, min_samples: int) -> Tensor:
+    """Returns the labels ``(N,)`` of DBSCAN (Ester et al., KDD 1996), clusters in order of their first core sample.
+
+    Args:
+        distances: symmetric ``(N, N)``, from `k_reciprocal_jaccard`; absent means farther than `eps`, a stored
+            0 is a neighbour.
+        eps: samples up to this distance are neighbours; above 0, below 1.
+        min_samples: neighbours that make a core sample, itself included.
+
+    Raises:
+        UserError: numbers out of range, or more neighbours than memory holds.
+    """
+    if not 0 < eps < 1:
+        raise UserError(f"eps: {eps} given, expected a Jaccard distance above 0 and below 1")
+    if min_samples < 1:
+        raise UserError(f"min_samples: {min_samples} given, expected at least 1")
+    near = _within(distances, eps)
+    if near.nnz > MAX_NEIGHBOURS:
+        raise UserError(
+            f"{near.nnz:,} pairs of {near.shape[0]:,} features lie within eps {eps}, more than {MAX_NEIGHBOURS:,}: the"
+            " features have collapsed into one another, or eps is too large; lower the learning rate or eps"
+        )
+    graph = sort_graph_by_row_values(near, copy=False, warn_when_not_sorted=False)
+    labels = DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit(graph).labels_
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def _within(distances: csr_matrix, eps: float) -> csr_matrix:
+    """Returns a copy of `distances` with the stored entries up to `eps`, zeros among them."""
+    near = np.flatnonzero(distances.data <= eps)
+    indptr = np.searchsorted(near, distances.indptr)
+    return csr_matrix((distances.data[near], distances.indices[near], indptr), shape=distances.shape)
+
+
+@torch.no_grad()
+def kmeans(features: Tensor, clusters: int, seed: int) -> Tensor:
+    """Returns the labels ``(N,)`` of K-means on unit features: Lloyd's rounds from random samples, no outliers.
+
+    The assignment runs where the features are, and the means are summed in the order of the samples: the same
+    seed gives the same labels again, which scikit-learn's threads do not promise. A cluster that loses all its
+    samples keeps its centre; those still empty at the end are left out of the numbering. Stops when no label
+    changes, at the latest after 25 rounds.
+
+    Args:
+        features: Shape: ``(N, D)``, on any device; normalised here.
+        clusters: K, from 1 to N.
+
+    Raises:
+        UserError: features that are not finite, or more clusters than samples.
+    """
+    features = unit_features(features)
+    if not 1 <= clusters <= len(features):
+        raise UserError(f"clusters: {clusters} given, expected from 1 to the {len(features)} samples there are")
+    start = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:clusters]
+    centres = features[start.to(features.device)]
+    labels = torch.full((len(features),), -1)
+    for _ in range(ROUNDS):
+        before, labels = labels, _nearest_centre(features, centres)
+        if torch.equal(before, labels):
+            break
+        means, filled = cluster_means(features, labels, clusters)
+        centres = torch.where(filled[:, None], means, centres)
+    return labels.unique(return_inverse=True)[1]
+
+
+def cluster_means(features: Tensor, labels: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
+    """Returns the mean ``(K, D)`` of each cluster, 0 for an empty one, and bool ``(K,)``, true where not empty.
+
+    Summed on the CPU in the order of the samples, so that it does not depend on the device. Outliers count
+    nowhere.
+    """
+    clustered = (labels >= 0).cpu().numpy()
+    members = labels.cpu().numpy()[clustered]
+    ones = np.ones(len(members), dtype=np.float32)
+    membership = csr_matrix((ones, (members, np.flatnonzero(clustered))), shape=(clusters, len(labels)))
+    sums = torch.from_numpy(membership @ features.float().cpu().numpy()).to(features.device)
+    sizes = torch.from_numpy(np.bincount(members, minlength=clusters)).to(features.device)
+    return sums / sizes.clamp_min(1)[:, None], sizes > 0
+
+
+def _nearest_centre(features: Tensor, centres: Tensor) -> Tensor:
+    """Returns the index ``(N,)`` on the CPU of the centre nearest to each feature, the lowest among equals."""
+    offsets = -centres.square().sum(dim=1) / 2
+    return torch.cat([torch.addmm(offsets, rows, centres.T).argmax(dim=1) for rows in features.split(ROWS)]).cpu()

@@ -1,0 +1,94 @@
+"""Prototypical memory (CPCL, section 3.2): one unit-norm prototype for every cluster of one modality."""
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.prototypes.clustering import cluster_means
+from utils.errors import UserError
+
+Start = Literal["mean", "member"]
+STARTS: Final = get_args(Start)
+
+
+class PrototypeMemory(nn.Module):
+    """The prototypes ``(C, D)`` of C clusters, none before the first `fill`.
+
+    They travel in `state_dict`; loading takes over the checkpoint's number of clusters.
+
+    Args:
+        dim: D.
+        momentum: m, the share of a prototype that an update keeps; 1 never updates.
+        start: "mean", a prototype starts as the mean of its cluster; "member", as one of its samples.
+
+    Attributes:
+        resizable: buffers whose length a checkpoint decides.
+    """
+
+    prototypes: Tensor
+    resizable: Final = frozenset({"prototypes"})
+
+    def __init__(self, dim: int, *, momentum: float = 0.9, start: Start = "mean") -> None:
+        super().__init__()
+        if not 0 <= momentum <= 1:
+            raise UserError(f"momentum: {momentum} given, expected a number from 0 to 1; 1 never updates")
+        if start not in STARTS:
+            raise UserError(f"start: {start!r} given, expected one of {', '.join(STARTS)}")
+        self.momentum = momentum
+        self.start = start
+        self.register_buffer("prototypes", torch.zeros(0, dim))
+
+    @torch.no_grad()
+    def fill(self, features: Tensor, labels: Tensor, seed: int) -> None:
+        """Replaces the prototypes by those of a new clustering.
+
+        Source: CPCL, eq. (1) and table 7.
+
+        Args:
+            features: Shape: ``(N, D)``, unit norm.
+            labels: clusters numbered from 0 without gaps, -1 for outliers, which count nowhere. Shape: ``(N,)``.
+            seed: of the drawn members.
+        """
+        if self.start == "mean":
+            drawn = cluster_means(features, labels, int(labels.max()) + 1)[0]
+        else:
+            drawn = features[_random_members(labels.cpu(), seed).to(features.device)]
+        self.prototypes = F.normalize(drawn.to(self.prototypes), dim=1)
+
+    @torch.no_grad()
+    def update(self, features: Tensor, labels: Tensor) -> None:
+        """Moves the prototypes of a batch towards its features: c <- m c + (1 - m) f, then unit norm.
+
+        Samples of one cluster count one after another in the order of the batch; the norm is restored once,
+        at the end. Outliers count nowhere. Source: CPCL, eq. (2).
+
+        Args:
+            features: of the whole batch, over all processes. Shape: ``(B, D)``, unit norm.
+            labels: Shape: ``(B,)``, -1 for outliers.
+        """
+        features = features.to(self.prototypes)
+        same = (labels[:, None] == labels).to(features)
+        later = same.triu(diagonal=1).sum(dim=1)  # samples of the same cluster that come after it
+        last = (labels >= 0) & (later == 0)
+        shares = same[last] * (1 - self.momentum) * self.momentum**later
+        kept = self.momentum ** same[last].sum(dim=1, keepdim=True)
+        clusters = labels[last]
+        self.prototypes[clusters] = F.normalize(kept * self.prototypes[clusters] + shares @ features, dim=1)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        saved = state_dict.get(f"{prefix}prototypes")
+        if saved is not None:
+            self.prototypes = self.prototypes.new_zeros(len(saved), self.prototypes.shape[1])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _random_members(labels: Tensor, seed: int) -> Tensor:
+    """Returns the index ``(C,)`` of one random sample of each cluster."""
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    shuffled = shuffled[labels[shuffled] >= 0]
+    _, first = np.unique(labels[shuffled].numpy(), return_index=True)
+    return shuffled[torch.from_numpy(first)]
