@@ -40,6 +40,8 @@ IN_FACTS = (
     "loss",
     "logger",
     "output_dir",
+    "dataset_root_dir",
+    "run_name",
     "ckpt_path",
 )
 

@@ -1,9 +1,11 @@
 """Where the figures of a run go: Weights & Biases, a CSV file, TensorBoard."""
 
 import csv
+import hashlib
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ OLD_MODES = {"dryrun": "offline", "run": "online"}
 TAGS = ("strategy", "dataset", "backbone", "lora", "seed")
 RUN_ID_FILE = "wandb_run_id"
 STEP = "trainer/global_step"
+LONGEST_NAME = 128
 
 
 def build_loggers(
@@ -32,7 +35,8 @@ def build_loggers(
     Args:
         options: `config/logger/`: csv and tensorboard (bool); wandb with project, group and mode.
         run_dir: the run's folder. CSV goes to logs/steps.csv, TensorBoard to tensorboard/, W&B to wandb/.
-        run: the facts that tell the run from others: strategy, dataset, backbone, lora, seed.
+        run: the facts that tell the run from others: strategy, dataset, backbone, lora, seed, and as variant
+            whatever else was overridden.
         config: the resolved config as plain containers; W&B shows it in columns, and `run` as `run.*`.
 
     Raises:
@@ -57,7 +61,8 @@ def log_ranked(loggers: Sequence[Logger], queries: Sequence[RankedQuery], *, key
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             columns, rows = _ranked_table(queries)
-            logger.log_table(key, columns, rows, step=step)
+            with _staged_in(Path(logger.save_dir or ".") / "wandb"):
+                logger.log_table(key, columns, rows, step=step)
         elif isinstance(logger, TensorBoardLogger):
             picture = np.asarray(ranked_picture(queries))
             logger.experiment.add_image(key, picture, step, dataformats="HWC")
@@ -98,14 +103,21 @@ def _wandb_logger(
         return WandbLogger(project=options["project"], save_dir=run_dir)
     import wandb
 
+    # A process that logs to W&B itself hands its service down to the commands it starts. There a killed run would
+    # stay open, and refuse its continuation: "run ID ... is in use".
+    os.environ.pop("WANDB_SERVICE", None)
     wandb.finish()  # the run of the job before, in a multirun
     if mode in ("auto", "online"):
         mode = _checked_login(mode)
+    kind = "-".join(str(run[fact]) for fact in TAGS if fact != "seed")
+    name, group = (_short(f"{words} {run['variant']}".rstrip()) for words in (f"{kind}-s{run['seed']}", kind))
+    job_type = config["task"]
     try:
         started = wandb.init(
             project=options["project"],
-            group=options["group"] or "-".join(str(run[fact]) for fact in TAGS if fact != "seed"),
-            name="-".join(str(run[fact]) for fact in TAGS),
+            group=options["group"] or group,
+            name=name,
+            job_type=job_type,
             tags=[f"{fact}:{run[fact]}" for fact in TAGS],
             config={**config, "run": dict(run)},
             dir=run_dir,
@@ -114,10 +126,11 @@ def _wandb_logger(
             resume="allow" if mode == "online" else None,
             settings=wandb.Settings(quiet=True, silent=mode == "offline"),
         )
-    except wandb.errors.Error as error:
-        raise UserError(
-            f"W&B did not start ({error}): check network and `wandb login` or set logger.wandb.mode=offline"
-        ) from error
+    except Exception as error:  # W&B's own errors, those of its service and of the disk have no common class
+        advice = "check network and `wandb login` or set logger.wandb.mode=offline"
+        if mode == "offline":
+            advice = f"see that {run_dir} can be written, or do without W&B: logger.wandb.mode=disabled"
+        raise UserError(f"W&B did not start ({error}): {advice}") from error
     started.define_metric(STEP)
     started.define_metric("*", step_metric=STEP, step_sync=True)
     # By full name: W&B lets the first pattern that matches win, so val/t2i/* would lose against *.
@@ -158,9 +171,34 @@ def _checked_login(mode: str) -> str:
 def _run_id(run_dir: Path) -> str:
     """Returns the W&B id of the run in `run_dir`, the same at every start."""
     file = run_dir / RUN_ID_FILE
-    if not file.exists():
-        file.write_text(secrets.token_hex(4), encoding="utf-8")
-    return file.read_text(encoding="utf-8").strip()
+    known = file.read_text(encoding="utf-8").strip() if file.exists() else ""
+    if not known:
+        known = secrets.token_hex(4)
+        file.write_text(known, encoding="utf-8")
+    return known
+
+
+def _short(name: str) -> str:
+    """Returns `name`, or of a long one its beginning and a digest of the whole: at most `LONGEST_NAME` letters."""
+    if len(name) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name[: LONGEST_NAME - len(digest) - 1]}-{digest}"
+
+
+@contextmanager
+def _staged_in(folder: Path) -> Iterator[None]:
+    """Lets W&B keep the images of a table in `folder` until they are uploaded, not in the user's home.
+
+    An offline run then is complete in its own folder. The user's WANDB_DATA_DIR comes first.
+    """
+    chosen = "WANDB_DATA_DIR" in os.environ
+    os.environ.setdefault("WANDB_DATA_DIR", str(folder.resolve()))
+    try:
+        yield
+    finally:
+        if not chosen:
+            del os.environ["WANDB_DATA_DIR"]
 
 
 def _ranked_table(queries: Sequence[RankedQuery]) -> tuple[list[str], list[list[Any]]]:

@@ -1,6 +1,7 @@
 """Loggers keep what earlier starts of a run wrote, and W&B starts quietly in the mode that fits."""
 
 import csv
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,13 @@ from utils.loggers import AppendingCSVLogger, build_loggers, log_ranked
 from utils.pictures import RankedImage, RankedQuery
 
 CONFIG_DIR = Path(__file__).parents[2] / "config" / "logger"
-RUN = {"strategy": "baseline", "dataset": "synthetic", "backbone": "tiny", "lora": "full", "seed": 3}
-CONFIG = {"loss": {"terms": {"nitc": {"weight": 1.0}}}, "seed": 3}
+RUN = {"strategy": "baseline", "dataset": "synthetic", "backbone": "tiny", "lora": "full", "seed": 3, "variant": ""}
+CONFIG = {"task": "train", "loss": {"terms": {"nitc": {"weight": 1.0}}}, "seed": 3}
 
 
 @pytest.fixture(autouse=True)
 def nobody_is_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_PROJECT"):
+    for name in ("WANDB_SERVICE", "WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_PROJECT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
     for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
@@ -101,7 +102,9 @@ def test_tensorboard_continues_and_shows_the_picture(tmp_path: Path, ranked: lis
     assert [event.step for event in events.Images("test/t2i/ranked")] == [1, 2]
 
 
-def test_wandb_run(tmp_path: Path, ranked: list[RankedQuery], capfd: pytest.CaptureFixture[str]) -> None:
+def test_wandb_run(
+    tmp_path: Path, ranked: list[RankedQuery], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     [logger] = build("wandb", tmp_path, "wandb.project=persons")
     output = capfd.readouterr()
     assert output.out.splitlines() == [
@@ -111,21 +114,24 @@ def test_wandb_run(tmp_path: Path, ranked: list[RankedQuery], capfd: pytest.Capt
     assert isinstance(logger, WandbLogger)
     run = logger.experiment
     assert (run.settings.mode, run.project) == ("offline", "persons")
-    assert (run.name, run.group) == ("baseline-synthetic-tiny-full-3", "baseline-synthetic-tiny-full")
-    assert set(run.tags) == {f"{fact}:{value}" for fact, value in RUN.items()}
+    assert (run.name, run.group) == ("baseline-synthetic-tiny-full-s3", "baseline-synthetic-tiny-full")
+    assert run.job_type == "train"
+    assert set(run.tags) == {f"{fact}:{value}" for fact, value in RUN.items() if fact != "variant"}
     assert run.config["run"] == RUN
     assert run.config["loss"]["terms"]["nitc"]["weight"] == 1.0
 
     for step, percent in ((1, 10.0), (2, 30.0), (3, 20.0)):
         logger.log_metrics({"val/t2i/R1": percent, "val/i2t/mINP": -percent, "train/loss": percent}, step=step)
+    monkeypatch.delenv("WANDB_DATA_DIR")
     log_ranked([logger], ranked, key="test/t2i/ranked", step=3)
+    assert "WANDB_DATA_DIR" not in os.environ
+    staged = (tmp_path / "wandb" / "artifacts" / "staging").iterdir()
+    assert sum(path.read_bytes().startswith(b"\x89PNG") for path in staged) == 5
     assert dict(run.summary["val/t2i/R1"]) == {"max": 30, "last": 20}
     assert dict(run.summary["val/i2t/mINP"]) == {"max": -10, "last": -20}
     assert (run.summary["train/loss"], run.summary["trainer/global_step"]) == (20, 3)
     table = run.summary["test/t2i/ranked"]
     assert (table["nrows"], table["ncols"]) == (2, 6)
-    files = (path for path in tmp_path.rglob("*") if path.is_file() and path.name != "photo.png")
-    assert sum(path.read_bytes().startswith(b"\x89PNG") for path in files) == 5
 
     [again] = build("wandb", tmp_path)
     assert again.version == run.id
@@ -135,6 +141,43 @@ def test_wandb_run(tmp_path: Path, ranked: list[RankedQuery], capfd: pytest.Capt
     [other] = build("wandb", tmp_path / "another", "wandb.group=ablation")
     assert other.version != run.id
     assert other.experiment.group == "ablation"
+
+
+def test_runs_of_a_group_differ_by_seed_alone(tmp_path: Path) -> None:
+    seen = set()
+    for variant in ("", "optimizer=tiny loss.terms.nitc.weight=0.5", *("x" * 200 + end for end in "ab")):
+        for seed in (1, 2):
+            facts = RUN | {"variant": variant, "seed": seed}
+            [logger] = build_loggers(options("wandb"), tmp_path / f"{variant[-1:]}{seed}", facts, CONFIG)
+            assert isinstance(logger, WandbLogger)
+            run = logger.experiment
+            assert max(len(run.name), len(run.group)) <= 128
+            assert f"-s{seed}" in run.name
+            seen.add((variant, run.group))
+    assert len(seen) == len({group for _, group in seen}) == 4
+    assert ("", "baseline-synthetic-tiny-full") in seen
+
+
+@pytest.mark.parametrize("token", ["3-1-unix-/nowhere/socket", "of another version"])
+def test_the_service_of_the_calling_process_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    monkeypatch.setenv("WANDB_SERVICE", token)
+    [logger] = build("wandb", tmp_path, "wandb.mode=offline")
+    assert logger.experiment.settings.mode == "offline"
+    assert os.environ["WANDB_SERVICE"] != token
+
+
+def test_an_empty_run_id_of_a_killed_start_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "wandb_run_id").write_text("")
+    [logger] = build("wandb", tmp_path)
+    assert logger.version == (tmp_path / "wandb_run_id").read_text(encoding="utf-8") != ""
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "wandb").write_text("")
+    with pytest.raises(UserError, match=r"W&B did not start \(.*\): see that \S+ can be written"):
+        build("wandb", tmp_path)
 
 
 @pytest.mark.parametrize(

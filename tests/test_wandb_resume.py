@@ -1,0 +1,189 @@
+"""An offline W&B run, killed in the middle of an epoch and continued: exit status, run id, and what its files hold."""
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+from wandb.proto import wandb_internal_pb2
+
+from data.synthetic import SyntheticSpec, generate
+
+ROOT = Path(__file__).parents[1]
+SAVED_AFTER, KILLED_AFTER = 2, 3  # of the six steps of an epoch
+OVERRIDES = (
+    "img_size_str=64x32",
+    "dataset.batch_size=8",
+    "dataset.num_instance=2",
+    "dataset.num_workers=0",
+    "scheduler.warmup_epochs=0.5",
+    "loss.terms.simclr.hidden_dim=16",
+    "shown_queries=2",
+    "trainer.log_every_n_steps=1",
+    "trainer.max_epochs=1",
+    f"callbacks.last.every_n_steps={SAVED_AFTER}",
+    "logger=wandb",
+)
+STARTS_AND_CONTINUES = f"""
+import os, runpy, signal, sys
+from pathlib import Path
+import lightning_data, lightning_models  # the slow imports, once for all processes
+from prepare_checkpoints import prepare
+from utils.callbacks import LastCheckpoint
+
+def status_of(work, *arguments):
+    child = os.fork()
+    if not child:
+        work(*arguments)
+        sys.exit()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def trainer(*arguments):
+    sys.argv = ["trainer.py", *arguments]
+    runpy.run_path("trainer.py", run_name="__main__")
+
+def saves_and_dies(self, trainer, *rest):
+    saves(self, trainer, *rest)
+    if trainer.global_step == {KILLED_AFTER}:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+root, *arguments = sys.argv[1:]
+assert status_of(lambda: prepare("tiny_siglip", Path(root), steps=1)) == 0
+assert "wandb" not in sys.modules
+saves, LastCheckpoint.on_train_batch_end = LastCheckpoint.on_train_batch_end, saves_and_dies
+killed = status_of(trainer, *arguments)
+LastCheckpoint.on_train_batch_end = saves
+continued = status_of(trainer, *arguments, "ckpt_path=last")
+print("statuses", killed, continued)
+"""
+
+
+@dataclass(frozen=True)
+class Continued:
+    """A run that was killed and continued: its folder, what it said, the W&B id of each start, and what W&B holds."""
+
+    folder: Path
+    stdout: str
+    stderr: str
+    ids: list[str]
+    records: list[Any]
+
+    def of_kind(self, kind: str) -> list[Any]:
+        return [getattr(record, kind) for record in self.records if record.WhichOneof("record_type") == kind]
+
+
+def records(file: Path) -> list[Any]:
+    """Returns what a .wandb file holds: LevelDB's log format, in blocks of 32 KiB, behind a header of 7 bytes."""
+    found: list[Any] = []
+    data, position, pending = file.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        _, size, kind = struct.unpack("<IHB", data[position : position + 7])
+        pending += data[position + 7 : position + 7 + size]
+        position += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            record: Any = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
+            record.ParseFromString(pending)
+            found.append(record)
+            pending = b""
+    return found
+
+
+def values(items: Any) -> dict[str, Any]:
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Continued:
+    """Started where the calling process has a W&B service of its own, which both starts inherit."""
+    root, home = tmp_path_factory.mktemp("root"), tmp_path_factory.mktemp("home")
+    spec = SyntheticSpec(train=12, val=2, test=4, images_per_identity=2, height=64, width=32)
+    generate(root, spec, workers=1)
+    arguments = [str(root), *OVERRIDES, f"dataset_root_dir={root}", f"output_dir={root / 'out'}"]
+    with wandb.init(mode="offline", dir=home, settings=wandb.Settings(silent=True)):
+        environment = {name: value for name, value in os.environ.items() if name != "WANDB_DATA_DIR"}
+        environment |= {"WANDB_MODE": "offline", "HOME": str(home), "XDG_DATA_HOME": str(home)}
+        assert "WANDB_SERVICE" in environment
+        options: Any = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
+        process = subprocess.run([sys.executable, "-c", STARTS_AND_CONTINUES, *arguments], **options)
+    wandb.teardown()
+    assert process.returncode == 0, process.stderr
+    [folder] = (root / "out").glob("*/*")
+    files = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
+    ids = [file.stem.removeprefix("run-") for file in files]
+    return Continued(folder, process.stdout, process.stderr, ids, records(files[-1]))
+
+
+def test_it_ends_well_under_the_same_run_id(run: Continued) -> None:
+    assert f"statuses {-signal.SIGKILL} 0" in run.stdout, run.stderr
+    assert "Traceback" not in run.stderr
+    assert run.ids == 2 * [(run.folder / "wandb_run_id").read_text(encoding="utf-8")]
+    [end] = run.of_kind("exit")
+    assert end.exit_code == 0
+    steps = [values(row.item)["trainer/global_step"] for row in run.of_kind("history")]
+    assert steps[0] == SAVED_AFTER, "the step that follows the last checkpoint, in the middle of the epoch"
+    assert steps == sorted(steps)
+    assert (run.folder / "metrics.json").exists()
+
+
+def test_it_groups_itself_on_a_dashboard(run: Continued) -> None:
+    [start] = run.of_kind("run")
+    facts = {
+        "strategy": "hybrid_circle",
+        "dataset": "synthetic-en",
+        "backbone": "tiny_siglip",
+        "lora": "full",
+        "seed": 42,
+    }
+    config = values(start.config.update)
+    assert config["run"].items() >= facts.items()
+    assert config["loss"]["terms"]["cross_modal_circle"]["weight"] > 0
+    assert config["img_size"] == [64, 32]
+    assert set(start.tags) == {f"{name}:{value}" for name, value in facts.items()}
+    assert (start.project, start.job_type) == ("tbps", "train")
+    assert start.run_group.startswith("hybrid_circle-synthetic-en-tiny_siglip-full img_size_str=64x32 ")
+    assert start.display_name.startswith("hybrid_circle-synthetic-en-tiny_siglip-full-s42 img_size_str=64x32 ")
+
+
+def test_every_figure_is_there_over_the_optimizer_step(run: Continued) -> None:
+    history = [values(row.item) for row in run.of_kind("history")]
+    metrics = {f"{d}/{m}" for d in ("t2i", "i2t") for m in ("R1", "R5", "R10", "mAP", "mINP")}
+    terms = ("nitc", "cross_modal_circle", "citc", "simclr")
+    expected = {f"train/{kind}/{term}" for kind in ("loss", "weighted") for term in terms}
+    expected |= {"lr/backbone", "lr/simclr", "train/loss", "train/grad_norm", "train/logit_scale", "train/logit_bias"}
+    expected |= {"throughput/images_per_s", "memory/peak_gib"}
+    expected |= {f"{split}/{metric}" for split in ("val", "test") for metric in metrics}
+    assert expected <= {name for row in history for name in row}
+    assert all("trainer/global_step" in row for row in history)
+
+    defined = {metric.name or metric.glob_name: metric for metric in run.of_kind("metric")}
+    assert defined["*"].step_metric == "trainer/global_step"
+    assert all(defined[f"val/{metric}"].summary.max for metric in metrics)
+    summary = {k: v for change in run.of_kind("summary") for k, v in values(change.update).items()}
+    best = max(row["val/t2i/R1"] for row in history if "val/t2i/R1" in row)
+    assert summary["val/t2i/R1"]["max"] == best
+
+
+def test_the_table_of_queries_lies_with_its_images_in_the_runs_folder(run: Continued) -> None:
+    [table] = run.of_kind("artifact")
+    entries = {entry.path: Path(entry.local_path) for entry in table.manifest.contents}
+    assert all(path.is_relative_to(run.folder.resolve()) for path in entries.values())
+    content = json.loads(entries["test/ranked.table.json"].read_text(encoding="utf-8"))
+    ranks = [f"rank {i}" for i in range(1, 9)]  # as many as the gallery has images
+    assert content["columns"] == ["caption", "right in top 8", "true images", *ranks]
+    for caption, right, true_images, *images in content["data"]:
+        marks = [image["caption"].split()[0] for image in images]
+        assert set(marks) <= {"✓", "✗"}
+        assert (marks.count("✓"), true_images) == (right, 2)
+        assert caption
+        assert all(entries[image["path"]].read_bytes().startswith(b"\x89PNG") for image in images)
