@@ -63,7 +63,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from utils.checkpoints import load_weights, read_checkpoint
 
     if continued is not None:
-        read_checkpoint(continued)
+        _refuse_other_model(cfg, read_checkpoint(continued)["config"], continued)
     _prepare(cfg)
     OmegaConf.save(cfg, Path(cfg.run_dir) / "config.yaml", resolve=True)
     data = build_data(cfg)
@@ -153,6 +153,16 @@ def _checkpoint(cfg: DictConfig) -> Path | None:
             f"{cfg.output_dir}/, or 'last' for the newest run of {cfg.run_name}"
         )
     return path
+
+
+def _refuse_other_model(cfg: DictConfig, trained: dict[str, Any], path: Path) -> None:
+    """Raises `UserError` where another backbone or LoRA was trained, before anything is made or downloaded for it."""
+    for section in ("backbone", "lora"):
+        if cfg[section].name != trained[section]["name"]:
+            raise UserError(
+                f"ckpt_path: {path} is of another architecture: it was trained with {section} "
+                f"{trained[section]['name']!r}, not {cfg[section].name!r}; continue with that one"
+            )
 
 
 def _take_over_model(cfg: DictConfig, trained: dict[str, Any], path: Path) -> None:

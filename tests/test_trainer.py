@@ -198,8 +198,10 @@ def test_a_checkpoint_of_another_architecture_is_refused(
     trained: tuple[Path, dict[str, float]], root: Path, tmp_path: Path
 ) -> None:
     last = trained[0] / "checkpoints" / "last.ckpt"
-    with pytest.raises(UserError, match=r"is of another architecture: it (lacks|has in addition|has in another shape)"):
+    with pytest.raises(UserError, match=r"is of another architecture: .* backbone 'tiny_siglip', not 'tiny_clip'"):
         trainer.train(config(root, tmp_path, f"ckpt_path={last}", "backbone=tiny_clip"))
+    with pytest.raises(UserError, match=r"is of another architecture: it (lacks|has in addition|has in another shape)"):
+        trainer.train(config(root, tmp_path, f"ckpt_path={last}", "img_size_str=32x32"))
 
 
 def test_a_loss_that_becomes_nan_stops_with_term_and_step(root: Path, tmp_path: Path) -> None:
