@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from model.features import Features
+from model.features import Encoded, Features
 from model.objectives.base import Facts, LossTerm, Stats
 from model.objectives.pairs import at_least_fp32, masked_mean
 from utils.errors import UserError
@@ -72,6 +72,12 @@ def relative_similarities(text_tokens: Tensor, image_tokens: Tensor) -> Tensor:
     return ((inner - low) / span).masked_fill(flat, 1)
 
 
+def sparse_similarities(relative: Tensor, sigma: float | None = None) -> Tensor:
+    """Returns `relative` ``(B, L, N)`` with zero where it is below `sigma`, by default 1 / N (eq. (6))."""
+    threshold = 1 / relative.shape[2] if sigma is None else sigma
+    return relative.masked_fill(relative < threshold, 0)
+
+
 def patch_weights(text_tokens: Tensor, image_tokens: Tensor, sigma: float | None = None) -> Tensor:
     """Returns ``(B, L, N)``: what share each patch has in the joint embedding of each word (eqs. (5)-(7)).
 
@@ -80,9 +86,7 @@ def patch_weights(text_tokens: Tensor, image_tokens: Tensor, sigma: float | None
         image_tokens: ``(B, N, D)``.
         sigma: patches of a lower relative similarity have no share; None: 1 / N.
     """
-    relative = relative_similarities(text_tokens, image_tokens)
-    threshold = 1 / image_tokens.shape[1] if sigma is None else sigma
-    kept = relative.masked_fill(relative < threshold, 0)
+    kept = sparse_similarities(relative_similarities(text_tokens, image_tokens), sigma)
     return kept / kept.sum(dim=2, keepdim=True)
 
 
@@ -169,7 +173,7 @@ class EFA(LossTerm):
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         image, text = features.image("image"), features.text("text")
-        patches = image.tokens[image.mask].unflatten(0, (len(image.tokens), -1))  # (B, N, D)
+        patches = _patches(image)
         loss = efa(
             text.tokens,
             patches,
@@ -184,3 +188,21 @@ class EFA(LossTerm):
         with torch.no_grad():
             kept = (patch_weights(text.tokens, patches, self.sigma) > 0).sum(dim=2)
         return loss, {"patches_per_word": masked_mean(kept.float(), text.mask)}
+
+    @torch.no_grad()
+    def similarity_maps(self, text: Encoded, image: Encoded) -> tuple[Tensor, Tensor]:
+        """Returns ``(B, L, N)``, twice: how similar patches are to words, before and after sparsification.
+
+        These are eqs. (5) and (6) from 0 to 1, of pairs whose words are in row i of `text` and whose patches in row
+        i of `image`; zero in the rows of padding. `patch_weights`, by which the loss mixes the joint embedding of
+        a word, is its row after sparsification over the sum of the row.
+        """
+        before = relative_similarities(text.tokens, _patches(image))
+        after = sparse_similarities(before, self.sigma)
+        padding = ~text.mask[:, :, None]
+        return before.masked_fill(padding, 0), after.masked_fill(padding, 0)
+
+
+def _patches(image: Encoded) -> Tensor:
+    """Returns the tokens ``(B, N, D)`` of an image view without [CLS]."""
+    return image.tokens[image.mask].unflatten(0, (len(image.tokens), -1))

@@ -1,5 +1,6 @@
 """EFA against a loop over words, patches and pairs on float64, chunked and whole, and its term."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -178,6 +179,67 @@ def test_patches_are_scaled_cut_and_shared_out_per_word() -> None:
     torch.testing.assert_close(patch_weights(words, patches), at_one_fifth)
     at_two_thirds = torch.tensor([[[0.0, 0.0, 0.0, 0.0, 1.0], [10 / 26, 9 / 26, 7 / 26, 0.0, 0.0]]])
     torch.testing.assert_close(patch_weights(words, patches, sigma=2 / 3), at_two_thirds)
+
+
+def encoded_pairs(batch: int) -> tuple[Encoded, Encoded]:
+    """Texts and images with a [CLS] in front of their patches."""
+    text, image, mask = tokens(batch, LENGTH, 1), tokens(batch, 1 + PATCHES, 2), words_of(batch)
+    patches = (torch.arange(1 + PATCHES) > 0).expand(batch, -1)
+    return Encoded(text[:, 0], text[:, 0], text, mask), Encoded(image[:, 0], image[:, 0], image, patches)
+
+
+@pytest.mark.parametrize("sigma", [None, 0.6])
+def test_the_loss_of_patches_mixed_by_the_maps_is_the_loss(
+    sigma: float | None, facts: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, image = encoded_pairs(5)
+    maps = EFA(facts=facts, margin_text=0.1, margin_image=0.8, sigma=sigma).similarity_maps(text, image)
+    inputs = (text.tokens, image.tokens[:, 1:], text.mask, *MARGINS)
+    loss = efa(*inputs, sigma=sigma)
+    other = efa(*inputs, sigma=0.9)
+
+    def from_map(*_: Any) -> Tensor:
+        return maps[1] / maps[1].sum(dim=2, keepdim=True).clamp_min(1e-12)
+
+    monkeypatch.setattr(sys.modules[EFA.__module__], "patch_weights", from_map)
+    torch.testing.assert_close(efa(*inputs, sigma=sigma), loss)
+    assert abs(other - loss) > 1e-3
+
+
+@pytest.mark.parametrize(("sigma", "threshold"), [(None, 1 / PATCHES), (0.6, 0.6)])
+def test_maps_are_scaled_per_word_then_cut_and_blank_for_padding(
+    sigma: float | None, threshold: float, facts: Facts
+) -> None:
+    text, image = encoded_pairs(5)
+    before, after = EFA(facts=facts, margin_text=0.1, margin_image=0.8, sigma=sigma).similarity_maps(text, image)
+    assert before.shape == after.shape == (5, LENGTH, PATCHES)
+    for i, k in [(i, k) for i in range(5) for k in range(LENGTH)]:
+        inner = [float(text.tokens[i, k] @ patch) for patch in image.tokens[i, 1:]]
+        relative = [(s - min(inner)) / (max(inner) - min(inner)) for s in inner]
+        if not text.mask[i, k]:
+            relative = [0.0] * PATCHES
+        torch.testing.assert_close(before[i, k], torch.tensor(relative), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            after[i, k], torch.tensor([s if s >= threshold else 0.0 for s in relative]), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_a_map_is_of_its_own_pair_and_moves_with_words_and_patches(facts: Facts) -> None:
+    term = EFA(facts=facts, margin_text=0.1, margin_image=0.8, sigma=0.6)
+    text, image = encoded_pairs(4)
+    maps = term.similarity_maps(text, image)
+    order = torch.tensor([2, 0, 3, 1])
+    shuffled = (
+        Encoded(*(part[order] for part in vars(text).values())),
+        Encoded(*(part[order] for part in vars(image).values())),
+    )
+    turned = Encoded(text.pooled, text.embedding, text.tokens.flip(1), text.mask.flip(1))
+    moved = Encoded(image.pooled, image.embedding, image.tokens.flip(1), image.mask.flip(1))
+    for found, of_shuffled, of_moved in zip(
+        maps, term.similarity_maps(*shuffled), term.similarity_maps(turned, moved), strict=True
+    ):
+        torch.testing.assert_close(of_shuffled, found[order])
+        torch.testing.assert_close(of_moved, found.flip(1, 2))
 
 
 @pytest.mark.parametrize("constant", ["equal patches", "blank word", "one patch"])
