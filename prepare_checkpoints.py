@@ -127,7 +127,6 @@ def _make(name: str, folder: Path, root: Path, steps: int) -> None:
         pretrain(
             backbone,
             images=torch.stack([read_image(record, size) for record in languages[0]]),
-            pids=torch.tensor([record.pid for record in languages[0]]),
             texts=[torch.stack([tokenize(record.captions).ids for record in records]) for records in languages],
             steps=steps,
         )

@@ -95,10 +95,13 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def grow_token_table(self, rows: int) -> None:
         """Gives the token table `rows` rows if it has fewer; new ones are the mean of the old ones."""
-        old = self.vocab_size
-        if rows > old:
-            self.hub_model.resize_token_embeddings(rows, mean_resizing=False)
-            self.token_table[old:] = self.token_table[:old].mean(dim=0)
+        old, missing = self.token_table, rows - self.vocab_size
+        if missing > 0:
+            # Not resize_token_embeddings: a CLIPModel does not know where its token table is.
+            table = torch.cat([old, old.mean(dim=0).expand(missing, -1)])
+            embeddings = self.hub_model.text_model.embeddings
+            embeddings.token_embedding = nn.Embedding.from_pretrained(table, freeze=not old.requires_grad)
+            self.hub_model.config.text_config.vocab_size = rows
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Returns float pixels ``(B, 3, H, W)`` as the tower was pre-trained on, from uint8 ones."""
