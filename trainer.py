@@ -23,6 +23,7 @@ from utils.hydra_errors import CONFIG_ERRORS, fail_job, hydra_errors_in_one_sent
 
 if TYPE_CHECKING:
     import lightning as L
+    from PIL import Image
 
     from lightning_data import TBPSDataModule
     from lightning_models import LitRanker, LitTBPS
@@ -261,16 +262,18 @@ def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule) -> None:
 
 
 def _report(cfg: DictConfig, trainer: L.Trainer, module: LitRanker, data: TBPSDataModule) -> None:
-    """Prints and saves the test metrics, and shows how some test queries rank."""
-    from utils.loggers import log_ranked
+    """Prints and saves the test metrics, and draws how test queries rank and how similar pairs are."""
+    from utils.loggers import log_picture, log_ranked
     from utils.pictures import rank_queries, ranked_picture
     from utils.reports import metrics_table, save_metrics
+    from utils.similarity_pictures import histogram_picture, pair_similarities
 
     if not trainer.is_global_zero:
         return
-    facts, found = _run_facts(cfg, data), module.encodings
+    folder, step, facts, found = Path(cfg.run_dir), trainer.global_step, _run_facts(cfg, data), module.encodings
     print(metrics_table(module.metrics, facts), flush=True)
-    saved = save_metrics(cfg.run_dir, module.metrics, facts)
+    saved = [save_metrics(folder, module.metrics, facts)]
+
     captions = data.test_captions
     some = range(0, len(captions), max(1, len(captions) // cfg.shown_queries))[: cfg.shown_queries]
     queries = rank_queries(
@@ -281,10 +284,40 @@ def _report(cfg: DictConfig, trainer: L.Trainer, module: LitRanker, data: TBPSDa
         [captions[i] for i in some],
         data.test_image_paths,
     )
-    picture = Path(cfg.run_dir) / "ranked.jpg"
-    ranked_picture(queries, picture)
-    log_ranked(trainer.loggers, queries, key="test/ranked", step=trainer.global_step)
-    print(f"saved   {saved}, {picture}", flush=True)
+    saved.append(folder / "ranked.jpg")
+    ranked_picture(queries, saved[-1])
+    log_ranked(trainer.loggers, queries, key="test/ranked", step=step)
+
+    pairs = pair_similarities(found.texts, found.images, found.text_pids, found.image_pids)
+    figures = {f"test/similarity/{name}": value for name, value in pairs.as_dict().items()}
+    for logger in trainer.loggers:
+        logger.log_metrics(figures, step)
+    saved.append(folder / "similarities.png")
+    picture = histogram_picture(pairs, f"{facts['strategy']} on {facts['dataset']}, test", saved[-1])
+    log_picture(trainer.loggers, picture, key="test/similarities", step=step)
+
+    maps = _word_maps(module, data, folder / "word_maps.jpg")
+    if maps is not None:
+        saved.append(folder / "word_maps.jpg")
+        log_picture(trainer.loggers, maps, key="test/word_maps", step=step)
+    print(f"saved   {', '.join(str(path) for path in saved)}", flush=True)
+
+
+def _word_maps(module: LitRanker, data: TBPSDataModule, path: Path) -> Image.Image | None:
+    """Returns what EFA compares of one test pair, words with patches, drawn and saved; None without EFA."""
+    from PIL import Image
+
+    from data.words import rarest, words_of
+    from lightning_models import LitTBPS
+    from utils.similarity_pictures import word_maps_picture
+
+    maps = module.word_maps(data.test_pair()) if isinstance(module, LitTBPS) else None
+    if maps is None:
+        return None
+    caption, image = data.test_captions[0], data.test_image_paths[0]
+    words = rarest(words_of(data.tokenize.tokenizer, data.tokenize([caption]).ids[0].tolist()), data.test_captions)
+    with Image.open(image) as photo:
+        return word_maps_picture(photo, caption, words, *maps, module.encoder.backbone.grid, path)
 
 
 if __name__ == "__main__":

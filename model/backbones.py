@@ -84,6 +84,11 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of the patches of an image."""
+        return self.hub_model.vision_model.embeddings.grid
+
+    @property
     def vocab_size(self) -> int:
         return len(self.token_table)
 
