@@ -1,5 +1,6 @@
 """Every YAML of config/ composes into the default config and instantiates."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from model.objectives import Facts, build_objective
 from model.tbps import TBPS
 from solver.groups import split_parameters
 from utils.config import register_resolvers
+from utils.errors import UserError
 from utils.loggers import build_loggers
 
 register_resolvers()
@@ -182,6 +184,17 @@ ABLATIONS = {
 def test_each_row_of_the_papers_ablations_is_one_override(experiment: str, override: str) -> None:
     cfg = composed(f"experiment={experiment}", override)
     assert set(build_objective(instantiate(cfg.loss.terms), FACTS).terms) == ABLATIONS[experiment, override]
+
+
+def test_settings_of_a_loss_that_is_not_there_end_in_the_overrides_that_help() -> None:
+    without = ("experiment=fmfa", "loss=sdm", "dataset=icfg_pedes")
+    with pytest.raises(UserError, match=r"^loss\.terms\.efa cannot be built: there is no such loss") as caught:
+        build_objective(instantiate(composed(*without).loss.terms), FACTS)
+    added, dropped = re.findall(r"'(.*?)'", str(caught.value))
+    cfg = composed(*without, *added.split())
+    assert (cfg.loss.terms.efa.margin_text, cfg.loss.terms.efa.margin_image) == (0.2, 1.0)
+    assert set(build_objective(instantiate(cfg.loss.terms), FACTS).terms) == {"sdm", "efa"}
+    assert set(build_objective(instantiate(composed(*without, dropped).loss.terms), FACTS).terms) == {"sdm"}
 
 
 PAPER_TBPS = (

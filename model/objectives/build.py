@@ -1,10 +1,12 @@
 """From the config's loss terms to an objective whose needs are met."""
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Final
+from typing import Any, Final
 
 from model.objectives.base import Facts, LossTerm, Objective
 from utils.errors import UserError, nearest
+
+Make = Callable[..., LossTerm] | Mapping[str, Any]
 
 # What is not there under every configuration -> the option that brings it.
 PROVIDERS: Final[Mapping[str, str]] = {
@@ -15,11 +17,12 @@ PROVIDERS: Final[Mapping[str, str]] = {
 }
 
 
-def build_objective(terms: Mapping[str, Callable[..., LossTerm]], facts: Facts) -> Objective:
+def build_objective(terms: Mapping[str, Make], facts: Facts) -> Objective:
     """Returns the objective of `terms`.
 
     Args:
-        terms: name -> partial that still takes `facts`, as Hydra instantiates `loss.terms`.
+        terms: name -> partial that still takes `facts`, as Hydra instantiates `loss.terms`; a mapping of settings
+            where there is no loss that they are for.
         facts: of the composed model and data.
 
     Raises:
@@ -49,7 +52,16 @@ def _remedy(need: str, provided: Collection[str]) -> str:
     return f"which is unknown; expected one of {', '.join(sorted(known))}.{nearest(need, known)}"
 
 
-def _build_term(name: str, make: Callable[..., LossTerm], facts: Facts) -> LossTerm:
+def _build_term(name: str, make: Make, facts: Facts) -> LossTerm:
+    if isinstance(make, Mapping):
+        term, settings = (
+            f"loss.terms.{name}",
+            " ".join(f"loss.terms.{name}.{key}={value}" for key, value in make.items()),
+        )
+        raise UserError(
+            f"{term} cannot be built: there is no such loss in this composition, only settings for it; add it with "
+            f"'+loss/term@{term}={name} {settings}', or drop the settings with '~{term}'"
+        )
     try:
         return make(facts=facts)
     except TypeError as error:
