@@ -1,4 +1,4 @@
-"""Shared fixtures: small backbones in Hugging Face format."""
+"""Shared fixtures: small backbones in Hugging Face format, a small dataset with tiny backbones beside it."""
 
 import json
 from pathlib import Path
@@ -16,6 +16,9 @@ from transformers import (
     SiglipTextConfig,
     SiglipVisionConfig,
 )
+
+from data.synthetic import SyntheticSpec, generate
+from prepare_checkpoints import prepare
 
 TEXT = {
     "vocab_size": 40,
@@ -60,3 +63,14 @@ def hub_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         (folder / "preprocessor_config.json").write_text(json.dumps(pixels))
         folders[family] = folder
     return folders
+
+
+@pytest.fixture(scope="session")
+def small_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `dataset_root_dir` with 12 + 4 + 4 drawn persons, two pictures of each, and both tiny backbones."""
+    folder = tmp_path_factory.mktemp("root")
+    spec = SyntheticSpec(train=12, val=4, test=4, images_per_identity=2, height=64, width=32)
+    generate(folder, spec, workers=1)
+    for name in ("tiny_siglip", "tiny_clip"):
+        prepare(name, folder, steps=1)
+    return folder
