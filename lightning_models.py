@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -94,8 +95,10 @@ class LitRanker(L.LightningModule):
         texts, text_pids = self._collect(TEXT)
         self.encodings = Encodings(images, image_pids, texts, text_pids)
         self.metrics = self.encodings.metrics()
+        # trainer.validate ranks the chosen checkpoint once more, which is no point of the curve over training.
+        is_on_curve = self.trainer.state.fn != TrainerFn.VALIDATING
         for name, value in self.figures(split).items():
-            self.log(name, value, prog_bar=name == "val/t2i/R1")
+            self.log(name, value, prog_bar=name == "val/t2i/R1", logger=is_on_curve)
 
     def _collect(self, modality: str) -> tuple[Tensor, Tensor]:
         """Returns (embeddings ``(N, E)``, pids ``(N,)``) of all processes, in the order of the split."""
