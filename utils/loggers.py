@@ -117,7 +117,7 @@ def _wandb_logger(
     # A process that logs to W&B itself hands its service down to the commands it starts. There a killed run would
     # stay open, and refuse its continuation: "run ID ... is in use".
     os.environ.pop("WANDB_SERVICE", None)
-    wandb.finish()  # the run of the job before, in a multirun
+    wandb.finish()  # what this process has trained before
     if mode in ("auto", "online"):
         mode = _checked_login(mode)
     kind = "-".join(str(run[fact]) for fact in TAGS if fact != "seed")
