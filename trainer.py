@@ -249,16 +249,14 @@ def _run_facts(cfg: DictConfig, data: TBPSDataModule) -> dict[str, Any]:
 
 def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule) -> None:
     """Prints where the run lives, what it trains on and what of the model it trains."""
-    from solver.groups import group_table
-    from utils.reports import parameter_table
+    from solver.groups import parameter_table
 
     print(f"run     {cfg.run_dir}")
     print(f"data    {data.describe()}")
     if data.mask_token_added:
         print(f"mask    the tokenizer of {cfg.backbone.name} has no mask token; one is added, with a row for it")
     print(f"method  {cfg.loss.name} on {cfg.backbone.name} ({cfg.lora.name}), seed {cfg.seed}")
-    print(parameter_table(module))
-    print(group_table(module.named_parameters(), cfg.optimizer.param_groups), flush=True)
+    print(parameter_table(module.named_parameters(), cfg.optimizer.param_groups), flush=True)
 
 
 def _report(cfg: DictConfig, trainer: L.Trainer, module: LitRanker, data: TBPSDataModule) -> None:

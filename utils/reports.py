@@ -3,38 +3,20 @@
 python -m utils.reports FOLDER_OR_FILE...      compares the runs in the folders, over seeds
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
-import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prettytable import PrettyTable
 
 from utils.comparison import CHOSEN_ON_TEST, METRICS_FILE, as_csv, compare_runs, find_metrics
 from utils.errors import run_command
 from utils.metrics import DIRECTIONS, METRICS, RetrievalMetrics
-
-if TYPE_CHECKING:
-    from torch import nn
-
-PARTS = {
-    "LoRA adapters": r"\.lora_",
-    "image tower": r"\bvision_model\.|\bvisual_projection\.",
-    "token table": r"\btoken_embedding\.",
-    "text tower": r"\btext_model\.|\btext_projection\.",
-    "temperature": r"\blogit_(scale|bias)$",
-    "losses": r"^objective\.",
-    "head": r"\bhead\.",
-    "other": "",
-}
 
 
 def metrics_table(metrics: Mapping[str, RetrievalMetrics], run: Mapping[str, Any], *, split: str = "test") -> str:
@@ -84,25 +66,6 @@ def save_metrics(
     _write_whole(folder / "metrics.csv", as_csv(table))
     _write_whole(folder / METRICS_FILE, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return folder / METRICS_FILE
-
-
-def parameter_table(module: nn.Module) -> str:
-    """Returns a table of how many parameters the parts of `module` have, and how many of them train."""
-    total: Counter[str] = Counter()
-    trained: Counter[str] = Counter()
-    for name, parameter in module.named_parameters():
-        part = next(part for part, pattern in PARTS.items() if re.search(pattern, name))
-        total[part] += parameter.numel()
-        trained[part] += parameter.numel() * parameter.requires_grad
-    table = PrettyTable(["part", "parameters", "trainable", "share"], align="r")
-    table.align["part"] = "l"
-    rows = [(part, total[part], trained[part]) for part in PARTS if total[part]]
-    for part, everything, some in [*rows, ("all", total.total(), trained.total())]:
-        table.add_row(
-            [part, f"{everything:,}", f"{some:,}", f"{some / everything:.1%}"],
-            divider=bool(rows) and part == rows[-1][0],
-        )
-    return str(table)
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import nn
 
 from utils.comparison import compare_runs, find_metrics
 from utils.errors import UserError
 from utils.metrics import METRICS, RetrievalMetrics
-from utils.reports import metrics_table, parameter_table, save_metrics
+from utils.reports import metrics_table, save_metrics
 
 ROOT = Path(__file__).parents[2]
 PAPER = {
@@ -180,19 +179,3 @@ def test_command_line_without_results(tmp_path: Path, folder: str, message: str)
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
-
-
-def test_parameter_table() -> None:
-    module = nn.ModuleDict(
-        {
-            "text_model": nn.ModuleDict({"token_embedding": nn.Embedding(10, 4), "lora_A": nn.Linear(4, 1)}),
-            "objective": nn.Linear(4, 4, bias=False),
-        }
-    )
-    module["text_model"]["token_embedding"].requires_grad_(False)
-    assert [row[1:] for row in rows_of(parameter_table(module))[1:]] == [
-        ["5", "5", "100.0%"],
-        ["40", "0", "0.0%"],
-        ["16", "16", "100.0%"],
-        ["61", "21", "34.4%"],
-    ]
