@@ -4,6 +4,7 @@ uv run trainer.py                                      the embedded default
 uv run trainer.py -cn m_siglip dataset=cuhk_pedes      another config, another dataset
 uv run trainer.py ckpt_path=last                       continue the newest run of this name
 uv run trainer.py task=test ckpt_path=outputs/.../checkpoints/best-059.ckpt
+uv run trainer.py -cn clip task=test backbone.folder=irra_checkpoints      a converted or untrained backbone
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
     from lightning_data import build_data
     from lightning_models import build_encoder, build_module
+    from model.converted import load_heads
     from model.lora import save_adapters
     from model.objectives import check_needs
     from utils.checkpoints import load_weights, read_checkpoint
@@ -75,6 +77,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
     data.set_views(module.objective.needs)
     encoder.backbone.grow_token_table(data.max_token_id + 1)  # by a mask token, where the tokenizer had none
     _announce(cfg, module, data)
+    for line in load_heads(module.objective, Path(cfg.backbone.folder)):
+        print(f"head    {line}", flush=True)
 
     trainer = _trainer(cfg, data)
     trainer.fit(module, datamodule=data, ckpt_path=continued, weights_only=True)
@@ -95,7 +99,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
 
 def test(cfg: DictConfig) -> dict[str, float]:
-    """Evaluates the checkpoint `cfg.ckpt_path` on the test split of `cfg.dataset`.
+    """Evaluates the checkpoint `cfg.ckpt_path` on the test split of `cfg.dataset`; without one, the backbone as it is.
 
     The encoder is the checkpoint's own, and losses are not built: how many identities it was trained
     on does not matter.
@@ -104,22 +108,28 @@ def test(cfg: DictConfig) -> dict[str, float]:
         Metrics in percent: ``test/t2i/R1``, ``test/i2t/mAP``, ...
     """
     path = _checkpoint(cfg)
-    if path is None:
-        raise UserError("task=test needs a checkpoint: give ckpt_path=outputs/.../checkpoints/<file>.ckpt")
 
     from lightning_data import build_data
     from lightning_models import LitRanker, build_encoder
+    from model.converted import classifier_note
     from utils.checkpoints import encoder_weights, load_weights, read_checkpoint
 
-    checkpoint = read_checkpoint(path)
-    _take_over_model(cfg, checkpoint["config"], path)
+    checkpoint = {} if path is None else read_checkpoint(path)
+    if path is None:
+        cfg.loss.name = Path(cfg.backbone.folder).name
+    else:
+        _take_over_model(cfg, checkpoint["config"], path)
     _prepare(cfg)
     data = build_data(cfg)
     encoder = build_encoder(cfg)
-    weights = encoder_weights(checkpoint)
-    encoder.grow_like(weights)
-    load_weights(encoder, weights, source=path)
+    if path is not None:
+        weights = encoder_weights(checkpoint)
+        encoder.grow_like(weights)
+        load_weights(encoder, weights, source=path)
     data.check_token_ids(encoder.backbone.vocab_size)
+    note = classifier_note(Path(cfg.backbone.folder), data.num_classes)
+    if note is not None:
+        print(f"note    {note}", flush=True)
 
     module = LitRanker(encoder)
     trainer = _trainer(cfg, data)

@@ -1,6 +1,7 @@
 """Pre-trained dual encoders, loaded from a folder in Hugging Face format and fitted to the input size."""
 
 import json
+from math import isqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,9 +9,9 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import CLIPModel, PreTrainedModel, SiglipModel
 
+from model.positions import read_positions, resize_positions
 from utils.errors import UserError
 
 
@@ -27,17 +28,24 @@ class GridEmbeddings(nn.Module):
 
     Takes over the modules of a transformers vision embedding under the same names. The position table is
     interpolated once, bicubic; a [CLS] position is kept apart.
+
+    Args:
+        pretrained: of transformers; its grid is square.
+        native: positions to start from instead, and their grid.
     """
 
-    def __init__(self, pretrained: Any, height: int, width: int) -> None:
+    def __init__(
+        self, pretrained: Any, height: int, width: int, native: tuple[Tensor, tuple[int, int]] | None = None
+    ) -> None:
         super().__init__()
         self.patch_embedding: nn.Module = pretrained.patch_embedding
         cls = getattr(pretrained, "class_embedding", None)
         self.class_embedding: nn.Parameter | None = cls
-        table: Tensor = pretrained.position_embedding.weight.detach()
-        prefix, grid = table.split([0 if cls is None else 1, len(table) - (0 if cls is None else 1)])
-        side = round(len(grid) ** 0.5)
-        resized = torch.cat([prefix, _resize_grid(grid, (side, side), (height, width))])
+        if native is None:
+            table = pretrained.position_embedding.weight.detach()
+            side = isqrt(len(table))
+            native = table, (side, side)
+        resized = resize_positions(*native, (height, width))
         self.position_embedding = nn.Embedding.from_pretrained(resized, freeze=False)
         self.grid = (height, width)
 
@@ -46,15 +54,6 @@ class GridEmbeddings(nn.Module):
         if self.class_embedding is not None:
             patches = torch.cat([self.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
         return patches + self.position_embedding.weight
-
-
-def _resize_grid(table: Tensor, grid: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Returns positions ``(new[0]*new[1], D)`` from those of a `grid`, ``(grid[0]*grid[1], D)``; bicubic."""
-    if grid == new:
-        return table.clone()
-    image = table.reshape(1, *grid, -1).permute(0, 3, 1, 2)
-    resized = F.interpolate(image, size=new, mode="bicubic", align_corners=False)
-    return resized.permute(0, 2, 3, 1).reshape(new[0] * new[1], -1)
 
 
 class Backbone(nn.Module):
@@ -187,11 +186,9 @@ def save_backbone(backbone: Backbone, folder: str | Path) -> None:
     weights = model.state_dict()
     embeddings: GridEmbeddings = model.vision_model.embeddings
     name = next(name for name in weights if name.endswith("vision_model.embeddings.position_embedding.weight"))
-    prefix = 0 if embeddings.class_embedding is None else 1
     vision = model.config.vision_config
     side = vision.image_size // vision.patch_size
-    square = _resize_grid(weights[name][prefix:], embeddings.grid, (side, side))
-    weights[name] = torch.cat([weights[name][:prefix], square])
+    weights[name] = resize_positions(weights[name], embeddings.grid, (side, side))
     model.save_pretrained(folder, state_dict=weights)
 
 
@@ -252,7 +249,8 @@ def load_backbone(
             f"fill the folder again with 'uv run prepare_checkpoints.py {name}'"
         ) from error
     tower: Any = model.vision_model
-    tower.embeddings = GridEmbeddings(tower.embeddings, img_size[0] // patch, img_size[1] // patch)
+    grid = (img_size[0] // patch, img_size[1] // patch)
+    tower.embeddings = GridEmbeddings(tower.embeddings, *grid, read_positions(folder))
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     tower.requires_grad_(not freeze_vision)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import trainer
 from tests.small_run import ANY_METHOD, CONFIG_DIR, SMALL
@@ -98,6 +99,19 @@ def test_a_checkpoint_is_tested_on_another_dataset_by_its_own_config(
     assert json.loads((tmp_path / "same" / "metrics.json").read_text())["run"]["strategy"] == "hybrid_circle"
     vietnamese = trainer.test(config(small_root, tmp_path / "vi", *common, "dataset.language=vi"))
     assert set(vietnamese) == set(again)
+
+
+def test_a_backbone_is_tested_as_it_is(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "published_checkpoints"
+    shutil.copytree(root / "tiny_clip_checkpoints", folder)
+    save_file({"id.classifier.weight": torch.zeros(11_003, 128)}, folder / "heads.safetensors")
+    overrides = ("task=test", "backbone=tiny_clip", f"backbone.folder={folder}")
+    metrics = trainer.test(config(root, tmp_path / "run", *overrides))
+    assert metrics["test/t2i/mAP"] > 0
+    saved = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert saved["run"]["strategy"] == "published_checkpoints"
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
+    assert notes == [f"note    {folder} was trained on 11,003 identities, this dataset has 12: ranking needs neither"]
 
 
 def test_the_checkpoint_holds_the_config_and_loads_without_code(
