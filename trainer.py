@@ -18,34 +18,19 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from utils.config import find_checkpoint, register_resolvers
+from utils.config import register_resolvers, run_facts
 from utils.errors import UserError, nearest
 from utils.hydra_errors import CONFIG_ERRORS, fail_job, hydra_errors_in_one_sentence
+from utils.trained_config import checkpoint_of, refuse_other_model, take_over_model
 
 if TYPE_CHECKING:
     import lightning as L
-    from PIL import Image
 
     from lightning_data import TBPSDataModule
     from lightning_models import LitRanker, LitTBPS
+    from utils.run_report import RunReport
 
 CONFIG_DIR = Path(__file__).parent / "config"
-OF_THE_MODEL = ("img_size_str", "backbone", "head", "lora")
-# Overrides that `_run_facts` tells by themselves, or that change no result.
-IN_FACTS = (
-    "task",
-    "seed",
-    "dataset",
-    "dataset.language",
-    "backbone",
-    "lora",
-    "loss",
-    "logger",
-    "output_dir",
-    "dataset_root_dir",
-    "run_name",
-    "ckpt_path",
-)
 
 register_resolvers()
 
@@ -56,7 +41,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     Returns:
         The metrics of that checkpoint in percent: ``val/t2i/R1``, ``test/i2t/mAP``, ...
     """
-    continued = _checkpoint(cfg)
+    continued = checkpoint_of(cfg)
 
     from lightning_data import build_data
     from lightning_models import build_encoder, build_module
@@ -66,7 +51,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from utils.checkpoints import load_weights, read_checkpoint
 
     if continued is not None:
-        _refuse_other_model(cfg, read_checkpoint(continued)["config"], continued)
+        refuse_other_model(cfg, read_checkpoint(continued)["config"], continued)
     _prepare(cfg)
     OmegaConf.save(cfg, Path(cfg.run_dir) / "config.yaml", resolve=True)
     data = build_data(cfg)
@@ -107,7 +92,7 @@ def test(cfg: DictConfig) -> dict[str, float]:
     Returns:
         Metrics in percent: ``test/t2i/R1``, ``test/i2t/mAP``, ...
     """
-    path = _checkpoint(cfg)
+    path = checkpoint_of(cfg)
 
     from lightning_data import build_data
     from lightning_models import LitRanker, build_encoder
@@ -118,7 +103,7 @@ def test(cfg: DictConfig) -> dict[str, float]:
     if path is None:
         cfg.loss.name = Path(cfg.backbone.folder).name
     else:
-        _take_over_model(cfg, checkpoint["config"], path)
+        take_over_model(cfg, checkpoint["config"], path)
     _prepare(cfg)
     data = build_data(cfg)
     encoder = build_encoder(cfg)
@@ -153,48 +138,6 @@ def main(cfg: DictConfig) -> float:
             raise  # the other jobs of the sweep go on
         fail_job(error)
     return metrics.get("val/t2i/R1", metrics["test/t2i/R1"])
-
-
-def _checkpoint(cfg: DictConfig) -> Path | None:
-    """Returns the checkpoint file to continue or test, if `cfg.ckpt_path` asks for one."""
-    path = find_checkpoint(cfg.output_dir, cfg.run_name, cfg.ckpt_path)
-    if path is not None and not path.is_file():
-        raise UserError(
-            f"ckpt_path={cfg.ckpt_path}: {path} does not exist; give the path of a .ckpt file under "
-            f"{cfg.output_dir}/, or 'last' for the newest run of {cfg.run_name}"
-        )
-    return path
-
-
-def _refuse_other_model(cfg: DictConfig, trained: dict[str, Any], path: Path) -> None:
-    """Raises `UserError` where another backbone or LoRA was trained, before anything is made or downloaded for it."""
-    for section in ("backbone", "lora"):
-        if cfg[section].name != trained[section]["name"]:
-            raise UserError(
-                f"ckpt_path: {path} is of another architecture: it was trained with {section} "
-                f"{trained[section]['name']!r}, not {cfg[section].name!r}; continue with that one"
-            )
-
-
-def _take_over_model(cfg: DictConfig, trained: dict[str, Any], path: Path) -> None:
-    """Sets the parts of `cfg` that describe the encoder, and what it was trained with, to a checkpoint's.
-
-    Raises:
-        UserError: the command line asks for another encoder than the checkpoint's.
-    """
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    named = {override.split("=")[0] for override in overrides}
-    if "backbone.folder" in named:
-        trained["backbone"]["folder"] = cfg.backbone.folder
-    composed: Any = OmegaConf.to_container(cfg, resolve=True)
-    for section in OF_THE_MODEL:
-        if composed[section] != trained[section] and any(key.split(".")[0] == section for key in named):
-            raise UserError(
-                f"{section}: {path} was trained with another one than the command line asks for; leave "
-                f"{section} away, it comes with the checkpoint"
-            )
-        cfg[section] = trained[section]
-    cfg.loss, cfg.seed = trained["loss"], trained["seed"]
 
 
 def _prepare(cfg: DictConfig) -> None:
@@ -244,17 +187,7 @@ def _trainer(cfg: DictConfig, data: TBPSDataModule) -> L.Trainer:
 
 
 def _run_facts(cfg: DictConfig, data: TBPSDataModule) -> dict[str, Any]:
-    """Returns what tells this run from others, in tables and on dashboards."""
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return {
-        "strategy": cfg.loss.name,
-        "dataset": f"{cfg.dataset.name}-{data.dataset.language}",
-        "backbone": cfg.backbone.name,
-        "lora": cfg.lora.name,
-        "seed": cfg.seed,
-        "val_protocol": "paper" if data.dataset.val_is_test else "held_out",
-        "variant": " ".join(o for o in overrides if o.split("=")[0] not in IN_FACTS),
-    }
+    return run_facts(cfg, language=data.dataset.language, val_is_test=data.dataset.val_is_test)
 
 
 def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule) -> None:
@@ -270,62 +203,48 @@ def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule) -> None:
 
 
 def _report(cfg: DictConfig, trainer: L.Trainer, module: LitRanker, data: TBPSDataModule) -> None:
-    """Prints and saves the test metrics, and draws how test queries rank and how similar pairs are."""
-    from utils.loggers import log_picture, log_ranked
-    from utils.pictures import rank_queries, ranked_picture
-    from utils.reports import metrics_table, save_metrics
-    from utils.similarity_pictures import histogram_picture, pair_similarities
+    """Prints and saves what the test found, and shows how test queries rank and how similar pairs are."""
+    from lightning_models import LitTBPS
+    from utils.pictures import rank_queries
+    from utils.run_report import RunReport
+    from utils.similarity_pictures import pair_similarities
 
     if not trainer.is_global_zero:
         return
-    folder, step, facts, found = Path(cfg.run_dir), trainer.global_step, _run_facts(cfg, data), module.encodings
-    print(metrics_table(module.metrics, facts), flush=True)
-    saved = [save_metrics(folder, module.metrics, facts)]
-
-    captions = data.test_captions
+    report = RunReport(cfg.run_dir, _run_facts(cfg, data), trainer.loggers, trainer.global_step)
+    found, captions = module.encodings, data.test_captions
+    report.metrics(module.metrics, pair_similarities(found.texts, found.images, found.text_pids, found.image_pids))
     some = range(0, len(captions), max(1, len(captions) // cfg.shown_queries))[: cfg.shown_queries]
-    queries = rank_queries(
-        found.texts[some],
-        found.images,
-        found.text_pids[some],
-        found.image_pids,
-        [captions[i] for i in some],
-        data.test_image_paths,
+    report.ranked(
+        rank_queries(
+            found.texts[some],
+            found.images,
+            found.text_pids[some],
+            found.image_pids,
+            [captions[i] for i in some],
+            data.test_image_paths,
+        )
     )
-    saved.append(folder / "ranked.jpg")
-    ranked_picture(queries, saved[-1])
-    log_ranked(trainer.loggers, queries, key="test/ranked", step=step)
-
-    pairs = pair_similarities(found.texts, found.images, found.text_pids, found.image_pids)
-    figures = {f"test/similarity/{name}": value for name, value in pairs.as_dict().items()}
-    for logger in trainer.loggers:
-        logger.log_metrics(figures, step)
-    saved.append(folder / "similarities.png")
-    picture = histogram_picture(pairs, f"{facts['strategy']} on {facts['dataset']}, test", saved[-1])
-    log_picture(trainer.loggers, picture, key="test/similarities", step=step)
-
-    maps = _word_maps(module, data, folder / "word_maps.jpg")
-    if maps is not None:
-        saved.append(folder / "word_maps.jpg")
-        log_picture(trainer.loggers, maps, key="test/word_maps", step=step)
-    print(f"saved   {', '.join(str(path) for path in saved)}", flush=True)
+    if isinstance(module, LitTBPS):
+        says_most = max(some, key=lambda i: len(set(captions[i].lower().split())))
+        _draw_word_maps(report, module, data, says_most)
+    report.close()
 
 
-def _word_maps(module: LitRanker, data: TBPSDataModule, path: Path) -> Image.Image | None:
-    """Returns what EFA compares of one test pair, words with patches, drawn and saved; None without EFA."""
-    from PIL import Image
+def _draw_word_maps(report: RunReport, module: LitTBPS, data: TBPSDataModule, caption: int) -> None:
+    """Draws what EFA, where it is a loss, compares of a test caption and its image: words with patches."""
+    from torchvision.transforms.v2.functional import to_pil_image
 
+    from data.batch import IMAGE, TEXT
     from data.words import rarest, words_of
-    from lightning_models import LitTBPS
     from utils.similarity_pictures import word_maps_picture
 
-    maps = module.word_maps(data.test_pair()) if isinstance(module, LitTBPS) else None
-    if maps is None:
-        return None
-    caption, image = data.test_captions[0], data.test_image_paths[0]
-    words = rarest(words_of(data.tokenize.tokenizer, data.tokenize([caption]).ids[0].tolist()), data.test_captions)
-    with Image.open(image) as photo:
-        return word_maps_picture(photo, caption, words, *maps, module.encoder.backbone.grid, path)
+    pair, captions = data.test_pair(caption), data.test_captions
+    maps = module.word_maps(pair)
+    if maps is not None:
+        photo, grid = to_pil_image(pair[IMAGE][0]), module.encoder.backbone.grid
+        words = rarest(words_of(data.tokenize.tokenizer, pair[TEXT].ids[0].tolist()), captions)
+        report.draw("word_maps.jpg", word_maps_picture, photo, captions[caption], words, *maps, grid)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,10 @@ def test_train_returns_and_saves_both_splits(trained: tuple[Path, dict[str, floa
     assert saved["metrics"]["t2i"]["R1"] == metrics["test/t2i/R1"]
     assert saved["run"]["strategy"] == "hybrid_circle"
     assert saved["run"]["val_protocol"] == "held_out"
+    last = steps(out)[-1]
+    assert saved["similarity"] == {
+        n: float(last[f"test/similarity/{n}"]) for n in ("same_mean", "other_mean", "overlap")
+    }
     assert {file.name for file in out.iterdir()} >= {
         "config.yaml",
         "metrics.csv",
@@ -101,12 +105,12 @@ def test_a_checkpoint_is_tested_on_another_dataset_by_its_own_config(
     assert set(vietnamese) == set(again)
 
 
-def test_a_backbone_is_tested_as_it_is(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_backbone_is_tested_as_it_is(small_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "published_checkpoints"
-    shutil.copytree(root / "tiny_clip_checkpoints", folder)
+    shutil.copytree(small_root / "tiny_clip_checkpoints", folder)
     save_file({"id.classifier.weight": torch.zeros(11_003, 128)}, folder / "heads.safetensors")
     overrides = ("task=test", "backbone=tiny_clip", f"backbone.folder={folder}")
-    metrics = trainer.test(config(root, tmp_path / "run", *overrides))
+    metrics = trainer.test(config(small_root, tmp_path / "run", *overrides))
     assert metrics["test/t2i/mAP"] > 0
     saved = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert saved["run"]["strategy"] == "published_checkpoints"
@@ -131,11 +135,14 @@ def test_every_strategy_trains_on_the_same_path(strategy: str, small_root: Path,
 
 @pytest.mark.parametrize("method", ["irra", "fmfa"])
 def test_methods_with_masked_words_train_and_are_tested_from_their_checkpoint(
-    method: str, small_root: Path, tmp_path: Path
+    method: str, small_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     method_of = partial(config, small_root, small=ANY_METHOD)
     metrics = trainer.train(method_of(tmp_path, f"experiment={method}"))
     assert (tmp_path / "word_maps.jpg").is_file() == (method == "fmfa")
+    drawn = ["ranked.jpg", "similarities.png", *(["word_maps.jpg"] if method == "fmfa" else [])]
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("saved ")]
+    assert set(line.removeprefix(f"saved   {tmp_path}: ").split(", ")) == {"metrics.json", *drawn}
     logged = {key for row in steps(tmp_path) for key, value in row.items() if value}
     assert {"train/stat/mlm/accuracy", "train/stat/id/image_accuracy"} <= logged
     assert ("train/stat/a_sdm/mean_weight" in logged) == (method == "fmfa")

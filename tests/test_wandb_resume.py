@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import wandb
+from PIL import Image
 
 from tests.small_run import SMALL
 from tests.wandb_files import of_kind, records, values
@@ -128,6 +129,8 @@ def test_every_figure_is_there_over_the_optimizer_step(run: Continued) -> None:
     expected |= {"lr/backbone", "lr/simclr", "train/loss", "train/grad_norm", "train/logit_scale", "train/logit_bias"}
     expected |= {"throughput/images_per_s", "memory/peak_gib"}
     expected |= {f"{split}/{metric}" for split in ("val", "test") for metric in metrics}
+    expected |= {"test/ranked/nrows", "test/similarities/filenames"}
+    expected |= {f"test/similarity/{name}" for name in ("same_mean", "other_mean", "overlap")}
     assert expected <= {name for row in history for name in row}
     assert all("trainer/global_step" in row for row in history)
 
@@ -137,6 +140,14 @@ def test_every_figure_is_there_over_the_optimizer_step(run: Continued) -> None:
     summary = {k: v for change in run.of_kind("summary") for k, v in values(change.update).items()}
     [validated] = [row["val/t2i/R1"] for row in history if "val/t2i/R1" in row]
     assert summary["val/t2i/R1"] == {"max": validated, "last": validated}
+
+
+def test_pictures_lie_in_the_runs_folder(run: Continued) -> None:
+    history = [values(row.item) for row in run.of_kind("history")]
+    [[picture]] = [row["test/similarities/filenames"] for row in history if "test/similarities/filenames" in row]
+    [file] = run.folder.glob(f"wandb/offline-run-*/files/{picture}")
+    with Image.open(file) as logged, Image.open(run.folder / "similarities.png") as saved:
+        assert logged.convert("RGB").tobytes() == saved.tobytes()
 
 
 def test_the_table_of_queries_lies_with_its_images_in_the_runs_folder(run: Continued) -> None:

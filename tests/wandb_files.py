@@ -34,5 +34,5 @@ def of_kind(kind: str, among: list[Any]) -> list[Any]:
 
 
 def values(items: Any) -> dict[str, Any]:
-    """Returns key -> value of the items of a history row, a config or a summary."""
+    """Returns key -> value of the items of a history row, a config or a summary; a picture is several of them."""
     return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}

@@ -5,6 +5,7 @@ python -m utils.reports FOLDER_OR_FILE...      compares the runs in the folders,
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -47,6 +48,7 @@ def save_metrics(
     run: Mapping[str, Any],
     *,
     split: str = "test",
+    similarity: Mapping[str, float] | None = None,
 ) -> Path:
     """Writes metrics.json and metrics.csv, in full precision, into `folder`; returns the path of the first.
 
@@ -56,12 +58,15 @@ def save_metrics(
             where the checkpoint was chosen on the test split; and, where a sweep goes over anything else,
             variant: those overrides as text.
         split: what was ranked.
+        similarity: figures on the similarities of its pairs, for metrics.json; one that is NaN is null there.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = {direction: asdict(metrics[direction]) for direction in DIRECTIONS}
     finished = datetime.now(UTC).isoformat(timespec="microseconds")
     report = {"run": dict(run), "split": split, "finished": finished, "metrics": rows}
+    if similarity is not None:
+        report["similarity"] = {name: None if math.isnan(value) else value for name, value in similarity.items()}
     table = [{**run, "split": split, "task": direction, **row} for direction, row in rows.items()]
     _write_whole(folder / "metrics.csv", as_csv(table))
     _write_whole(folder / METRICS_FILE, json.dumps(report, indent=2, ensure_ascii=False) + "\n")

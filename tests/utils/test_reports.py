@@ -103,6 +103,16 @@ def test_comparison_over_seeds(tmp_path: Path) -> None:
     assert (rows[0]["R1_std"], float(rows[3]["mAP"]), float(rows[3]["mAP_std"])) == ("", 26, 6)
 
 
+def test_similarities_are_kept_beside_the_metrics_and_leave_the_comparison_as_it_is(tmp_path: Path) -> None:
+    figures = {"same_mean": 0.5, "other_mean": float("nan"), "overlap": 0.25}
+    saved = save_metrics(tmp_path / "with", PAPER, facts(), similarity=figures)
+    content = json.loads(saved.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    assert content["similarity"] == {"same_mean": 0.5, "other_mean": None, "overlap": 0.25}
+    without = save_metrics(tmp_path / "without", PAPER, facts())
+    assert "similarity" not in json.loads(without.read_text(encoding="utf-8"))
+    assert str(compare_runs([saved])) == str(compare_runs([without]))
+
+
 def test_comparison_of_one_kind_of_run_shows_no_deviation(tmp_path: Path) -> None:
     comparison = compare_runs([save_metrics(tmp_path, PAPER, facts())])
     assert rows_of(comparison)[1] == [
