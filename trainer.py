@@ -319,7 +319,7 @@ def _word_maps(module: LitRanker, data: TBPSDataModule, path: Path) -> Image.Ima
     from lightning_models import LitTBPS
     from utils.similarity_pictures import word_maps_picture
 
-    maps = module.word_maps(data.test_pair()) if isinstance(module, LitTBPS) else None
+    maps = module.word_maps(data.test_pair(0)) if isinstance(module, LitTBPS) else None
     if maps is None:
         return None
     caption, image = data.test_captions[0], data.test_image_paths[0]
