@@ -21,21 +21,26 @@ from utils.errors import UserError, nearest, run_command
 
 
 class Checkpoint(NamedTuple):
-    """A backbone that can be prepared. repo: its name on the hub, or None if it is made here."""
+    """A backbone that can be prepared.
+
+    repo: its name on the hub, or None if it is made here: as a `kind`, pre-trained for `steps`.
+    """
 
     repo: str | None
     architecture: Architecture
+    kind: str = ""
+    steps: int = 0
 
 
-PRETRAINING_STEPS: Final = 400
 CHECKPOINTS: Final = {
     "m_siglip": Checkpoint(
         "google/siglip-base-patch16-256-multilingual", Architecture("siglip", 768, 768, 16, 250_000)
     ),
     "siglip": Checkpoint("google/siglip-base-patch16-256", Architecture("siglip", 768, 768, 16, 32_000)),
     "clip": Checkpoint("openai/clip-vit-base-patch16", Architecture("clip", 512, 768, 16, 49_408)),
-    "tiny_siglip": Checkpoint(None, Architecture("siglip", 128, 128, 16, None)),
-    "tiny_clip": Checkpoint(None, Architecture("clip", 128, 128, 16, None)),
+    "tiny_siglip": Checkpoint(None, Architecture("siglip", 128, 128, 16, None), "tiny_siglip", 400),
+    "tiny_clip": Checkpoint(None, Architecture("clip", 128, 128, 16, None), "tiny_clip", 400),
+    "tiny_clip_young": Checkpoint(None, Architecture("clip", 128, 128, 16, None), "tiny_clip", 100),
 }
 
 
@@ -46,7 +51,7 @@ def prepare(
     source: Path | None = None,
     target: Path | None = None,
     img_size: tuple[int, int] | None = None,
-    steps: int = PRETRAINING_STEPS,
+    steps: int | None = None,
 ) -> Path:
     """Returns the folder of a checkpoint, complete and of the right architecture.
 
@@ -57,7 +62,7 @@ def prepare(
             weights in OpenAI's layout, which is converted.
         target: the folder; None: ``<root>/<name>_checkpoints``.
         img_size: (height, width) that a file's positions are for, where their number does not tell.
-        steps: how long a tiny backbone is pre-trained.
+        steps: how long a tiny backbone is pre-trained; None: as long as `CHECKPOINTS` says.
 
     Raises:
         UserError: unknown name, no network, a wrong or damaged source, a full disk; says what to do.
@@ -65,7 +70,7 @@ def prepare(
     if name not in CHECKPOINTS:
         hint = nearest(name, list(CHECKPOINTS))
         raise UserError(f"there is no checkpoint {name!r}; expected one of {', '.join(CHECKPOINTS)}.{hint}")
-    repo, architecture = CHECKPOINTS[name]
+    repo, architecture, _, usual_steps = CHECKPOINTS[name]
     folder = target or root / f"{name}_checkpoints"
     if folder.exists():
         try:
@@ -81,7 +86,7 @@ def prepare(
     if repo is None:
         if source is not None:
             raise UserError(f"{name} is made here from scratch; --from belongs to m_siglip, siglip and clip")
-        _make(name, folder, root, steps)
+        _make(name, folder, root, usual_steps if steps is None else steps)
     elif source is not None and source.is_file():
         _convert(name, source, folder, root, img_size)
     elif source is not None:
@@ -113,7 +118,7 @@ def _convert(name: str, source: Path, folder: Path, root: Path, img_size: tuple[
     from model.published import convert, read_state
     from utils.hub import download_folder
 
-    repo, architecture = CHECKPOINTS[name]
+    repo, architecture, *_ = CHECKPOINTS[name]
     if repo is None or architecture.model_type != "clip":
         raise UserError(f"{source} is a file, but {name} is copied from folders only; files are converted for clip")
     published = convert(read_state(source), source=source, img_size=img_size)
@@ -151,6 +156,7 @@ def _make(name: str, folder: Path, root: Path, steps: int) -> None:
 
     if not (root / FOLDER).exists():
         generate(root)
+    kind = CHECKPOINTS[name].kind
     languages = [read_dataset("synthetic", root, language=language).train for language in ("en", "vi")]
     print(f"{name}: making {folder} from scratch, {steps} steps of pre-training")
     with (
@@ -158,7 +164,7 @@ def _make(name: str, folder: Path, root: Path, steps: int) -> None:
         torch.random.fork_rng(devices=[]),
     ):
         made = make_tiny(
-            name, (c for records in languages for r in records for c in r.captions), Path(temporary) / "made"
+            kind, (c for records in languages for r in records for c in r.captions), Path(temporary) / "made"
         )
         size = (IMAGE_SIZE, IMAGE_SIZE // 2)
         backbone = load_backbone(
@@ -166,7 +172,7 @@ def _make(name: str, folder: Path, root: Path, steps: int) -> None:
             CHECKPOINTS[name].architecture.model_type,
             made,
             size,
-            sigmoid=name == "tiny_siglip",
+            sigmoid=kind == "tiny_siglip",
             max_length=TEXT_LENGTH,
         )
         tokenize = Tokenize(load_tokenizer(made), TEXT_LENGTH)
@@ -195,8 +201,7 @@ def main() -> None:
     parser.add_argument(
         "--steps",
         type=int,
-        default=PRETRAINING_STEPS,
-        help="pre-training of a tiny backbone (default: %(default)s)",
+        help="pre-training of a tiny backbone (default: 400, 100 for tiny_clip_young)",
     )
     args = parser.parse_args()
     names = args.names or ["m_siglip"]

@@ -138,7 +138,7 @@ def test_every_experiment_composes_with_every_backbone_and_dataset(experiment: s
     cfg = composed(f"experiment={experiment}", f"dataset={dataset}", name=primary)
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert cfg.dataset.name == dataset
-    assert cfg.backbone.name == {"demo": "tiny_clip"}.get(primary, primary)
+    assert cfg.backbone.name == {"demo": "tiny_clip_young"}.get(primary, primary)
     needs = build_objective(instantiate(cfg.loss.terms), FACTS).needs & set(VIEWS)
     assert Views(needs, tuple(cfg.img_size), cfg.backbone.max_length, instantiate(cfg.aug))
     assert split_parameters(linear().named_parameters(), cfg.optimizer.param_groups)
