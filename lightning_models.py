@@ -25,7 +25,7 @@ from model.tbps import TBPS
 from solver.optimizers import learning_rates
 from utils.checkpoints import frozen_names, load_weights
 from utils.errors import UserError
-from utils.retrieval import RetrievalMetrics, retrieval_metrics
+from utils.retrieval import RetrievalMetrics, both_directions
 
 MakeOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 MakeScheduler = Callable[..., LRScheduler]
@@ -42,10 +42,8 @@ class Encodings:
 
     def metrics(self) -> dict[str, RetrievalMetrics]:
         """Text-to-image ("t2i") and image-to-text ("i2t") retrieval."""
-        return {
-            "t2i": retrieval_metrics(self.texts, self.images, self.text_pids, self.image_pids),
-            "i2t": retrieval_metrics(self.images, self.texts, self.image_pids, self.text_pids),
-        }
+        t2i, i2t = both_directions(self.texts, self.images, self.text_pids, self.image_pids)
+        return {"t2i": t2i, "i2t": i2t}
 
 
 class LitRanker(L.LightningModule):
