@@ -233,7 +233,7 @@ def build_encoder(cfg: DictConfig) -> TBPS:
     backbone = instantiate(cfg.backbone)
     if cfg.lora.r > 0:
         add_lora(backbone, **{k: v for k, v in cfg.lora.items() if k != "name"})
-    return TBPS(backbone, instantiate(cfg.head)(backbone.embed_dim))
+    return TBPS(backbone, instantiate(cfg.head)(backbone.embed_dim, backbone.grid))
 
 
 def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
@@ -242,7 +242,8 @@ def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
     Args:
         num_classes: identities in the training set, for the classifiers of losses.
     """
-    facts = Facts(encoder.embed_dim, encoder.backbone.embed_dim, num_classes, encoder.backbone.vocab_size)
+    backbone, slots = encoder.backbone, encoder.head.slots
+    facts = Facts(encoder.embed_dim, backbone.embed_dim, num_classes, backbone.vocab_size, slots)
     return LitTBPS(
         encoder,
         build_objective(instantiate(cfg.loss.terms), facts),

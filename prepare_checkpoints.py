@@ -19,10 +19,15 @@ from utils.errors import UserError, nearest, run_command
 
 
 class Checkpoint(NamedTuple):
-    """A backbone that can be prepared. repo: its name on the hub, or None if it is made here."""
+    """A backbone that can be prepared.
+
+    repo: its name on the hub, or None if it is made here. vision: that of its image tower, where `repo` has only
+    the text tower.
+    """
 
     repo: str | None
     architecture: Architecture
+    vision: str | None = None
 
 
 PRETRAINING_STEPS: Final = 400
@@ -32,8 +37,19 @@ CHECKPOINTS: Final = {
     ),
     "siglip": Checkpoint("google/siglip-base-patch16-256", Architecture("siglip", 768, 768, 16, 32_000)),
     "clip": Checkpoint("openai/clip-vit-base-patch16", Architecture("clip", 512, 768, 16, 49_408)),
+    "resnet50_bert": Checkpoint(
+        "google-bert/bert-base-uncased",
+        Architecture("vision-text-dual-encoder", 768, 2048, 7, 30_522),
+        vision="microsoft/resnet-50",
+    ),
+    "vit_bert": Checkpoint(
+        "google-bert/bert-base-uncased",
+        Architecture("vision-text-dual-encoder", 768, 768, 16, 30_522),
+        vision="google/vit-base-patch16-224",
+    ),
     "tiny_siglip": Checkpoint(None, Architecture("siglip", 128, 128, 16, None)),
     "tiny_clip": Checkpoint(None, Architecture("clip", 128, 128, 16, None)),
+    "tiny_resnet_bert": Checkpoint(None, Architecture("vision-text-dual-encoder", 128, 128, 7, None)),
 }
 
 
@@ -52,7 +68,7 @@ def prepare(name: str, root: Path = Path(), *, source: Path | None = None, steps
     if name not in CHECKPOINTS:
         hint = nearest(name, list(CHECKPOINTS))
         raise UserError(f"there is no checkpoint {name!r}; expected one of {', '.join(CHECKPOINTS)}.{hint}")
-    repo, architecture = CHECKPOINTS[name]
+    repo, architecture, vision = CHECKPOINTS[name]
     folder = root / f"{name}_checkpoints"
     if folder.exists():
         try:
@@ -66,10 +82,12 @@ def prepare(name: str, root: Path = Path(), *, source: Path | None = None, steps
             return folder
     if repo is None:
         if source is not None:
-            raise UserError(f"{name} is made here from scratch; --from belongs to m_siglip, siglip and clip")
+            raise UserError(f"{name} is made here from scratch; --from is for those that are downloaded")
         _make(name, folder, root, steps)
     elif source is not None:
         copy_folder(source, folder, architecture)
+    elif vision is not None:
+        _join(name, vision, repo, folder)
     else:
         _download(name, repo, folder)
     check_folder(folder, architecture)
@@ -89,6 +107,26 @@ def _download(name: str, repo: str, folder: Path) -> None:
             f"prepare_checkpoints.py {name} --from FOLDER', set HF_ENDPOINT to a mirror, or use "
             "backbone=tiny_siglip"
         ) from error
+
+
+def _join(name: str, vision: str, text: str, folder: Path) -> None:
+    """Downloads an image tower and a text tower below downloads/, where they stay, and joins them."""
+    sources = [folder.parent / "downloads" / repo.replace("/", "--") for repo in (vision, text)]
+    for repo, source in zip((vision, text), sources, strict=True):
+        _download(name, repo, source)
+
+    from model.backbones.bert import join_folders
+    from utils.checkpoint_folder import WEIGHTS, make_way, write_record
+    from utils.download import writing
+
+    with writing(folder), TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        joined = join_folders(*sources, Path(temporary))
+        files = sorted(path.name for path in joined.iterdir())
+        write_record(joined, repo=f"{vision} and {text}", revision="joined here", files=files)
+        folder.mkdir(exist_ok=True)
+        make_way(folder / WEIGHTS)
+        for file in sorted(joined.iterdir(), key=lambda path: path.name == WEIGHTS):
+            file.replace(folder / file.name)
 
 
 def _make(name: str, folder: Path, root: Path, steps: int) -> None:
@@ -128,7 +166,10 @@ def _make(name: str, folder: Path, root: Path, steps: int) -> None:
             backbone,
             images=torch.stack([read_image(record, size) for record in languages[0]]),
             pids=torch.tensor([record.pid for record in languages[0]]),
-            texts=[torch.stack([tokenize(record.captions).ids for record in records]) for records in languages],
+            texts=[
+                tuple(map(torch.stack, zip(*(tokenize(record.captions) for record in records), strict=True)))
+                for records in languages
+            ],
             steps=steps,
         )
         save_backbone(backbone, made)

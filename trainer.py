@@ -70,7 +70,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     encoder = build_encoder(cfg)
     data.check_token_ids(encoder.backbone.vocab_size)
     module = build_module(cfg, encoder, num_classes=data.num_classes)
-    check_needs(module.objective, data.provides)
+    check_needs(module.objective, data.provides | encoder.provides)
     data.set_views(module.objective.needs)
     encoder.backbone.grow_token_table(data.max_token_id + 1)  # by a mask token, where the tokenizer had none
     _announce(cfg, module, data)

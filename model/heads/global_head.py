@@ -1,4 +1,6 @@
-"""Heads: from what a backbone gives to what is compared."""
+"""The head of global matching."""
+
+from typing import Final
 
 from torch import nn
 from torch.nn import functional as F
@@ -12,9 +14,12 @@ class GlobalHead(nn.Module):
 
     Args:
         dim: width of the backbone's pooled features.
+        grid: (rows, columns) of patches, which every head is told and this one does not need.
     """
 
-    def __init__(self, dim: int) -> None:
+    slots: Final = {"global": 1}
+
+    def __init__(self, dim: int, grid: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.embed_dim = dim
 
