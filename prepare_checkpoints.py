@@ -165,7 +165,6 @@ def _make(name: str, folder: Path, root: Path, steps: int) -> None:
         pretrain(
             backbone,
             images=torch.stack([read_image(record, size) for record in languages[0]]),
-            pids=torch.tensor([record.pid for record in languages[0]]),
             texts=[
                 tuple(map(torch.stack, zip(*(tokenize(record.captions) for record in records), strict=True)))
                 for records in languages

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from model.backbones import Backbone
 from model.heads import GlobalHead
-from model.objectives import nitc
+from model.objectives import itc, nitc
 from model.tbps import TBPS
 
 BATCH_SIZE = 64
@@ -23,22 +23,17 @@ WARMUP_STEPS = 25
 
 
 def pretrain(
-    backbone: Backbone,
-    images: Tensor,
-    pids: Tensor,
-    texts: Sequence[tuple[Tensor, Tensor]],
-    *,
-    steps: int,
-    seed: int = 0,
+    backbone: Backbone, images: Tensor, texts: Sequence[tuple[Tensor, Tensor]], *, steps: int, seed: int = 0
 ) -> None:
-    """Trains `backbone` in place with N-ITC (softmax), each image against a caption of every language.
+    """Trains `backbone` in place with ITC, each image against a caption of every language.
+
+    It sees pairs and no identities, so that methods which do without them can start from it.
 
     Muon (Jordan et al., 2024) moves the matrices of the layers: on the drawn pedestrians it is after 250 steps
     where AdamW is after 700.
 
     Args:
         images: uint8 ``(N, 3, H, W)``.
-        pids: identities ``(N,)``.
         texts: for each language, the token ids of the C captions of every image ``(N, C, L)``, and their mask.
         steps: optimizer steps.
         seed: of batches.
@@ -59,7 +54,7 @@ def pretrain(
         for ids, mask in texts:
             chosen = torch.randint(ids.shape[1], rows.shape, generator=random)
             text = encoder.encode_text(ids[rows, chosen], mask[rows, chosen]).embedding
-            losses.append(nitc(image, text, pids[rows], scale, sigmoid=False))
+            losses.append(itc(image, text, scale))
         backbone.zero_grad()
         torch.stack(losses).sum().backward()
         nn.utils.clip_grad_norm_(backbone.parameters(), 1.0)
@@ -67,7 +62,7 @@ def pretrain(
             optimizer.step()
             schedule.step()
     if backbone.sigmoid:
-        _fit_temperature(backbone, image.detach(), text.detach(), pids[rows])
+        _fit_temperature(backbone, image.detach(), text.detach())
 
 
 def _optimizers(backbone: Backbone) -> list[Optimizer]:
@@ -95,14 +90,15 @@ def _rate(step: int, steps: int) -> float:
     return min((step + 1) / WARMUP_STEPS, (1 + cos(pi * progress)) / 2 + 1e-3)
 
 
-def _fit_temperature(backbone: Backbone, image: Tensor, text: Tensor, pids: Tensor) -> None:
+def _fit_temperature(backbone: Backbone, image: Tensor, text: Tensor) -> None:
     """Sets scale and bias to what the sigmoid loss of one batch ``(B, D)`` asks for; softmax has no bias."""
     model = backbone.hub_model
+    pairs = torch.arange(len(image))
     optimizer = torch.optim.LBFGS([model.logit_scale, model.logit_bias], max_iter=50, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = nitc(image, text, pids, *backbone.temperature(), sigmoid=True)
+        loss = nitc(image, text, pairs, *backbone.temperature(), sigmoid=True)
         loss.backward()
         return loss
 

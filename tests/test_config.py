@@ -13,21 +13,26 @@ from torch import nn
 
 from data.annotations.layouts import LAYOUTS
 from data.augmentation import Augmentation
+from data.batch import VIEWS
+from data.views import Views
 from model.backbones import Backbone
 from model.lora import add_lora
 from model.objectives import Facts, build_objective
 from model.tbps import TBPS
+from solver.groups import split_parameters
 from utils.config import register_resolvers
 from utils.loggers import build_loggers
 
 register_resolvers()
 CONFIG = Path(__file__).parents[1] / "config"
-PRIMARY = sorted(path.stem for path in CONFIG.glob("*.yaml") if path.stem != "base")
+PRIMARY = sorted(path.stem for path in CONFIG.glob("[!_]*.yaml") if path.stem != "base")
 OPTIONS = sorted(
     f"{path.parent.relative_to(CONFIG)}={path.stem}"
     for path in CONFIG.glob("*/*.yaml")
-    if not path.stem.startswith("_")
+    if not path.stem.startswith("_") and path.parent.name != "experiment"
 )
+EXPERIMENTS = sorted(path.stem for path in CONFIG.glob("experiment/*.yaml"))
+DATASETS = sorted(path.stem for path in CONFIG.glob("dataset/[!_]*.yaml"))
 TERMS = sorted(path.stem for path in CONFIG.glob("loss/term/*.yaml"))
 FACTS = Facts(embed_dim=32, pooled_dim=32, num_classes=5, vocab_size=40)
 
@@ -103,7 +108,7 @@ def test_every_option_composes_and_instantiates(
     monkeypatch.delenv("WANDB_MODE", raising=False)
     group = option.split("=")[0]
     size = ["img_size_str=32x32"] if group in ("backbone", "head", "lora") else []
-    cfg = composed(option if group != "experiment" else f"+{option}", f"run_dir={tmp_path}", *size)
+    cfg = composed(option, f"run_dir={tmp_path}", *size)
     check: Any = globals()[f"check_{group}"]
     check(cfg, hub_folders)
 
@@ -120,6 +125,63 @@ def test_every_term_can_be_added_on_the_command_line(term: str) -> None:
     added = composed(f"+loss/term@loss.terms.{term}_too={term}", f"loss.terms.{term}_too.weight=0.3")
     assert added.loss.terms[f"{term}_too"].weight == 0.3
     assert build_objective(instantiate(added.loss.terms), FACTS).terms[f"{term}_too"].weight == 0.3
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize(
+    ("primary", "dataset"),
+    [("demo", "synthetic"), *((primary, d) for primary in ("clip", "m_siglip") for d in DATASETS)],
+)
+def test_every_experiment_composes_with_every_backbone_and_dataset(experiment: str, primary: str, dataset: str) -> None:
+    cfg = composed(f"experiment={experiment}", f"dataset={dataset}", name=primary)
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert cfg.dataset.name == dataset
+    assert cfg.backbone.name == {"demo": "tiny_clip"}.get(primary, primary)
+    needs = build_objective(instantiate(cfg.loss.terms), FACTS).needs & set(VIEWS)
+    assert Views(needs, tuple(cfg.img_size), cfg.backbone.max_length, instantiate(cfg.aug))
+    assert split_parameters(linear().named_parameters(), cfg.optimizer.param_groups)
+    assert cfg.scheduler.warmup_epochs < cfg.trainer.max_epochs
+
+
+def test_every_file_of_an_experiment_belongs_to_an_experiment_and_a_dataset() -> None:
+    files = list(CONFIG.glob("experiment/on/*/*.yaml"))
+    assert files
+    assert {file.parent.name for file in files} <= set(EXPERIMENTS)
+    assert {file.stem for file in files} <= set(DATASETS)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "margins", "alpha", "epochs"),
+    [
+        ("cuhk_pedes", (0.1, 0.1), 10, 60),
+        ("icfg_pedes", (0.2, 1.0), 10, 100),
+        ("rstpreid", (0.2, 0.8), 1, 60),
+    ],
+)
+def test_fmfa_has_the_papers_settings_of_each_dataset(
+    dataset: str, margins: tuple[float, float], alpha: float, epochs: int
+) -> None:
+    cfg = composed("experiment=fmfa", f"dataset={dataset}", name="clip")
+    terms = cfg.loss.terms
+    assert (terms.efa.margin_text, terms.efa.margin_image) == margins
+    assert (terms.a_sdm.alpha, cfg.trainer.max_epochs) == (alpha, epochs)
+    assert (cfg.img_size, cfg.dataset.batch_size, cfg.scheduler.warmup_epochs) == ([384, 128], 64, 5)
+    assert cfg.optimizer.param_groups.default.lr == 1e-5
+
+
+ABLATIONS = {
+    ("irra", "loss=sdm"): {"sdm"},
+    ("irra", "~loss.terms.mlm"): {"sdm", "id"},
+    ("irra", "~loss.terms.id"): {"sdm", "mlm"},
+    ("fmfa", "~loss.terms.efa"): {"a_sdm", "id", "mlm"},
+    ("irra", "+loss/term@loss.terms.efa=efa"): {"sdm", "id", "mlm", "efa"},
+}
+
+
+@pytest.mark.parametrize(("experiment", "override"), ABLATIONS)
+def test_each_row_of_the_papers_ablations_is_one_override(experiment: str, override: str) -> None:
+    cfg = composed(f"experiment={experiment}", override)
+    assert set(build_objective(instantiate(cfg.loss.terms), FACTS).terms) == ABLATIONS[experiment, override]
 
 
 PAPER_TBPS = (

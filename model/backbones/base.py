@@ -34,6 +34,7 @@ class Backbone(nn.Module):
     """
 
     model_class: type[PreTrainedModel]
+    token_embedding: str = "token_embedding"  # the module of the text tower's embeddings that holds the table
     max_logit_scale: float | None = None
 
     def __init__(
@@ -68,20 +69,18 @@ class Backbone(nn.Module):
     @property
     def token_table(self) -> nn.Parameter:
         """The embeddings of the vocabulary ``(V, D)``."""
-        return self.hub_model.text_model.embeddings.token_embedding.weight
+        return getattr(self.hub_model.text_model.embeddings, self.token_embedding).weight
 
     @torch.no_grad()
     def grow_token_table(self, rows: int) -> None:
         """Gives the token table `rows` rows if it has fewer; new ones are the mean of the old ones."""
-        old = self.vocab_size
-        if rows > old:
-            self.owner_of_token_table.resize_token_embeddings(rows, mean_resizing=False)
-            self.token_table[old:] = self.token_table[:old].mean(dim=0)
-
-    @property
-    def owner_of_token_table(self) -> Any:
-        """The transformers model that resizes it."""
-        return self.hub_model
+        old, missing = self.token_table, rows - self.vocab_size
+        if missing > 0:
+            # Not resize_token_embeddings: a CLIPModel does not know where its token table is.
+            table = torch.cat([old, old.mean(dim=0).expand(missing, -1)])
+            grown = nn.Embedding.from_pretrained(table, freeze=not old.requires_grad)
+            setattr(self.hub_model.text_model.embeddings, self.token_embedding, grown)
+            self.hub_model.config.text_config.vocab_size = rows
 
     def fit_to_grid(self) -> None:
         """Makes the vision tower take images of `grid`, in place."""

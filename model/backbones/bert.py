@@ -31,19 +31,12 @@ class BertBackbone(Backbone):
     """
 
     model_class = VisionTextDualEncoderModel
+    token_embedding = "word_embeddings"
     max_logit_scale = 100.0
 
     @property
     def embed_dim(self) -> int:
         return self.hub_model.config.projection_dim
-
-    @property
-    def token_table(self) -> nn.Parameter:
-        return self.hub_model.text_model.embeddings.word_embeddings.weight
-
-    @property
-    def owner_of_token_table(self) -> Any:
-        return self.hub_model.text_model
 
     @torch.no_grad()
     def fit_to_grid(self) -> None:

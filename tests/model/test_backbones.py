@@ -134,3 +134,23 @@ def test_damaged_weights_are_one_sentence(hub_folders: dict[str, Path], tmp_path
         (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"the weights in .* cannot be loaded"):
         load_backbone("clip", "clip", folder, (32, 32), sigmoid=False, max_length=12)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_grown_token_table_keeps_its_rows_and_encodes_as_before(
+    hub_folders: dict[str, Path], family: str, frozen: bool
+) -> None:
+    backbone = load(hub_folders, family, freeze_token_table=frozen)
+    ids = torch.randint(4, 40, (2, 12))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    before, old = backbone.text(ids, mask).pooled, backbone.token_table.clone()
+    backbone.grow_token_table(43)
+    assert backbone.vocab_size == 43
+    assert backbone.token_table.requires_grad is not frozen
+    assert torch.equal(backbone.token_table[:40], old)
+    assert torch.equal(backbone.token_table[40:], old.mean(dim=0).expand(3, -1))
+    assert torch.equal(backbone.text(ids, mask).pooled, before)
+    backbone.grow_token_table(41)
+    assert backbone.vocab_size == 43
+    assert backbone.hub_model.config.text_config.vocab_size == 43

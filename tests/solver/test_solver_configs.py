@@ -25,6 +25,7 @@ def parameters() -> list[tuple[str, nn.Parameter]]:
     names = [
         "encoder.backbone.model.vision_model.embeddings.patch_embedding",
         "encoder.backbone.model.logit_scale",
+        "encoder.backbone.model.base_model.vision_model.encoder.layers.0.self_attn.q_proj.lora_A.default",
         "encoder.head.pool",
         "objective.terms.mlm.encoder",
         "objective.terms.id.classifier",
@@ -38,7 +39,7 @@ def test_every_optimizer_puts_each_module_into_its_group(choice: str):
     config = read("optimizer", choice)
     assert config.name == choice
     sizes = {g.name: len(g.parameters) for g in split_parameters(parameters(), config.param_groups)}
-    assert sizes == {"default": 1, "backbone": 2, "cross": 1, "classifier": 1, "simclr": 1}
+    assert sizes == {"default": 1, "backbone": 2, "adapters": 1, "cross": 1, "classifier": 1, "simclr": 1}
     optimizer = instantiate(config)(parameters())
     assert isinstance(optimizer, torch.optim.Adam if config.algorithm == "adam" else torch.optim.AdamW)
 
@@ -53,7 +54,7 @@ def test_the_default_rate_moves_every_group(choice: str):
 
 def test_rates_of_irra_are_those_of_the_paper():
     optimizer = instantiate(read("optimizer", "irra_no_decay", "optimizer.param_groups.default.lr=1e-5"))(parameters())
-    new = {"cross": 5e-5, "classifier": 5e-5, "simclr": 5e-5}
+    new = {"adapters": 1e-4, "cross": 5e-5, "classifier": 5e-5, "simclr": 5e-5}
     assert learning_rates(optimizer) == pytest.approx({"default": 1e-5, "backbone": 1e-5, **new})
     assert optimizer.param_groups[0]["lr_start"] == 1e-6
 
@@ -73,7 +74,7 @@ def test_decay_and_no_decay_differ_in_the_pre_trained_weights_only(recipe: str):
 
 
 def test_any_setting_of_any_group_is_an_override_and_a_misspelt_one_an_error():
-    groups = ("backbone", "cross", "classifier", "simclr")
+    groups = ("backbone", "adapters", "cross", "classifier", "simclr")
     overrides = [f"optimizer.param_groups.{group}.lr=3e-4" for group in groups]
     overrides += ["optimizer.param_groups.cross.betas=[0.8,0.9]", "optimizer.param_groups.simclr.lr_end=2e-6"]
     optimizer = instantiate(read("optimizer", "cir", *overrides))(parameters())
@@ -96,7 +97,8 @@ def test_every_schedule_runs_over_the_optimizers_groups(choice: str):
         optimizer.step()
         schedule.step()
     peak = learning_rates(optimizer)
-    assert peak == pytest.approx({g: 1e-5 if g in ("default", "backbone") else 5e-5 for g in peak})
+    scales = {"default": 1, "backbone": 1, "adapters": 10}
+    assert peak == pytest.approx({group: 1e-5 * scales.get(group, 5) for group in peak})
     assert (start["default"] < peak["default"]) == (choice == "cosine")
 
 
