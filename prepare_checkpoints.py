@@ -120,7 +120,7 @@ def _join(name: str, vision: str, text: str, folder: Path) -> None:
     from utils.download import writing
 
     with writing(folder), TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        joined = join_folders(*sources, Path(temporary))
+        joined = join_folders(sources[0], sources[1], Path(temporary))
         files = sorted(path.name for path in joined.iterdir())
         write_record(joined, repo=f"{vision} and {text}", revision="joined here", files=files)
         folder.mkdir(exist_ok=True)

@@ -16,7 +16,9 @@ class Head(Protocol):
     """
 
     embed_dim: int
-    slots: Mapping[str, int]
+
+    @property
+    def slots(self) -> Mapping[str, int]: ...
 
     def image(self, output: BackboneOutput) -> Encoded: ...
     def text(self, output: BackboneOutput) -> Encoded: ...

@@ -36,7 +36,7 @@ IMAGE_SIZE: Final = 128
 TEXT_LENGTH: Final = 48
 TEXT_POSITIONS: Final = {"siglip": 64, "clip": 77, "bert": 64}
 VOCAB_SIZE: Final = 2000
-_TOWER: Final = {
+_TOWER: Final[dict[str, Any]] = {
     "hidden_size": WIDTH,
     "intermediate_size": 4 * WIDTH,
     "num_hidden_layers": 3,
@@ -170,10 +170,13 @@ def _resnet_bert(captions: Iterable[str]) -> _Parts:
         vocab_size=len(tokenizer),
         max_position_embeddings=tokenizer.model_max_length,
         pad_token_id=tokenizer.pad_token_id,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )
-    vision = ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 128, 128], depths=[1, 1, 1, 1], layer_type="basic")
-    model = join_towers(ResNetModel(vision), BertModel(text), WIDTH)
-    _ease_reading(model.text_model)
+    bert = BertModel(text)
+    _ease_reading(bert)
+    vision = ResNetConfig(embedding_size=16, hidden_sizes=[16, 32, 64, WIDTH], depths=[1, 1, 1, 1], layer_type="basic")
+    model = join_towers(ResNetModel(vision), bert, WIDTH)
     return model, tokenizer, ConvNextImageProcessor(size={"shortest_edge": IMAGE_SIZE}, do_resize=False)
 
 

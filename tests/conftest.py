@@ -76,7 +76,7 @@ def save_model(model: PreTrainedModel, folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def hub_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Family, or image tower joined with a BERT -> folder as `prepare_checkpoints.py` leaves it, without a tokenizer."""
+    """Family, or image tower of a BERT -> folder as `prepare_checkpoints.py` leaves it, without a tokenizer."""
     models = {family: small_model(family) for family in FAMILIES}
     models |= {vision: join_towers(*small_towers(vision), width=24) for vision in ("resnet", "vit")}
     folders = {name: save_model(model, tmp_path_factory.mktemp(name)) for name, model in models.items()}

@@ -100,11 +100,11 @@ def _caption_block(sample: PartAttention) -> Image.Image:
 def _places(texts: Sequence[str]) -> tuple[list[tuple[int, int]], int]:
     """Returns (x, line) of every word, and how many lines they fill."""
     places: list[tuple[int, int]] = []
-    x, line, space = 0, 0, font(TEXT_SIZE).getlength(" ") + 2 * PADDING
+    x, line, space = 0.0, 0, font(TEXT_SIZE).getlength(" ") + 2 * PADDING
     for text in texts:
         width = font(TEXT_SIZE).getlength(text)
         if x and x + width > WORDS_WIDTH:
-            x, line = 0, line + 1
+            x, line = 0.0, line + 1
         places.append((round(x), line))
         x += width + space
     return places, line + 1

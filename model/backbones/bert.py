@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,7 @@ class BertBackbone(Backbone):
 def join_towers(vision: PreTrainedModel, text: PreTrainedModel, width: int = WIDTH) -> VisionTextDualEncoderModel:
     """Returns both towers with new projections to features of `width`."""
     if isinstance(vision, ResNetModel):
-        vision.config.hidden_size = vision.config.hidden_sizes[-1]  # what the dual encoder asks for
+        vision.config.hidden_size = list(vision.config.hidden_sizes or ())[-1]  # what the dual encoder asks for
     config = VisionTextDualEncoderConfig.from_vision_text_configs(vision.config, text.config, projection_dim=width)
     return VisionTextDualEncoderModel(config, vision, text)
 

@@ -1,7 +1,5 @@
 """The head of global matching."""
 
-from typing import Final
-
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,11 +15,10 @@ class GlobalHead(nn.Module):
         grid: (rows, columns) of patches, which every head is told and this one does not need.
     """
 
-    slots: Final = {"global": 1}
-
     def __init__(self, dim: int, grid: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.embed_dim = dim
+        self.slots = {"global": 1}
 
     def image(self, output: BackboneOutput) -> Encoded:
         return self._encode(output)

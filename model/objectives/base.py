@@ -76,9 +76,8 @@ class Objective(nn.Module):
         for name, term in terms.items():
             for provided in term.provides:
                 if provided in providers:
-                    raise UserError(
-                        f"loss.terms.{providers[provided]} and loss.terms.{name} both provide {provided!r}; leave one out"
-                    )
+                    both = f"loss.terms.{providers[provided]} and loss.terms.{name}"
+                    raise UserError(f"{both} both provide {provided!r}; leave one out")
                 providers[provided] = name
         self.terms = nn.ModuleDict(terms)
 

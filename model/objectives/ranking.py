@@ -157,9 +157,8 @@ class CMR(LossTerm):
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         image, text = (self._slots.of(features.embedding(view)) for view in ("image", "text"))
-        common = [
-            commonality(self._slots.of(features.derived("id_logits", view)).softmax(dim=-1)) for view in ("image", "text")
-        ]
+        logits = (self._slots.of(features.derived("id_logits", view)) for view in ("image", "text"))
+        common = [commonality(scores.softmax(dim=-1)) for scores in logits]
         hinges = _hinges(image, text, features.pids, *(self.margin * (1 - c) for c in common))
         stats = {
             f"{modality}_commonality_{name}": share
