@@ -14,13 +14,13 @@ from torch.utils.data import DataLoader
 
 from data.annotations import DatasetSplits, Record, read_dataset
 from data.augmentation import Augmentation
-from data.batch import MLM_LABELS, PIDS, TEXT_MASKED, VIEWS, Batch
+from data.batch import IMAGE, MLM_LABELS, PIDS, TEXT, TEXT_MASKED, VIEWS, Batch
 from data.datasets import CaptionDataset, Collate, ImageDataset, PairDataset, captions_of
 from data.loader import ResumableLoader, evaluation_loader
 from data.masking import Masker
 from data.samplers import EpochSampler, IdentitySampler, RandomSampler
 from data.tokens import TokenCounts, Tokenize, load_tokenizer
-from data.views import Views
+from data.views import Views, read_image
 from utils.errors import UserError, nearest
 
 SAMPLERS = ("random", "identity")
@@ -152,6 +152,14 @@ class TBPSDataModule(L.LightningDataModule):
     def test_image_paths(self) -> list[Path]:
         """The image files of the test split, in the order of its evaluation."""
         return [record.image_path for record in self.dataset.test]
+
+    def test_pair(self) -> Batch:
+        """Returns the first image of the test split with its first caption, as a batch of one."""
+        record = self.dataset.test[0]
+        return {
+            IMAGE: read_image(record, self._img_size)[None],
+            TEXT: self.tokenize(record.captions[:1]),
+        }
 
     def counts(self) -> dict[str, SplitCounts]:
         """Returns split -> what it holds, for train, val and test."""

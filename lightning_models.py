@@ -17,6 +17,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from data.batch import IMAGE, IMAGE_VIEWS, INDEX, LABELS, PIDS, TEXT, TEXT_VIEWS, Batch
 from model.features import Features
 from model.lora import add_lora
+from model.objectives import EFA
 from model.objectives.base import Facts, LossReport, Objective
 from model.objectives.build import build_objective
 from model.tbps import TBPS
@@ -175,6 +176,23 @@ class LitTBPS(LitRanker):
             self._stop_on_non_finite()
         self._log_report(report)
         return report.total
+
+    @torch.no_grad()
+    def word_maps(self, pair: Batch) -> tuple[Tensor, Tensor] | None:
+        """Returns EFA's similarities of words and patches ``(L, N)`` before and after sparsification.
+
+        Args:
+            pair: a batch of one image and its caption.
+
+        None where no term of the objective is EFA.
+        """
+        term = next((term for term in self.objective.terms.values() if isinstance(term, EFA)), None)
+        if term is None:
+            return None
+        self.eval()
+        image, text = pair[IMAGE].to(self.device), [part.to(self.device) for part in pair[TEXT]]
+        before, after = term.similarity_maps(self.encoder.encode_text(*text), self.encoder.encode_image(image))
+        return before[0], after[0]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self._is_logging_step():

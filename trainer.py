@@ -4,6 +4,7 @@ uv run trainer.py                                      the embedded default
 uv run trainer.py -cn m_siglip dataset=cuhk_pedes      another config, another dataset
 uv run trainer.py ckpt_path=last                       continue the newest run of this name
 uv run trainer.py task=test ckpt_path=outputs/.../checkpoints/best-059.ckpt
+uv run trainer.py -cn clip task=test backbone.folder=irra_checkpoints      a converted or untrained backbone
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from utils.hydra_errors import CONFIG_ERRORS, fail_job, hydra_errors_in_one_sent
 
 if TYPE_CHECKING:
     import lightning as L
+    from PIL import Image
 
     from lightning_data import TBPSDataModule
     from lightning_models import LitRanker, LitTBPS
@@ -58,6 +60,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
     from lightning_data import build_data
     from lightning_models import build_encoder, build_module
+    from model.converted import load_heads
     from model.lora import save_adapters
     from model.objectives import check_needs
     from utils.checkpoints import load_weights, read_checkpoint
@@ -74,6 +77,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
     data.set_views(module.objective.needs)
     encoder.backbone.grow_token_table(data.max_token_id + 1)  # by a mask token, where the tokenizer had none
     _announce(cfg, module, data)
+    for line in load_heads(module.objective, Path(cfg.backbone.folder)):
+        print(f"head    {line}", flush=True)
 
     trainer = _trainer(cfg, data)
     trainer.fit(module, datamodule=data, ckpt_path=continued, weights_only=True)
@@ -94,7 +99,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
 
 def test(cfg: DictConfig) -> dict[str, float]:
-    """Evaluates the checkpoint `cfg.ckpt_path` on the test split of `cfg.dataset`.
+    """Evaluates the checkpoint `cfg.ckpt_path` on the test split of `cfg.dataset`; without one, the backbone as it is.
 
     The encoder is the checkpoint's own, and losses are not built: how many identities it was trained
     on does not matter.
@@ -103,22 +108,28 @@ def test(cfg: DictConfig) -> dict[str, float]:
         Metrics in percent: ``test/t2i/R1``, ``test/i2t/mAP``, ...
     """
     path = _checkpoint(cfg)
-    if path is None:
-        raise UserError("task=test needs a checkpoint: give ckpt_path=outputs/.../checkpoints/<file>.ckpt")
 
     from lightning_data import build_data
     from lightning_models import LitRanker, build_encoder
+    from model.converted import classifier_note
     from utils.checkpoints import encoder_weights, load_weights, read_checkpoint
 
-    checkpoint = read_checkpoint(path)
-    _take_over_model(cfg, checkpoint["config"], path)
+    checkpoint = {} if path is None else read_checkpoint(path)
+    if path is None:
+        cfg.loss.name = Path(cfg.backbone.folder).name
+    else:
+        _take_over_model(cfg, checkpoint["config"], path)
     _prepare(cfg)
     data = build_data(cfg)
     encoder = build_encoder(cfg)
-    weights = encoder_weights(checkpoint)
-    encoder.grow_like(weights)
-    load_weights(encoder, weights, source=path)
+    if path is not None:
+        weights = encoder_weights(checkpoint)
+        encoder.grow_like(weights)
+        load_weights(encoder, weights, source=path)
     data.check_token_ids(encoder.backbone.vocab_size)
+    note = classifier_note(Path(cfg.backbone.folder), data.num_classes)
+    if note is not None:
+        print(f"note    {note}", flush=True)
 
     module = LitRanker(encoder)
     trainer = _trainer(cfg, data)
@@ -261,16 +272,18 @@ def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule) -> None:
 
 
 def _report(cfg: DictConfig, trainer: L.Trainer, module: LitRanker, data: TBPSDataModule) -> None:
-    """Prints and saves the test metrics, and shows how some test queries rank."""
-    from utils.loggers import log_ranked
+    """Prints and saves the test metrics, and draws how test queries rank and how similar pairs are."""
+    from utils.loggers import log_picture, log_ranked
     from utils.pictures import rank_queries, ranked_picture
     from utils.reports import metrics_table, save_metrics
+    from utils.similarity_pictures import histogram_picture, pair_similarities
 
     if not trainer.is_global_zero:
         return
-    facts, found = _run_facts(cfg, data), module.encodings
+    folder, step, facts, found = Path(cfg.run_dir), trainer.global_step, _run_facts(cfg, data), module.encodings
     print(metrics_table(module.metrics, facts), flush=True)
-    saved = save_metrics(cfg.run_dir, module.metrics, facts)
+    saved = [save_metrics(folder, module.metrics, facts)]
+
     captions = data.test_captions
     some = range(0, len(captions), max(1, len(captions) // cfg.shown_queries))[: cfg.shown_queries]
     queries = rank_queries(
@@ -281,10 +294,40 @@ def _report(cfg: DictConfig, trainer: L.Trainer, module: LitRanker, data: TBPSDa
         [captions[i] for i in some],
         data.test_image_paths,
     )
-    picture = Path(cfg.run_dir) / "ranked.jpg"
-    ranked_picture(queries, picture)
-    log_ranked(trainer.loggers, queries, key="test/ranked", step=trainer.global_step)
-    print(f"saved   {saved}, {picture}", flush=True)
+    saved.append(folder / "ranked.jpg")
+    ranked_picture(queries, saved[-1])
+    log_ranked(trainer.loggers, queries, key="test/ranked", step=step)
+
+    pairs = pair_similarities(found.texts, found.images, found.text_pids, found.image_pids)
+    figures = {f"test/similarity/{name}": value for name, value in pairs.as_dict().items()}
+    for logger in trainer.loggers:
+        logger.log_metrics(figures, step)
+    saved.append(folder / "similarities.png")
+    picture = histogram_picture(pairs, f"{facts['strategy']} on {facts['dataset']}, test", saved[-1])
+    log_picture(trainer.loggers, picture, key="test/similarities", step=step)
+
+    maps = _word_maps(module, data, folder / "word_maps.jpg")
+    if maps is not None:
+        saved.append(folder / "word_maps.jpg")
+        log_picture(trainer.loggers, maps, key="test/word_maps", step=step)
+    print(f"saved   {', '.join(str(path) for path in saved)}", flush=True)
+
+
+def _word_maps(module: LitRanker, data: TBPSDataModule, path: Path) -> Image.Image | None:
+    """Returns what EFA compares of one test pair, words with patches, drawn and saved; None without EFA."""
+    from PIL import Image
+
+    from data.words import rarest, words_of
+    from lightning_models import LitTBPS
+    from utils.similarity_pictures import word_maps_picture
+
+    maps = module.word_maps(data.test_pair()) if isinstance(module, LitTBPS) else None
+    if maps is None:
+        return None
+    caption, image = data.test_captions[0], data.test_image_paths[0]
+    words = rarest(words_of(data.tokenize.tokenizer, data.tokenize([caption]).ids[0].tolist()), data.test_captions)
+    with Image.open(image) as photo:
+        return word_maps_picture(photo, caption, words, *maps, module.encoder.backbone.grid, path)
 
 
 if __name__ == "__main__":

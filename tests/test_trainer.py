@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import trainer
 from data.synthetic import SyntheticSpec, generate
@@ -73,6 +74,7 @@ def test_train_returns_and_saves_both_splits(trained: tuple[Path, dict[str, floa
         "config.yaml",
         "metrics.csv",
         "ranked.jpg",
+        "similarities.png",
         "checkpoints",
         "logs",
     }
@@ -88,6 +90,7 @@ def test_every_term_is_logged_raw_and_weighted(trained: tuple[Path, dict[str, fl
     for term in ("nitc", "cross_modal_circle", "citc", "simclr"):
         assert {f"train/loss/{term}", f"train/weighted/{term}"} <= logged
     assert {"train/grad_norm", "train/logit_scale", "train/logit_bias", "lr/backbone", "lr/simclr"} <= logged
+    assert {f"test/similarity/{name}" for name in ("same_mean", "other_mean", "overlap")} <= logged
     assert {"val/t2i/R1", "val/i2t/mINP", "throughput/images_per_s", "memory/peak_gib"} <= logged
     row = next(row for row in rows if row["train/loss/simclr"])
     assert float(row["train/weighted/simclr"]) == pytest.approx(0.4 * float(row["train/loss/simclr"]), rel=1e-4)
@@ -106,6 +109,19 @@ def test_a_checkpoint_is_tested_on_another_dataset_by_its_own_config(
     assert set(vietnamese) == set(again)
 
 
+def test_a_backbone_is_tested_as_it_is(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "published_checkpoints"
+    shutil.copytree(root / "tiny_clip_checkpoints", folder)
+    save_file({"id.classifier.weight": torch.zeros(11_003, 128)}, folder / "heads.safetensors")
+    overrides = ("task=test", "backbone=tiny_clip", f"backbone.folder={folder}")
+    metrics = trainer.test(config(root, tmp_path / "run", *overrides))
+    assert metrics["test/t2i/mAP"] > 0
+    saved = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert saved["run"]["strategy"] == "published_checkpoints"
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
+    assert notes == [f"note    {folder} was trained on 11,003 identities, this dataset has 12: ranking needs neither"]
+
+
 def test_the_checkpoint_holds_the_config_and_loads_without_code(
     trained: tuple[Path, dict[str, float]],
 ) -> None:
@@ -119,6 +135,25 @@ def test_the_checkpoint_holds_the_config_and_loads_without_code(
 def test_every_strategy_trains_on_the_same_path(strategy: str, root: Path, tmp_path: Path) -> None:
     metrics = trainer.train(config(root, tmp_path, f"loss={strategy}", "trainer.max_epochs=1"))
     assert metrics["test/t2i/mAP"] > 0
+
+
+@pytest.mark.parametrize("method", ["irra", "fmfa"])
+def test_methods_with_masked_words_train_and_are_tested_from_their_checkpoint(
+    method: str, root: Path, tmp_path: Path
+) -> None:
+    common = (f"experiment={method}", "img_size_str=64x32")
+    overrides = [f"dataset_root_dir={root}", *(o for o in SMALL if "simclr" not in o), *common]
+    with initialize_config_dir(str(ROOT / "config"), version_base="1.3"):
+        metrics = trainer.train(compose("demo", [*overrides, f"run_dir={tmp_path}", "dataset.batch_size=8"]))
+        assert (tmp_path / "word_maps.jpg").is_file() == (method == "fmfa")
+        with (tmp_path / "logs" / "steps.csv").open() as file:
+            logged = {key for row in csv.DictReader(file) for key, value in row.items() if value}
+        assert {"train/stat/mlm/accuracy", "train/stat/id/image_accuracy"} <= logged
+        assert ("train/stat/a_sdm/mean_weight" in logged) == (method == "fmfa")
+        best = next((tmp_path / "checkpoints").glob("best-*"))
+        test = [*overrides, "task=test", f"ckpt_path={best}", f"run_dir={tmp_path / 'test'}"]
+        again = trainer.test(compose("demo", test))
+    assert again == {name: value for name, value in metrics.items() if name.startswith("test/")}
 
 
 def test_lora_saves_what_it_trains_and_reloads(root: Path, tmp_path: Path) -> None:

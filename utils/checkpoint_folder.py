@@ -62,7 +62,9 @@ class Architecture:
         )
 
 
-def check_folder(folder: Path, expected: Architecture, *, weights: Path | None = None) -> None:
+def check_folder(
+    folder: Path, expected: Architecture, *, weights: Path | None = None, source: Path | None = None
+) -> None:
     """Returns None if `folder` is a whole checkpoint of the architecture.
 
     Looks at the configs, at header and length of the weights, for a vocabulary and, where the folder was
@@ -70,6 +72,7 @@ def check_folder(folder: Path, expected: Architecture, *, weights: Path | None =
 
     Args:
         weights: the safetensors file, if it is not the one in `folder`.
+        source: what errors name, if that is not `folder`.
 
     Raises:
         IncompleteError: a file is missing or damaged.
@@ -78,7 +81,7 @@ def check_folder(folder: Path, expected: Architecture, *, weights: Path | None =
     configs = {name: _read_json(folder / name) for name in CONFIGS}
     found = _architecture(weights or folder / WEIGHTS, str(configs["config.json"].get("model_type")))
     if expected != (replace(found, vocab=None) if expected.vocab is None else found):
-        raise UserError(f"{folder} holds a {found}; expected a {expected}: choose another folder")
+        raise UserError(f"{source or folder} holds a {found}; expected a {expected}: choose another one")
     if not any(all((folder / name).is_file() for name in names) for names in VOCABULARIES):
         raise IncompleteError(f"{folder} has no tokenizer (tokenizer.json or spiece.model)")
     for name, sha256 in read_record(folder).get("sha256", {}).items():
@@ -114,7 +117,8 @@ def copy_folder(source: Path, folder: Path, expected: Architecture) -> None:
             if converted:
                 to_safetensors(source / PICKLED, staging / WEIGHTS)
             check_folder(source, expected, weights=staging / WEIGHTS if converted else None)
-            for name in (*SMALL_FILES, WEIGHTS, RECORD):
+            copy_small_files(source, staging)
+            for name in (WEIGHTS, RECORD):
                 if (source / name).is_file():
                     shutil.copyfile(source / name, staging / name)
             folder.mkdir(exist_ok=True)
@@ -124,6 +128,13 @@ def copy_folder(source: Path, folder: Path, expected: Architecture) -> None:
                 file.replace(folder / file.name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def copy_small_files(source: Path, folder: Path) -> None:
+    """Copies configs and tokenizer, whatever of them `source` has, into `folder`."""
+    for name in SMALL_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def make_way(path: Path) -> None:

@@ -12,7 +12,7 @@ from utils.errors import UserError
 _SIZE = re.compile(r"\(?\s*(\d+)\s*[x,]\s*(\d+)\s*\)?")
 
 
-def parse_size(text: str) -> list[int]:
+def parse_size(text: str, key: str = "img_size_str") -> list[int]:
     """Returns [height, width] from ``(384,128)``, ``384x128`` or ``384,128``.
 
     >>> parse_size("(384,128)"), parse_size("384x128"), parse_size("384, 128")
@@ -20,7 +20,7 @@ def parse_size(text: str) -> list[int]:
     """
     match = _SIZE.fullmatch(str(text).strip().strip("'\""))
     if match is None or "0" in match.groups():
-        raise UserError(f"img_size_str: {text!r} is not a size; write height and width as (384,128) or 384x128")
+        raise UserError(f"{key}: {text!r} is not a size; write height and width as (384,128) or 384x128")
     return [int(match[1]), int(match[2])]
 
 

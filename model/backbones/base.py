@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
+
+Positions = tuple[Tensor, tuple[int, int]]
 
 
 class BackboneOutput(NamedTuple):
@@ -31,6 +32,7 @@ class Backbone(nn.Module):
         mean, std: of the three channels, from 0 to 1.
         grid: (rows, columns) of patches.
         sigmoid: whether it was pre-trained with the pairwise sigmoid loss.
+        native: positions of patches to start from instead of the model's own, and their grid.
     """
 
     model_class: type[PreTrainedModel]
@@ -38,7 +40,14 @@ class Backbone(nn.Module):
     max_logit_scale: float | None = None
 
     def __init__(
-        self, model: PreTrainedModel, mean: list[float], std: list[float], grid: tuple[int, int], *, sigmoid: bool
+        self,
+        model: PreTrainedModel,
+        mean: list[float],
+        std: list[float],
+        grid: tuple[int, int],
+        *,
+        sigmoid: bool,
+        native: Positions | None = None,
     ) -> None:
         super().__init__()
         self.sigmoid = sigmoid
@@ -46,7 +55,7 @@ class Backbone(nn.Module):
         self.model: PreTrainedModel | PeftModel = model
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        self.fit_to_grid()
+        self.fit_to_grid(native)
 
     @property
     def hub_model(self) -> Any:
@@ -82,8 +91,8 @@ class Backbone(nn.Module):
             setattr(self.hub_model.text_model.embeddings, self.token_embedding, grown)
             self.hub_model.config.text_config.vocab_size = rows
 
-    def fit_to_grid(self) -> None:
-        """Makes the vision tower take images of `grid`, in place."""
+    def fit_to_grid(self, native: Positions | None) -> None:
+        """Makes the vision tower take images of `grid`, in place; positions come from `native` or from the tower."""
         raise NotImplementedError
 
     def hub_weights(self) -> dict[str, Tensor]:
@@ -109,17 +118,3 @@ class Backbone(nn.Module):
             scale = scale.clamp(max=self.max_logit_scale)
         bias = getattr(self.hub_model, "logit_bias", None)
         return scale, torch.zeros_like(scale) if bias is None else bias.squeeze()
-
-
-def resize_positions(table: Tensor, grid: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Returns positions of a `new` grid from those of `grid`; bicubic, and what comes before the grid is kept.
-
-    Args:
-        table: ``(prefix + grid[0] * grid[1], D)``.
-    """
-    if grid == new:
-        return table.clone()
-    prefix = len(table) - grid[0] * grid[1]
-    image = table[prefix:].reshape(1, *grid, -1).permute(0, 3, 1, 2)
-    resized = F.interpolate(image, size=new, mode="bicubic", align_corners=False)
-    return torch.cat([table[:prefix], resized.permute(0, 2, 3, 1).reshape(new[0] * new[1], -1)])

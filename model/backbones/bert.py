@@ -15,7 +15,8 @@ from transformers import (
     VisionTextDualEncoderModel,
 )
 
-from model.backbones.base import Backbone, BackboneOutput, resize_positions
+from model.backbones.base import Backbone, BackboneOutput, Positions
+from model.positions import resize_positions
 
 WIDTH: Final = 768  # of the joint space of ResNet-50 or ViT-B/16 and BERT: that of BERT
 RESNET_STRIDE: Final = 16  # pixels that a cell of its last feature map stands for
@@ -39,14 +40,13 @@ class BertBackbone(Backbone):
         return self.hub_model.config.projection_dim
 
     @torch.no_grad()
-    def fit_to_grid(self) -> None:
+    def fit_to_grid(self, native: Positions | None) -> None:
         vision = self.hub_model.vision_model
         for tower in (vision, self.hub_model.text_model):
             tower.pooler.requires_grad_(False)  # not used
         if self._has_positions:
-            side = vision.config.image_size // vision.config.patch_size
-            table = vision.embeddings.position_embeddings[0]
-            vision.embeddings.position_embeddings = nn.Parameter(resize_positions(table, (side, side), self.grid)[None])
+            table, grid = native or (vision.embeddings.position_embeddings[0], self._square_grid)
+            vision.embeddings.position_embeddings = nn.Parameter(resize_positions(table, grid, self.grid)[None])
         else:
             for module in vision.encoder.stages[-1].modules():
                 if isinstance(module, nn.Conv2d):
@@ -56,14 +56,19 @@ class BertBackbone(Backbone):
     def hub_weights(self) -> dict[str, Tensor]:
         weights = self.hub_model.state_dict()
         if self._has_positions:
-            vision, name = self.hub_model.config.vision_config, "vision_model.embeddings.position_embeddings"
-            side = vision.image_size // vision.patch_size
-            weights[name] = resize_positions(weights[name][0], self.grid, (side, side))[None]
+            name = "vision_model.embeddings.position_embeddings"
+            weights[name] = resize_positions(weights[name][0], self.grid, self._square_grid)[None]
         return weights
 
     @property
     def _has_positions(self) -> bool:
         return hasattr(self.hub_model.vision_model, "embeddings")
+
+    @property
+    def _square_grid(self) -> tuple[int, int]:
+        vision = self.hub_model.config.vision_config
+        side = vision.image_size // vision.patch_size
+        return side, side
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from model.backbones.base import Backbone
 from model.backbones.bert import RESNET_STRIDE, BertBackbone
 from model.backbones.vision_language import ClipBackbone, SiglipBackbone
+from model.positions import read_positions
 from utils.errors import UserError
 
 FAMILIES: dict[str, type[Backbone]] = {
@@ -78,7 +79,8 @@ def load_backbone(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     pixels = _read_json(folder, "preprocessor_config.json", name)
     grid = (img_size[0] // patch, img_size[1] // patch)
-    backbone = backbone_class(model, pixels["image_mean"], pixels["image_std"], grid, sigmoid=sigmoid)
+    mean, std = pixels["image_mean"], pixels["image_std"]
+    backbone = backbone_class(model, mean, std, grid, sigmoid=sigmoid, native=read_positions(folder))
     for tower, frozen in ((model.vision_model, freeze_vision), (model.text_model, freeze_text)):
         if frozen:
             tower.requires_grad_(False)

@@ -1,29 +1,37 @@
 """Dual encoders that were pre-trained with images and texts together: SigLIP, mSigLIP and CLIP."""
 
+from math import isqrt
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import CLIPModel, SiglipModel
 
-from model.backbones.base import Backbone, BackboneOutput, resize_positions
+from model.backbones.base import Backbone, BackboneOutput, Positions
+from model.positions import resize_positions
 
 
 class GridEmbeddings(nn.Module):
     """Patch embeddings whose position table fits a grid of `height` x `width` patches, square or not.
 
     Takes over the modules of a transformers vision embedding under the same names. The position table is
-    interpolated once, bicubic; the position of a [CLS] is kept.
+    interpolated once, bicubic; a [CLS] position is kept apart.
+
+    Args:
+        pretrained: of transformers; its grid is square.
+        native: positions to start from instead, and their grid.
     """
 
-    def __init__(self, pretrained: Any, height: int, width: int) -> None:
+    def __init__(self, pretrained: Any, height: int, width: int, native: Positions | None = None) -> None:
         super().__init__()
         self.patch_embedding: nn.Module = pretrained.patch_embedding
         cls = getattr(pretrained, "class_embedding", None)
         self.class_embedding: nn.Parameter | None = cls
-        table: Tensor = pretrained.position_embedding.weight.detach()
-        side = round((len(table) - (cls is not None)) ** 0.5)
-        resized = resize_positions(table, (side, side), (height, width))
+        if native is None:
+            table = pretrained.position_embedding.weight.detach()
+            side = isqrt(len(table))
+            native = table, (side, side)
+        resized = resize_positions(*native, (height, width))
         self.position_embedding = nn.Embedding.from_pretrained(resized, freeze=False)
 
     def forward(self, pixel_values: Tensor, **_: Any) -> Tensor:
@@ -36,9 +44,9 @@ class GridEmbeddings(nn.Module):
 class VisionLanguageBackbone(Backbone):
     """What SigLIP and CLIP have in common. Their text towers never see the mask, it is handed on."""
 
-    def fit_to_grid(self) -> None:
+    def fit_to_grid(self, native: Positions | None) -> None:
         tower = self.hub_model.vision_model
-        tower.embeddings = GridEmbeddings(tower.embeddings, *self.grid)
+        tower.embeddings = GridEmbeddings(tower.embeddings, *self.grid, native)
 
     @torch.no_grad()
     def hub_weights(self) -> dict[str, Tensor]:
