@@ -47,6 +47,9 @@ class BertBackbone(Backbone):
         if self._has_positions:
             table, grid = native or (vision.embeddings.position_embeddings[0], self._square_grid)
             vision.embeddings.position_embeddings = nn.Parameter(resize_positions(table, grid, self.grid)[None])
+            patch = vision.config.patch_size
+            for module in (vision.embeddings, vision.embeddings.patch_embeddings):
+                module.image_size = (patch * self.grid[0], patch * self.grid[1])  # a size that is checked, no weight
         else:
             for module in vision.encoder.stages[-1].modules():
                 if isinstance(module, nn.Conv2d):
