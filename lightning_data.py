@@ -153,9 +153,9 @@ class TBPSDataModule(L.LightningDataModule):
         """The image files of the test split, in the order of its evaluation."""
         return [record.image_path for record in self.dataset.test]
 
-    def test_pair(self) -> Batch:
-        """Returns the first image of the test split with its first caption, as a batch of one."""
-        record = self.dataset.test[0]
+    def test_pair(self, number: int = 0) -> Batch:
+        """Returns an image of the test split with its first caption, as a batch of one."""
+        record = self.dataset.test[number]
         return {
             IMAGE: read_image(record, self._img_size)[None],
             TEXT: self.tokenize(record.captions[:1]),

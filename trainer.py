@@ -273,6 +273,7 @@ def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule) -> None:
 
 def _report(cfg: DictConfig, trainer: L.Trainer, module: LitRanker, data: TBPSDataModule) -> None:
     """Prints and saves the test metrics, and draws how test queries rank and how similar pairs are."""
+    from lightning_parts import draw_parts
     from utils.loggers import log_picture, log_ranked
     from utils.pictures import rank_queries, ranked_picture
     from utils.reports import metrics_table, save_metrics
@@ -310,6 +311,11 @@ def _report(cfg: DictConfig, trainer: L.Trainer, module: LitRanker, data: TBPSDa
     if maps is not None:
         saved.append(folder / "word_maps.jpg")
         log_picture(trainer.loggers, maps, key="test/word_maps", step=step)
+
+    parts = draw_parts(module.encoder, data, cfg.shown_queries, folder / "part_attention.jpg")
+    if parts is not None:
+        saved.append(folder / "part_attention.jpg")
+        log_picture(trainer.loggers, parts, key="test/part_attention", step=step)
     print(f"saved   {', '.join(str(path) for path in saved)}", flush=True)
 
 

@@ -79,8 +79,13 @@ class PartHead(nn.Module):
         self.decoder = Decoder(dim, coarse)
         self.text_decoder = Decoder(dim, coarse) if separate_decoders and coarse else None
         self.text_tokens = nn.Parameter(torch.randn(fine, dim))
-        if coarse + fine == 0:
+        if not self.parts:
             self.requires_grad_(False)  # nothing of it is used
+
+    @property
+    def parts(self) -> int:
+        """How many embeddings there are beside the global one."""
+        return self.slots["coarse"] + self.slots["fine"]
 
     def image(self, output: BackboneOutput) -> Encoded:
         return self._image(output)[0]
@@ -89,11 +94,14 @@ class PartHead(nn.Module):
         return self._text(output)[0]
 
     def image_attention(self, output: BackboneOutput) -> Tensor:
-        """Returns the foreground map A_avg ``(B, N)`` over the patches, which sums to 1."""
+        """Returns the foreground map A_avg ``(B, N)`` over the patches; it sums to 1, or is 0 without shared tokens."""
         return self._image(output)[1]
 
     def text_attention(self, output: BackboneOutput) -> Tensor:
-        """Returns ``(B, 1 + P, L)``: the mean attention of the shared tokens, then that of each text token."""
+        """Returns ``(B, 1 + P, L)``: the mean attention of the shared tokens, then that of each text token.
+
+        Each sums to 1 over the words; without shared tokens the first is 0.
+        """
         return self._text(output)[1]
 
     def _image(self, output: BackboneOutput) -> tuple[Encoded, Tensor]:
@@ -113,13 +121,13 @@ class PartHead(nn.Module):
     def _text(self, output: BackboneOutput) -> tuple[Encoded, Tensor]:
         words, padding = output.tokens, ~output.mask
         memory = words + self.text_encoder(words, words, words, key_padding_mask=padding, need_weights=False)[0]
-        decoder = self.decoder if self.text_decoder is None else self.text_decoder
-        queries = torch.cat([decoder.tokens, self.text_tokens])
-        if not len(queries):
+        if not self.parts:
             return _encoded(output, [output.pooled[:, None]]), memory.new_zeros(len(memory), 1, memory.shape[1])
-        parts, attention = decoder(queries, memory, padding)
+        decoder = self.decoder if self.text_decoder is None else self.text_decoder
+        parts, attention = decoder(torch.cat([decoder.tokens, self.text_tokens]), memory, padding)
         coarse, fine = attention.split((self.slots["coarse"], self.slots["fine"]), dim=1)
-        return _encoded(output, [output.pooled[:, None], parts]), torch.cat([coarse.mean(dim=1, keepdim=True), fine], 1)
+        shared = coarse.sum(dim=1, keepdim=True) / max(1, self.slots["coarse"])
+        return _encoded(output, [output.pooled[:, None], parts]), torch.cat([shared, fine], dim=1)
 
 
 def _attention(dim: int) -> nn.MultiheadAttention:
