@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import lightning as L
+import torch
 from hydra.utils import instantiate
 from lightning.fabric.utilities import suggested_max_num_workers
 from omegaconf import DictConfig
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from data.annotations import DatasetSplits, Record, read_dataset
 from data.augmentation import Augmentation
-from data.batch import IMAGE, MLM_LABELS, PIDS, TEXT, TEXT_MASKED, VIEWS, Batch
+from data.batch import IMAGE, INDEX, MLM_LABELS, PIDS, TEXT, TEXT_MASKED, VIEWS, Batch
 from data.counts import DatasetCounts, count, describe
 from data.datasets import CaptionDataset, Collate, ImageDataset, PairDataset, captions_of
 from data.loader import ResumableLoader, evaluation_loader
@@ -146,9 +147,13 @@ class TBPSDataModule(L.LightningDataModule):
         return [record.image_path for record in self.dataset.test]
 
     def test_pair(self, caption: int) -> Batch:
-        """Returns a caption of the test split, by its place in `test_captions`, with its image: a batch of one."""
+        """Returns a caption of the test split, by its place in `test_captions`, with its image: a batch of one.
+
+        `INDEX` is the place of the image in `test_image_paths`.
+        """
         image, text = captions_of(self.dataset.test)[caption]
         return {
+            INDEX: torch.tensor([image]),
             IMAGE: read_image(self.dataset.test[image], self._img_size)[None],
             TEXT: self.tokenize([text]),
         }

@@ -17,6 +17,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from data.batch import IMAGE, IMAGE_VIEWS, INDEX, LABELS, PIDS, TEXT, TEXT_VIEWS, Batch
 from model.features import Features
+from model.heads import PartHead
 from model.lora import add_lora
 from model.objectives import EFA
 from model.objectives.base import Facts, LossReport, Objective
@@ -68,6 +69,20 @@ class LitRanker(L.LightningModule):
             for direction, metrics in self.metrics.items()
             for name, value in metrics.as_dict().items()
         }
+
+    @torch.no_grad()
+    def part_attention(self, pair: Batch) -> tuple[Tensor, Tensor] | None:
+        """Returns what a part head attends to: over patches ``(N,)``, over words ``(1 + P, L)``; None without parts.
+
+        Args:
+            pair: a batch of one image and its caption.
+        """
+        head, backbone = self.encoder.head, self.encoder.backbone
+        if not (isinstance(head, PartHead) and head.parts):
+            return None
+        self.eval()
+        image, text = pair[IMAGE].to(self.device), [part.to(self.device) for part in pair[TEXT]]
+        return head.image_attention(backbone.image(image))[0], head.text_attention(backbone.text(*text))[0]
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._encode(batch)
@@ -252,7 +267,7 @@ def build_encoder(cfg: DictConfig) -> TBPS:
     backbone = instantiate(cfg.backbone)
     if cfg.lora.r > 0:
         add_lora(backbone, **{k: v for k, v in cfg.lora.items() if k != "name"})
-    return TBPS(backbone, instantiate(cfg.head)(backbone.embed_dim))
+    return TBPS(backbone, instantiate(cfg.head)(backbone.embed_dim, backbone.grid))
 
 
 def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
@@ -261,7 +276,8 @@ def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
     Args:
         num_classes: identities in the training set, for the classifiers of losses.
     """
-    facts = Facts(encoder.embed_dim, encoder.backbone.embed_dim, num_classes, encoder.backbone.vocab_size)
+    backbone, slots = encoder.backbone, encoder.head.slots
+    facts = Facts(encoder.embed_dim, backbone.embed_dim, num_classes, backbone.vocab_size, slots)
     return LitTBPS(
         encoder,
         build_objective(instantiate(cfg.loss.terms), facts),

@@ -23,11 +23,13 @@ from utils.errors import UserError, nearest, run_command
 class Checkpoint(NamedTuple):
     """A backbone that can be prepared.
 
-    repo: its name on the hub, or None if it is made here: as a `kind`, pre-trained for `steps`.
+    repo: its name on the hub, or None if it is made here: as a `kind`, pre-trained for `steps`. vision: name of the
+    image tower, where `repo` has only the text tower.
     """
 
     repo: str | None
     architecture: Architecture
+    vision: str | None = None
     kind: str = ""
     steps: int = 0
 
@@ -38,9 +40,22 @@ CHECKPOINTS: Final = {
     ),
     "siglip": Checkpoint("google/siglip-base-patch16-256", Architecture("siglip", 768, 768, 16, 32_000)),
     "clip": Checkpoint("openai/clip-vit-base-patch16", Architecture("clip", 512, 768, 16, 49_408)),
-    "tiny_siglip": Checkpoint(None, Architecture("siglip", 128, 128, 16, None), "tiny_siglip", 400),
-    "tiny_clip": Checkpoint(None, Architecture("clip", 128, 128, 16, None), "tiny_clip", 400),
-    "tiny_clip_young": Checkpoint(None, Architecture("clip", 128, 128, 16, None), "tiny_clip", 100),
+    "resnet50_bert": Checkpoint(
+        "google-bert/bert-base-uncased",
+        Architecture("vision-text-dual-encoder", 768, 2048, 7, 30_522),
+        vision="microsoft/resnet-50",
+    ),
+    "vit_bert": Checkpoint(
+        "google-bert/bert-base-uncased",
+        Architecture("vision-text-dual-encoder", 768, 768, 16, 30_522),
+        vision="google/vit-base-patch16-224",
+    ),
+    "tiny_siglip": Checkpoint(None, Architecture("siglip", 128, 128, 16, None), kind="tiny_siglip", steps=400),
+    "tiny_clip": Checkpoint(None, Architecture("clip", 128, 128, 16, None), kind="tiny_clip", steps=400),
+    "tiny_clip_young": Checkpoint(None, Architecture("clip", 128, 128, 16, None), kind="tiny_clip", steps=100),
+    "tiny_resnet_bert": Checkpoint(
+        None, Architecture("vision-text-dual-encoder", 128, 128, 7, None), kind="tiny_resnet_bert", steps=400
+    ),
 }
 
 
@@ -70,7 +85,7 @@ def prepare(
     if name not in CHECKPOINTS:
         hint = nearest(name, list(CHECKPOINTS))
         raise UserError(f"there is no checkpoint {name!r}; expected one of {', '.join(CHECKPOINTS)}.{hint}")
-    repo, architecture, _, usual_steps = CHECKPOINTS[name]
+    repo, architecture, vision, _, usual_steps = CHECKPOINTS[name]
     folder = target or root / f"{name}_checkpoints"
     if folder.exists():
         try:
@@ -85,12 +100,14 @@ def prepare(
             return folder
     if repo is None:
         if source is not None:
-            raise UserError(f"{name} is made here from scratch; --from belongs to m_siglip, siglip and clip")
+            raise UserError(f"{name} is made here from scratch; --from is for those that are downloaded")
         _make(name, folder, root, usual_steps if steps is None else steps)
     elif source is not None and source.is_file():
         _convert(name, source, folder, root, img_size)
     elif source is not None:
         copy_folder(source, folder, architecture)
+    elif vision is not None:
+        _join(name, vision, repo, folder, root)
     else:
         _download(name, repo, folder)
     check_folder(folder, architecture)
@@ -110,6 +127,21 @@ def _download(name: str, repo: str, folder: Path) -> None:
             f"prepare_checkpoints.py {name} --from FOLDER', set HF_ENDPOINT to a mirror, or use "
             "backbone=tiny_siglip"
         ) from error
+
+
+def _join(name: str, vision: str, text: str, folder: Path, root: Path) -> None:
+    """Downloads an image tower and a text tower below downloads/, where they stay, and joins them."""
+    from model.backbones.bert import join_folders
+    from utils.checkpoint_folder import write_record
+
+    sources = {repo: root / "downloads" / repo.replace("/", "--") for repo in (vision, text)}
+    for repo, source in sources.items():
+        _download(name, repo, source)
+    with TemporaryDirectory(prefix=f".{folder.name}.", dir=root) as temporary:
+        joined = join_folders(sources[vision], sources[text], Path(temporary))
+        files = [path.name for path in joined.iterdir()]
+        write_record(joined, repo=f"{vision} and {text}", revision="newest", files=files)
+        copy_folder(joined, folder, CHECKPOINTS[name].architecture)
 
 
 def _convert(name: str, source: Path, folder: Path, root: Path, img_size: tuple[int, int] | None) -> None:
@@ -147,6 +179,7 @@ def _make(name: str, folder: Path, root: Path, steps: int) -> None:
     import torch
 
     from data.annotations import read_dataset
+    from data.batch import Tokens
     from data.synthetic import FOLDER, generate
     from data.tokens import Tokenize, load_tokenizer
     from data.views import read_image
@@ -179,7 +212,10 @@ def _make(name: str, folder: Path, root: Path, steps: int) -> None:
         pretrain(
             backbone,
             images=torch.stack([read_image(record, size) for record in languages[0]]),
-            texts=[torch.stack([tokenize(record.captions).ids for record in records]) for records in languages],
+            texts=[
+                Tokens(*map(torch.stack, zip(*(tokenize(record.captions) for record in records), strict=True)))
+                for records in languages
+            ],
             steps=steps,
         )
         save_backbone(backbone, made)

@@ -10,6 +10,7 @@ uv run trainer.py -cn clip task=test backbone.folder=irra_checkpoints      a con
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     encoder = build_encoder(cfg)
     data.check_token_ids(encoder.backbone.vocab_size)
     module = build_module(cfg, encoder, num_classes=data.num_classes)
-    check_needs(module.objective, data.provides)
+    check_needs(module.objective, data.provides | encoder.provides)
     data.set_views(module.objective.needs)
     encoder.backbone.grow_token_table(data.max_token_id + 1)  # by a mask token, where the tokenizer had none
     _announce(cfg, module, data)
@@ -228,6 +229,7 @@ def _report(cfg: DictConfig, trainer: L.Trainer, module: LitRanker, data: TBPSDa
     if isinstance(module, LitTBPS):
         says_most = max(some, key=lambda i: len(set(captions[i].lower().split())))
         _draw_word_maps(report, module, data, says_most)
+    _draw_parts(report, module, data, some)
     report.close()
 
 
@@ -245,6 +247,24 @@ def _draw_word_maps(report: RunReport, module: LitTBPS, data: TBPSDataModule, ca
         photo, grid = to_pil_image(pair[IMAGE][0]), module.encoder.backbone.grid
         words = rarest(words_of(data.tokenize.tokenizer, pair[TEXT].ids[0].tolist()), captions)
         report.draw("word_maps.jpg", word_maps_picture, photo, captions[caption], words, *maps, grid)
+
+
+def _draw_parts(report: RunReport, module: LitRanker, data: TBPSDataModule, captions: Iterable[int]) -> None:
+    """Draws what a part head, where there is one with parts, attends to in test captions and their images."""
+    from data.batch import INDEX, TEXT
+    from data.words import words_of
+    from utils.part_pictures import PartAttention, attention_picture
+
+    samples = []
+    for caption in captions:
+        pair = data.test_pair(caption)
+        attention = module.part_attention(pair)
+        if attention is None:
+            return
+        words = words_of(data.tokenize.tokenizer, pair[TEXT].ids[0].tolist())
+        path, grid = data.test_image_paths[int(pair[INDEX])], module.encoder.backbone.grid
+        samples.append(PartAttention(path=path, words=words, grid=grid, foreground=attention[0], of_words=attention[1]))
+    report.draw("part_attention.jpg", attention_picture, samples)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def check_backbone(cfg: DictConfig, folders: dict[str, Path]) -> None:
 
 def check_head(cfg: DictConfig, folders: dict[str, Path]) -> None:
     cfg.backbone.folder, cfg.backbone.max_length = folders[cfg.backbone.family], 12
-    encoder = TBPS(instantiate(cfg.backbone), instantiate(cfg.head)(32))
+    encoder = TBPS(instantiate(cfg.backbone), instantiate(cfg.head)(32, (4, 4)))
     pixels = torch.zeros(2, 3, *cfg.img_size, dtype=torch.uint8)
     assert encoder.encode_image(pixels).embedding.shape == (2, encoder.embed_dim)
 
@@ -138,7 +138,8 @@ def test_every_experiment_composes_with_every_backbone_and_dataset(experiment: s
     cfg = composed(f"experiment={experiment}", f"dataset={dataset}", name=primary)
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert cfg.dataset.name == dataset
-    assert cfg.backbone.name == {"demo": "tiny_clip_young"}.get(primary, primary)
+    embedded = "tiny_resnet_bert" if experiment == "part_cmr" else "tiny_clip_young"
+    assert cfg.backbone.name == {"demo": embedded}.get(primary, primary)
     needs = build_objective(instantiate(cfg.loss.terms), FACTS).needs & set(VIEWS)
     assert Views(needs, tuple(cfg.img_size), cfg.backbone.max_length, instantiate(cfg.aug))
     assert split_parameters(linear().named_parameters(), cfg.optimizer.param_groups)
@@ -177,6 +178,7 @@ ABLATIONS = {
     ("irra", "~loss.terms.id"): {"sdm", "mlm"},
     ("fmfa", "~loss.terms.efa"): {"a_sdm", "id", "mlm"},
     ("irra", "+loss/term@loss.terms.efa=efa"): {"sdm", "id", "mlm", "efa"},
+    ("part_cmr", "~loss.terms.cmr"): {"id", "ranking"},
 }
 
 

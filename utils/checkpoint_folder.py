@@ -24,8 +24,16 @@ SMALL_FILES: Final = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-_TOKEN_TABLE: Final = "text_model.embeddings.token_embedding.weight"
-_PATCHES: Final = "vision_model.embeddings.patch_embedding.weight"
+_TOKEN_TABLES: Final = (
+    "text_model.embeddings.token_embedding.weight",
+    "text_model.embeddings.word_embeddings.weight",  # BERT
+)
+_PATCHES: Final = (
+    "vision_model.embeddings.patch_embedding.weight",
+    "vision_model.embeddings.patch_embeddings.projection.weight",  # ViT
+    "vision_model.embedder.embedder.convolution.weight",  # ResNet
+)
+_PROJECTION: Final = "visual_projection.weight"
 
 
 class IncompleteError(UserError):
@@ -36,8 +44,8 @@ class IncompleteError(UserError):
 class Architecture:
     """What tells one dual encoder from another.
 
-    text_width, vision_width: hidden sizes of the towers. patch: side of an image patch in pixels.
-    vocab: rows of the token table; None stands for any number.
+    text_width, vision_width: hidden sizes of the towers. patch: side of an image patch in pixels, or of the first
+    convolution of a ResNet. vocab: rows of the token table; None stands for any number.
     """
 
     model_type: str
@@ -170,10 +178,14 @@ def _architecture(weights: Path, model_type: str) -> Architecture:
         raise IncompleteError(f"{weights} does not exist")
     try:
         with safe_open(weights, framework="numpy") as tensors:
-            if not {_TOKEN_TABLE, _PATCHES} <= set(tensors.keys()):
-                raise UserError(f"{weights} is not a dual encoder: no {_TOKEN_TABLE} or no {_PATCHES} in it")
-            vocab, text_width = tensors.get_slice(_TOKEN_TABLE).get_shape()
-            vision_width, _, patch, _ = tensors.get_slice(_PATCHES).get_shape()
+            names = set(tensors.keys())
+            tables, convolutions = ([name for name in kinds if name in names] for kinds in (_TOKEN_TABLES, _PATCHES))
+            if not tables or not convolutions:
+                raise UserError(f"{weights} is not a dual encoder: no {_TOKEN_TABLES[0]} or no {_PATCHES[0]} in it")
+            vocab, text_width = tensors.get_slice(tables[0]).get_shape()
+            vision_width, _, patch, _ = tensors.get_slice(convolutions[0]).get_shape()
+            if _PROJECTION in names:
+                vision_width = tensors.get_slice(_PROJECTION).get_shape()[1]
     except (SafetensorError, OSError) as error:
         raise IncompleteError(f"{weights} is damaged ({error})") from error
     return Architecture(model_type, text_width, vision_width, patch, vocab)

@@ -83,7 +83,7 @@ def ranked_picture(queries: Sequence[RankedQuery], path: str | Path | None = Non
     Raises:
         UserError: an image that cannot be read.
     """
-    text = _font(TEXT_SIZE)
+    text = font(TEXT_SIZE)
     captions = [_wrap(composed(query.caption), text) for query in queries]
     heights = [max(THUMB[1] + LINE, (len(lines) + 2) * LINE) for lines in captions]
     columns = max(len(query.images) for query in queries)
@@ -156,7 +156,7 @@ def _badge(right: bool) -> Image.Image:
 
 
 @lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which has the letters of Vietnamese and comes with matplotlib."""
     import matplotlib
 

@@ -6,6 +6,7 @@ key on W&B             what it shows (TensorBoard: the same as pictures)
 `test/ranked`          a table of test captions with their best images, right and wrong marked; ranked.jpg
 `test/similarities`    the similarities of all test pairs, of the same and of another person; similarities.png
 `test/similarity/*`    their means (`same_mean`, `other_mean`) and `overlap`; in metrics.json too
+`test/part_attention`  what a part head attends to in images and captions; part_attention.jpg
 `test/word_maps`       words of a caption on the patches of its image, where a loss is EFA; word_maps.jpg
 =====================  ===================================================================================
 """

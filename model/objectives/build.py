@@ -14,6 +14,7 @@ PROVIDERS: Final[Mapping[str, str]] = {
     "image_labels": "pseudo_label=dbscan",
     "text_labels": "pseudo_label=dbscan",
     "parts": "head=part",
+    "id_logits": "+loss/term@loss.terms.id=id",
 }
 
 
@@ -34,11 +35,12 @@ def build_objective(terms: Mapping[str, Make], facts: Facts) -> Objective:
 
 
 def check_needs(objective: Objective, provided: Collection[str]) -> None:
-    """Passes an objective that needs nothing beyond `provided`, the views and labels of this run.
+    """Passes an objective that needs nothing beyond `provided`, the views and labels of this run, and its terms.
 
     Raises:
         UserError: naming the term, the need, and the option that provides it.
     """
+    provided = {*provided, *objective.provides}
     for name, term in objective.terms.items():
         missing = sorted(term.needs - set(provided))  # type: ignore[operator]
         if missing:
