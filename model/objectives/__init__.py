@@ -15,6 +15,7 @@ from model.objectives.distribution import ASDM, CMPM, SDM, a_sdm, cmpm, sdm
 from model.objectives.efa import EFA, efa
 from model.objectives.identity import ID, id_loss
 from model.objectives.mlm import MLM, mlm_loss
+from model.objectives.prototypes import ICPM, PCM, icpm, pcm
 from model.objectives.self_supervised import SimCLR, simclr
 
 __all__ = [
@@ -22,11 +23,13 @@ __all__ = [
     "CITC",
     "CMPM",
     "EFA",
+    "ICPM",
     "ID",
     "ITC",
     "MLM",
     "NCITC",
     "NITC",
+    "PCM",
     "RITC",
     "SDM",
     "CrossModalCircle",
@@ -44,12 +47,14 @@ __all__ = [
     "cmpm",
     "cross_modal_circle",
     "efa",
+    "icpm",
     "id_loss",
     "in_modal_circle",
     "itc",
     "mlm_loss",
     "nc_itc",
     "nitc",
+    "pcm",
     "ritc",
     "sdm",
     "simclr",
