@@ -78,6 +78,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
     trainer = _trainer(cfg, data)
     trainer.fit(module, datamodule=data, ckpt_path=continued, weights_only=True)
+    _show_outliers(cfg, trainer, module)
     best = trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
     if not best:
         raise UserError(
@@ -256,13 +257,30 @@ def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule) -> None:
     print(f"data    {data.describe()}")
     if data.mask_token_added:
         print(f"mask    the tokenizer of {cfg.backbone.name} has no mask token; one is added, with a row for it")
+    if module.labeller is not None:
+        print(
+            f"labels  none are read: {cfg.pseudo_label.name} finds them every {cfg.pseudo_label.every_n_epochs} epochs"
+        )
     print(f"method  {cfg.loss.name} on {cfg.backbone.name} ({cfg.lora.name}), seed {cfg.seed}")
     print(parameter_table(module))
     print(group_table(module.named_parameters(), cfg.optimizer.param_groups), flush=True)
 
 
+def _show_outliers(cfg: DictConfig, trainer: L.Trainer, module: LitTBPS) -> None:
+    """Draws how many pseudo labels clustering and mining found over the epochs, where training went by them."""
+    from utils.cluster_pictures import outliers_picture
+    from utils.loggers import log_picture
+
+    if module.labeller is not None and trainer.is_global_zero:
+        path = Path(cfg.run_dir) / "outliers.png"
+        picture = outliers_picture(module.labeller.history, cfg.pseudo_label.every_n_epochs, path)
+        log_picture(trainer.loggers, picture, key="pseudo_label/outliers", step=trainer.global_step)
+        print(f"saved   {path}", flush=True)
+
+
 def _report(cfg: DictConfig, trainer: L.Trainer, module: LitRanker, data: TBPSDataModule) -> None:
     """Prints and saves the test metrics, and draws how test queries rank and how similar pairs are."""
+    from utils.cluster_pictures import tsne_picture
     from utils.loggers import log_picture, log_ranked
     from utils.pictures import rank_queries, ranked_picture
     from utils.reports import metrics_table, save_metrics
@@ -295,6 +313,11 @@ def _report(cfg: DictConfig, trainer: L.Trainer, module: LitRanker, data: TBPSDa
     saved.append(folder / "similarities.png")
     picture = histogram_picture(pairs, f"{facts['strategy']} on {facts['dataset']}, test", saved[-1])
     log_picture(trainer.loggers, picture, key="test/similarities", step=step)
+
+    saved.append(folder / "tsne.png")
+    title = f"{facts['strategy']} on {facts['dataset']}: ten persons of the test split"
+    picture = tsne_picture(found.images, found.texts, found.image_pids, found.text_pids, title, saved[-1])
+    log_picture(trainer.loggers, picture, key="test/tsne", step=step)
 
     maps = _word_maps(module, data, folder / "word_maps.jpg")
     if maps is not None:

@@ -120,7 +120,7 @@ class StagedSampler(RandomSampler):
         first, second = (rng.permutation(np.flatnonzero(self._stages == stage)) for stage in (1, 2))
         last = len(second) // self._batch_size if len(first) else self._batches
         in_turn = np.resize(first, (self._batches - last, self._batch_size))
-        return np.concatenate([in_turn, second[: last * self._batch_size].reshape(last, -1)])
+        return np.concatenate([in_turn, second[: last * self._batch_size].reshape(-1, self._batch_size)])
 
 
 class IdentitySampler(EpochSampler):
