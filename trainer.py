@@ -258,9 +258,7 @@ def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule) -> None:
     if data.mask_token_added:
         print(f"mask    the tokenizer of {cfg.backbone.name} has no mask token; one is added, with a row for it")
     if module.labeller is not None:
-        print(
-            f"labels  none are read: {cfg.pseudo_label.name} finds them every {cfg.pseudo_label.every_n_epochs} epochs"
-        )
+        print(f"labels  identities are not read; {cfg.pseudo_label.name} labels pairs, OPLM {cfg.pseudo_label.oplm}")
     print(f"method  {cfg.loss.name} on {cfg.backbone.name} ({cfg.lora.name}), seed {cfg.seed}")
     print(parameter_table(module))
     print(group_table(module.named_parameters(), cfg.optimizer.param_groups), flush=True)
