@@ -162,3 +162,11 @@ def test_a_batch_without_a_label_says_so(encoder: CountingEncoder) -> None:
         _ = make(encoder).pids
     with pytest.raises(LookupError, match="carries no 'mlm_labels'"):
         make(encoder, pids=torch.arange(BATCH)).label("mlm_labels")
+
+
+def test_labels_of_any_name_are_gathered_once(encoder: CountingEncoder, calls: Calls) -> None:
+    features = make(encoder, image_labels=torch.tensor([0, -1, 2]))
+    for _ in range(2):
+        assert features.labels("image_labels").tolist() == [0, -1, 2, 0, -1, 2]
+    assert calls.gathers == [BATCH]
+    assert features.accessed == {"image_labels"}
