@@ -27,6 +27,7 @@ from utils.errors import UserError
 ROOT = Path(__file__).parents[1]
 SMALL = (
     "experiment=cpcl",
+    "backbone=tiny_clip",
     "img_size_str=64x32",
     "dataset.batch_size=8",
     "scheduler.warmup_epochs=0.5",

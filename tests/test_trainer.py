@@ -138,16 +138,17 @@ def test_methods_with_masked_words_train_and_are_tested_from_their_checkpoint(
     method: str, small_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     method_of = partial(config, small_root, small=ANY_METHOD)
-    metrics = trainer.train(method_of(tmp_path, f"experiment={method}"))
+    overrides = (f"experiment={method}", "backbone=tiny_clip")
+    metrics = trainer.train(method_of(tmp_path, *overrides))
     assert (tmp_path / "word_maps.jpg").is_file() == (method == "fmfa")
-    drawn = ["ranked.jpg", "similarities.png", *(["word_maps.jpg"] if method == "fmfa" else [])]
+    drawn = ["ranked.jpg", "similarities.png", "tsne.png", *(["word_maps.jpg"] if method == "fmfa" else [])]
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("saved ")]
     assert set(line.removeprefix(f"saved   {tmp_path}: ").split(", ")) == {"metrics.json", *drawn}
     logged = {key for row in steps(tmp_path) for key, value in row.items() if value}
     assert {"train/stat/mlm/accuracy", "train/stat/id/image_accuracy"} <= logged
     assert ("train/stat/a_sdm/mean_weight" in logged) == (method == "fmfa")
     best = next((tmp_path / "checkpoints").glob("best-*"))
-    again = trainer.test(method_of(tmp_path / "test", f"experiment={method}", "task=test", f"ckpt_path={best}"))
+    again = trainer.test(method_of(tmp_path / "test", *overrides, "task=test", f"ckpt_path={best}"))
     assert again == {name: value for name, value in metrics.items() if name.startswith("test/")}
 
 
