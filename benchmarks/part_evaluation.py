@@ -102,9 +102,8 @@ def main() -> None:
     encoding = encoding_seconds(options.width, *sizes)
     ranking = [ranking_seconds(*shape, *sizes) for shape in ((blocks, options.width), (1, blocks * options.width))]
 
-    table = PrettyTable(
-        ["seconds", f"part head, {blocks} x {options.width}", f"global, {blocks * options.width}", "ratio"]
-    )
+    of_parts, of_one = f"part head, {blocks} x {options.width}", f"global, {blocks * options.width}"
+    table = PrettyTable(["seconds", of_parts, of_one, "ratio"])
     for name, (part, plain) in (("head, all items", encoding), ("ranking, both directions", ranking)):
         table.add_row([name, f"{part:.3f}", f"{plain:.3f}", f"{part / plain:.2f}"])
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {options.threads} threads"

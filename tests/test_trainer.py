@@ -42,7 +42,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("root")
     spec = SyntheticSpec(train=12, val=4, test=6, images_per_identity=2, height=64, width=32)
     generate(folder, spec, workers=1)
-    for name in ("tiny_siglip", "tiny_clip"):
+    for name in ("tiny_siglip", "tiny_clip", "tiny_resnet_bert"):
         prepare(name, folder, steps=1)
     return folder
 
@@ -154,6 +154,36 @@ def test_methods_with_masked_words_train_and_are_tested_from_their_checkpoint(
         test = [*overrides, "task=test", f"ckpt_path={best}", f"run_dir={tmp_path / 'test'}"]
         again = trainer.test(compose("demo", test))
     assert again == {name: value for name, value in metrics.items() if name.startswith("test/")}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "head"), [("tiny_clip", "part"), ("tiny_resnet_bert", "part"), ("tiny_siglip", "part_baseline")]
+)
+def test_the_part_head_trains_shows_what_it_looks_at_and_is_tested_from_its_checkpoint(
+    backbone: str, head: str, root: Path, tmp_path: Path
+) -> None:
+    common = ("experiment=part_cmr", f"backbone={backbone}", f"head={head}", "trainer.max_epochs=1")
+    overrides = [f"dataset_root_dir={root}", *(o for o in SMALL if "simclr" not in o), *common]
+    with initialize_config_dir(str(ROOT / "config"), version_base="1.3"):
+        metrics = trainer.train(compose("demo", [*overrides, f"run_dir={tmp_path}"]))
+        assert (tmp_path / "part_attention.jpg").is_file() == (head == "part")
+        with (tmp_path / "logs" / "steps.csv").open() as file:
+            logged = {key for row in csv.DictReader(file) for key, value in row.items() if value}
+        assert {"train/loss/id", "train/loss/ranking", "train/loss/cmr"} <= logged
+        common_parts = {f"train/stat/cmr/{m}_commonality_fine_{n}" for m in ("image", "text") for n in (1, 2, 3, 4)}
+        assert logged & common_parts == (common_parts if head == "part" else set())
+        best = next((tmp_path / "checkpoints").glob("best-*"))
+        test = [*overrides, "task=test", f"ckpt_path={best}", f"run_dir={tmp_path / 'test'}"]
+        again = trainer.test(compose("demo", test))
+    assert again == {name: value for name, value in metrics.items() if name.startswith("test/")}
+    saved = {name for name in read_checkpoint(best)["state_dict"] if name.startswith("encoder.")}
+    assert any(name.startswith("encoder.head.") for name in saved) == (head == "part")
+    assert any("text_model.encoder" in name for name in saved) == (backbone != "tiny_resnet_bert")  # BERT is frozen
+
+
+def test_cmr_without_a_part_head_does_not_start(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"loss.terms.cmr needs 'parts', which this run lacks: set head=part"):
+        trainer.train(config(root, tmp_path, "+loss/term@loss.terms.cmr=cmr", "+loss/term@loss.terms.id=id"))
 
 
 def test_lora_saves_what_it_trains_and_reloads(root: Path, tmp_path: Path) -> None:

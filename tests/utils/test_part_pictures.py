@@ -25,8 +25,8 @@ def sample(photo: Path, of_words: torch.Tensor, words: list[tuple[str, list[int]
 
 
 def red(picture: Image.Image) -> int:
-    """How many pixels are clearly red."""
-    pixels = np.asarray(picture).astype(int)
+    """How many pixels of the captions are clearly red."""
+    pixels = np.asarray(picture).astype(int)[:, -WORDS_WIDTH:]
     return int(((pixels[:, :, 0] > 150) & (pixels[:, :, 1] < 80) & (pixels[:, :, 2] < 90)).sum())
 
 
