@@ -4,9 +4,10 @@ import os
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import lightning as L
+import torch
 from hydra.utils import instantiate
 from lightning.fabric.utilities import suggested_max_num_workers
 from omegaconf import DictConfig
@@ -14,26 +15,18 @@ from torch.utils.data import DataLoader
 
 from data.annotations import DatasetSplits, Record, read_dataset
 from data.augmentation import Augmentation
-from data.batch import MLM_LABELS, PIDS, TEXT_MASKED, VIEWS, Batch
+from data.batch import IMAGE, INDEX, MLM_LABELS, PIDS, TEXT, TEXT_MASKED, VIEWS, Batch
+from data.counts import DatasetCounts, count, describe
 from data.datasets import CaptionDataset, Collate, ImageDataset, PairDataset, captions_of
 from data.loader import ResumableLoader, evaluation_loader
 from data.masking import Masker
 from data.samplers import EpochSampler, IdentitySampler, RandomSampler
-from data.tokens import TokenCounts, Tokenize, load_tokenizer
-from data.views import Views
+from data.tokens import Tokenize, load_tokenizer
+from data.views import Views, read_image
 from utils.errors import UserError, nearest
 
 SAMPLERS = ("random", "identity")
 MOST_AUTO_WORKERS = 8
-
-
-class SplitCounts(NamedTuple):
-    """What a split holds; `cut` counts the captions that have more tokens than the backbone reads."""
-
-    identities: int
-    images: int
-    captions: int
-    cut: int
 
 
 class TBPSDataModule(L.LightningDataModule):
@@ -128,8 +121,8 @@ class TBPSDataModule(L.LightningDataModule):
     @property
     def max_token_id(self) -> int:
         """The largest token id of any caption, masked or not; the backbone's token table must reach beyond it."""
-        masked = 0 if self._masker is None else self._masker.max_id
-        return max(masked, *(tokens.max_id for tokens in self._tokens.values()))
+        written_by_masking = 0 if self._masker is None else self._masker.max_id
+        return max(written_by_masking, self.counts.max_token_id)
 
     def check_token_ids(self, vocab_size: int) -> None:
         """Passes when every token id lies in a table of `vocab_size` rows.
@@ -153,32 +146,26 @@ class TBPSDataModule(L.LightningDataModule):
         """The image files of the test split, in the order of its evaluation."""
         return [record.image_path for record in self.dataset.test]
 
-    def counts(self) -> dict[str, SplitCounts]:
-        """Returns split -> what it holds, for train, val and test."""
+    def test_pair(self, caption: int) -> Batch:
+        """Returns a caption of the test split, by its place in `test_captions`, with its image: a batch of one.
+
+        `INDEX` is the place of the image in `test_image_paths`.
+        """
+        image, text = captions_of(self.dataset.test)[caption]
         return {
-            name: SplitCounts(
-                identities=len({record.pid for record in records}),
-                images=len(records),
-                captions=sum(len(record.captions) for record in records),
-                cut=self._tokens[name].cut,
-            )
-            for name, records in self._splits.items()
+            INDEX: torch.tensor([image]),
+            IMAGE: read_image(self.dataset.test[image], self._img_size)[None],
+            TEXT: self.tokenize([text]),
         }
+
+    @cached_property
+    def counts(self) -> DatasetCounts:
+        """What the splits hold."""
+        return count(self.dataset, self.tokenize)
 
     def describe(self) -> str:
         """Returns one line on the dataset for the start of a run."""
-        splits = [
-            f"{name} {split.images:,} images, {split.captions:,} captions, {split.identities:,} identities"
-            for name, split in self.counts().items()
-        ]
-        name = f"{self.dataset.name} ({self.dataset.language})"
-        if self.dataset.val_is_test:
-            name += ", validated on test"
-        cut = sum(split.cut for split in self.counts().values())
-        if cut:
-            longest = max(tokens.longest for tokens in self._tokens.values())
-            splits.append(f"{cut:,} captions cut to {self.tokenize.max_length} tokens (the longest has {longest})")
-        return f"{name}: {'; '.join(splits)}"
+        return describe(self.dataset, self.counts, self.tokenize.max_length)
 
     def train_dataloader(self) -> ResumableLoader:
         if self._views is None:
@@ -195,17 +182,6 @@ class TBPSDataModule(L.LightningDataModule):
     def test_dataloader(self) -> list[DataLoader[Batch]]:
         """Returns the loader of the test images and that of the test captions."""
         return self._evaluation_loaders(self.dataset.test)
-
-    @cached_property
-    def _tokens(self) -> dict[str, TokenCounts]:
-        return {
-            name: self.tokenize.count([caption.text for caption in captions_of(records)])
-            for name, records in self._splits.items()
-        }
-
-    @property
-    def _splits(self) -> dict[str, list[Record]]:
-        return {"train": self.dataset.train, "val": self.dataset.val, "test": self.dataset.test}
 
     @property
     def _share(self) -> dict[str, int]:

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -16,7 +17,9 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from data.batch import IMAGE, IMAGE_VIEWS, INDEX, LABELS, PIDS, TEXT, TEXT_VIEWS, Batch
 from model.features import Features
+from model.heads import PartHead
 from model.lora import add_lora
+from model.objectives import EFA
 from model.objectives.base import Facts, LossReport, Objective
 from model.objectives.build import build_objective
 from model.tbps import TBPS
@@ -67,6 +70,20 @@ class LitRanker(L.LightningModule):
             for name, value in metrics.as_dict().items()
         }
 
+    @torch.no_grad()
+    def part_attention(self, pair: Batch) -> tuple[Tensor, Tensor] | None:
+        """Returns what a part head attends to: over patches ``(N,)``, over words ``(1 + P, L)``; None without parts.
+
+        Args:
+            pair: a batch of one image and its caption.
+        """
+        head, backbone = self.encoder.head, self.encoder.backbone
+        if not (isinstance(head, PartHead) and head.parts):
+            return None
+        self.eval()
+        image, text = pair[IMAGE].to(self.device), [part.to(self.device) for part in pair[TEXT]]
+        return head.image_attention(backbone.image(image))[0], head.text_attention(backbone.text(*text))[0]
+
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._encode(batch)
 
@@ -91,8 +108,10 @@ class LitRanker(L.LightningModule):
         texts, text_pids = self._collect(TEXT)
         self.encodings = Encodings(images, image_pids, texts, text_pids)
         self.metrics = self.encodings.metrics()
+        # trainer.validate ranks the chosen checkpoint once more, which is no point of the curve over training.
+        is_on_curve = self.trainer.state.fn != TrainerFn.VALIDATING
         for name, value in self.figures(split).items():
-            self.log(name, value, prog_bar=name == "val/t2i/R1")
+            self.log(name, value, prog_bar=name == "val/t2i/R1", logger=is_on_curve)
 
     def _collect(self, modality: str) -> tuple[Tensor, Tensor]:
         """Returns (embeddings ``(N, E)``, pids ``(N,)``) of all processes, in the order of the split."""
@@ -174,6 +193,23 @@ class LitTBPS(LitRanker):
         self._log_report(report)
         return report.total
 
+    @torch.no_grad()
+    def word_maps(self, pair: Batch) -> tuple[Tensor, Tensor] | None:
+        """Returns EFA's similarities of words and patches ``(L, N)`` before and after sparsification.
+
+        Args:
+            pair: a batch of one image and its caption.
+
+        None where no term of the objective is EFA.
+        """
+        term = next((term for term in self.objective.terms.values() if isinstance(term, EFA)), None)
+        if term is None:
+            return None
+        self.eval()
+        image, text = pair[IMAGE].to(self.device), [part.to(self.device) for part in pair[TEXT]]
+        before, after = term.similarity_maps(self.encoder.encode_text(*text), self.encoder.encode_image(image))
+        return before[0], after[0]
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self._is_logging_step():
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
@@ -231,7 +267,7 @@ def build_encoder(cfg: DictConfig) -> TBPS:
     backbone = instantiate(cfg.backbone)
     if cfg.lora.r > 0:
         add_lora(backbone, **{k: v for k, v in cfg.lora.items() if k != "name"})
-    return TBPS(backbone, instantiate(cfg.head)(backbone.embed_dim))
+    return TBPS(backbone, instantiate(cfg.head)(backbone.embed_dim, backbone.grid))
 
 
 def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
@@ -240,7 +276,8 @@ def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
     Args:
         num_classes: identities in the training set, for the classifiers of losses.
     """
-    facts = Facts(encoder.embed_dim, encoder.backbone.embed_dim, num_classes, encoder.backbone.vocab_size)
+    backbone, slots = encoder.backbone, encoder.head.slots
+    facts = Facts(encoder.embed_dim, backbone.embed_dim, num_classes, backbone.vocab_size, slots)
     return LitTBPS(
         encoder,
         build_objective(instantiate(cfg.loss.terms), facts),

@@ -10,7 +10,7 @@ a text view           `Tokens` of int64 ids ``(B, L)`` and bool mask ``(B, L)``;
 `PIDS`                int64 ``(B,)``, identities relabelled densely from 0. Absent under methods
                       that may not read them.
 `MLM_LABELS`          int64 ``(B, L)``, the masked word's id where `TEXT_MASKED` has one to predict,
-                      -100 elsewhere; comes with that view
+                      `NOT_PREDICTED` elsewhere; comes with that view
 `INDEX`               int64 ``(B,)``, position of the pair in the training set
 ====================  ==========================================================================
 
@@ -37,6 +37,7 @@ IMAGE_VIEWS: Final = (IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2)
 TEXT_VIEWS: Final = (TEXT, TEXT_MASKED)
 VIEWS: Final = (*IMAGE_VIEWS, *TEXT_VIEWS)
 LABELS: Final = (PIDS, MLM_LABELS)
+NOT_PREDICTED: Final = -100  # what PyTorch's cross-entropy, and with it the `mlm` loss, leaves out
 
 Batch = dict[str, Any]
 

@@ -243,7 +243,7 @@ class TestDescription:
         data = TBPSDataModule(dataset, **settings)
         assert data.num_classes == 12
         assert data.max_token_id == WORDS.index("zebra")
-        assert data.counts() == {"train": (12, 24, 48, 24), "val": (3, 6, 6, 0), "test": (5, 10, 20, 0)}
+        assert data.counts.splits == {"train": (12, 24, 48, 24), "val": (3, 6, 6, 0), "test": (5, 10, 20, 0)}
         assert data.describe() == (
             "toy (en): train 24 images, 48 captions, 12 identities; val 6 images, 6 captions, 3 identities; "
             "test 10 images, 20 captions, 5 identities; 24 captions cut to 5 tokens (the longest has 7)"
@@ -259,6 +259,11 @@ class TestDescription:
         data = TBPSDataModule(dataset, **settings)
         assert data.test_captions == ["a bag", "red"] * 10
         assert data.test_image_paths == [record.image_path for record in dataset.test]
+        pair = data.test_pair(7)
+        images, captions = (list(loader) for loader in data.test_dataloader())
+        assert torch.equal(pair["image"][0], torch.cat([batch["image"] for batch in images])[3])
+        for own, every in zip(pair["text"], zip(*(batch["text"] for batch in captions), strict=True), strict=True):
+            assert torch.equal(own[0], torch.cat(every)[7])
 
     def test_validation_on_test_is_said(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
         paper = DatasetSplits("toy", "en", dataset.folder, dataset.train, dataset.test, dataset.test, validation="test")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import constants
 from PIL import Image
 from safetensors.numpy import save
@@ -16,6 +17,7 @@ from safetensors.numpy import save
 import prepare_checkpoints
 from prepare_checkpoints import CHECKPOINTS, prepare
 from tests.http_server import COMMIT, WebServer, web_server
+from tests.model.openai_clip import PATCH, TEXT_WIDTH, VOCABULARY, WIDTH, Irra
 from utils.checkpoint_folder import Architecture, check_folder
 from utils.errors import UserError
 
@@ -250,3 +252,58 @@ def test_an_unfinished_tiny_folder_is_not_guessed_about(tmp_path: Path) -> None:
     write(tmp_path / "tiny_clip_checkpoints", {"notes.txt": b"mine"})
     with pytest.raises(UserError, match=r"config\.json does not exist; delete .*tiny_clip_checkpoints"):
         prepare("tiny_clip", tmp_path)
+
+
+@pytest.fixture
+def small_clip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A file in the layout of IRRA, of the width that "clip" is expected to have here."""
+    small = Architecture("clip", TEXT_WIDTH, WIDTH, PATCH, VOCABULARY)
+    monkeypatch.setitem(CHECKPOINTS, "clip", CHECKPOINTS["clip"]._replace(architecture=small))
+    torch.save({"model": Irra(patches=12, identities=7).state_dict()}, tmp_path / "irra.pth")
+    return tmp_path / "irra.pth"
+
+
+CLIP_FILES = {name: content for name, content in MODEL.items() if name != "model.safetensors"}
+
+
+def test_a_file_in_openais_layout_is_converted_beside_the_tokenizer_of_clip(
+    small_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "clip_checkpoints", CLIP_FILES)
+    folder = prepare("clip", tmp_path, source=small_clip, target=tmp_path / "irra_checkpoints")
+    assert folder == tmp_path / "irra_checkpoints"
+    assert {file.name for file in folder.iterdir()} == {
+        *("config.json", "preprocessor_config.json", "tokenizer.json"),
+        *("model.safetensors", "heads.safetensors", "positions.safetensors"),
+    }
+    assert json.loads((folder / "config.json").read_text())["vision_config"]["hidden_size"] == WIDTH
+    assert "6 x 2" in capsys.readouterr().out
+    prepare("clip", tmp_path, source=small_clip, target=folder)
+    assert f"complete and kept; {small_clip} was not read" in capsys.readouterr().out
+
+
+def test_the_tokenizer_alone_is_downloaded_where_there_is_none(
+    small_clip: Path, tmp_path: Path, server: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.serve_model(CHECKPOINTS["clip"].repo or "", MODEL, large=("model.safetensors",))
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    folder = prepare("clip", tmp_path, source=small_clip)
+    assert (folder / "tokenizer.json").read_bytes() == MODEL["tokenizer.json"]
+    assert (folder / "heads.safetensors").is_file()
+    monkeypatch.setattr(constants, "ENDPOINT", refused_endpoint())
+    with pytest.raises(UserError, match=r"only the tokenizer of openai/clip-vit-base-patch16 is needed: fill"):
+        prepare("clip", tmp_path / "elsewhere", source=small_clip)
+
+
+def test_a_file_of_another_width_or_for_another_backbone_leaves_nothing_behind(
+    small_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "clip_checkpoints", CLIP_FILES)
+    with pytest.raises(UserError, match="is copied from folders only; files are converted for clip"):
+        prepare("siglip", tmp_path, source=small_clip)
+    wide = Architecture("clip", 2 * TEXT_WIDTH, WIDTH, PATCH, VOCABULARY)
+    monkeypatch.setitem(CHECKPOINTS, "clip", CHECKPOINTS["clip"]._replace(architecture=wide))
+    with pytest.raises(UserError, match=r"irra.pth holds a clip model \(text width 128.* expected a clip model"):
+        prepare("clip", tmp_path, source=small_clip, target=tmp_path / "irra_checkpoints")
+    assert {path.name for path in tmp_path.iterdir()} == {"clip_checkpoints", "irra.pth"}

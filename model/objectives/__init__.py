@@ -15,12 +15,14 @@ from model.objectives.distribution import ASDM, CMPM, SDM, a_sdm, cmpm, sdm
 from model.objectives.efa import EFA, efa
 from model.objectives.identity import ID, id_loss
 from model.objectives.mlm import MLM, mlm_loss
+from model.objectives.ranking import CMR, Ranking, cmr_loss, commonality, ranking_loss
 from model.objectives.self_supervised import SimCLR, simclr
 
 __all__ = [
     "ASDM",
     "CITC",
     "CMPM",
+    "CMR",
     "EFA",
     "ID",
     "ITC",
@@ -35,6 +37,7 @@ __all__ = [
     "LossReport",
     "LossTerm",
     "Objective",
+    "Ranking",
     "SimCLR",
     "Stats",
     "a_sdm",
@@ -42,6 +45,8 @@ __all__ = [
     "check_needs",
     "citc",
     "cmpm",
+    "cmr_loss",
+    "commonality",
     "cross_modal_circle",
     "efa",
     "id_loss",
@@ -50,6 +55,7 @@ __all__ = [
     "mlm_loss",
     "nc_itc",
     "nitc",
+    "ranking_loss",
     "ritc",
     "sdm",
     "simclr",

@@ -1,24 +1,29 @@
 """LossTerm, Objective and LossReport: how losses are composed and reported."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from model.features import Features
+from utils.errors import UserError
 
 Stats = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a loss term may need to know of the composed model and data before training."""
+    """What a loss term may need to know of the composed model and data before training.
+
+    slots: how many embeddings of each level a sample has, in the order of the blocks of `embedding`.
+    """
 
     embed_dim: int
     pooled_dim: int
     num_classes: int
     vocab_size: int
+    slots: Mapping[str, int] = field(default_factory=lambda: {"global": 1})
 
 
 class LossTerm(nn.Module):
@@ -26,12 +31,13 @@ class LossTerm(nn.Module):
 
     `needs` names what the term reads from `Features`: views ("image", "image_aug", "text", ...), "pids", ...
     The datamodule builds exactly the views that the terms of the objective need. Parameters of its own
-    (a classifier, a projector) are built from `facts`.
+    (a classifier, a projector) are built from `facts`. `provides` names what other terms may read of it.
 
     Shape: ``forward(features) -> (scalar, {name: detached scalar})``.
     """
 
     needs: frozenset[str] = frozenset({"image", "text"})
+    provides: frozenset[str] = frozenset()
 
     def __init__(self, *, facts: Facts, weight: float = 1.0) -> None:
         super().__init__()
@@ -39,6 +45,9 @@ class LossTerm(nn.Module):
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         raise NotImplementedError
+
+    def offer_to(self, features: Features) -> None:
+        """Offers what the term `provides`; runs before the first term of a step."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +65,20 @@ class Objective(nn.Module):
 
     Args:
         terms: name -> term; the name is what the loss is logged under.
+
+    Raises:
+        UserError: two terms provide the same.
     """
 
     def __init__(self, terms: Mapping[str, LossTerm]) -> None:
         super().__init__()
+        providers: dict[str, str] = {}
+        for name, term in terms.items():
+            for provided in term.provides:
+                if provided in providers:
+                    both = f"loss.terms.{providers[provided]} and loss.terms.{name}"
+                    raise UserError(f"{both} both provide {provided!r}; leave one out")
+                providers[provided] = name
         self.terms = nn.ModuleDict(terms)
 
     @property
@@ -67,8 +86,15 @@ class Objective(nn.Module):
         """The union of what the terms need."""
         return frozenset().union(*(term.needs for term in self._terms().values()))
 
+    @property
+    def provides(self) -> frozenset[str]:
+        """The union of what the terms provide to each other."""
+        return frozenset().union(*(term.provides for term in self._terms().values()))
+
     def forward(self, features: Features) -> LossReport:
         features.expect(self.needs)
+        for term in self._terms().values():
+            term.offer_to(features)
         raw: dict[str, Tensor] = {}
         weighted: dict[str, Tensor] = {}
         stats: dict[str, Stats] = {}

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.features import Encoded, Encoder, Features
 from model.objectives import EFA, Facts, Objective, efa
 from model.objectives.efa import patch_weights, relative_similarities
+from tests.memory import LargestTensor
 from utils.errors import UserError
 
 LENGTH, PATCHES, WIDTH = 6, 7, 16
@@ -115,19 +115,6 @@ def test_chunks_equal_the_plain_form_in_value_and_gradient(chunk_size: int) -> N
     torch.testing.assert_close(chunked, plain)
     for got, expected in zip(torch.autograd.grad(chunked, inputs), torch.autograd.grad(plain, inputs), strict=True):
         torch.testing.assert_close(got, expected)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers the largest number of elements that any operation gave out."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        results = func(*args, **(kwargs or {}))
-        for result in results if isinstance(results, tuple | list) else [results]:
-            if isinstance(result, Tensor):
-                self.numel = max(self.numel, result.numel())
-        return results
 
 
 @pytest.mark.parametrize(("chunk_size", "held"), [(1, 1), (4, 4), (WHOLE, 12)])

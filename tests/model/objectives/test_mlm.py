@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data.batch import NOT_PREDICTED as MARKED_IN_BATCHES
 from model.features import Encoded, Encoder, Features
 from model.objectives import MLM, Facts, Objective, mlm_loss
-from model.objectives.mlm import InteractionEncoder
+from model.objectives.mlm import NOT_PREDICTED, InteractionEncoder
 
 VOCABULARY, LENGTH, PATCHES, WIDTH = 11, 5, 3, 128
 PIDS = torch.tensor([0, 0, 1, 1, 2])
@@ -35,6 +36,10 @@ def slow_mlm_loss(scores: Tensor, labels: Tensor) -> Tensor:
                 exponentials = [score.exp() for score in scores[i, position]]
                 losses.append(-(exponentials[int(labels[i, position])] / sum(exponentials)).log())
     return torch.stack(losses).sum() / len(losses)
+
+
+def test_what_batches_mark_is_what_the_loss_leaves_out() -> None:
+    assert NOT_PREDICTED == MARKED_IN_BATCHES == nn.CrossEntropyLoss().ignore_index
 
 
 @pytest.mark.parametrize("batch", [2, 5])
