@@ -53,7 +53,8 @@ class Encoder(Protocol):
     def temperature(self) -> tuple[Tensor, Tensor]: ...
 
 
-def _alone(tensor: Tensor) -> Tensor:
+def alone(tensor: Tensor) -> Tensor:
+    """Gathers the rows of one process."""
     return tensor
 
 
@@ -83,7 +84,7 @@ class Features:
         labels: Mapping[str, Tensor],
         *,
         epoch: float = 0.0,
-        gather: Callable[[Tensor], Tensor] = _alone,
+        gather: Callable[[Tensor], Tensor] = alone,
     ) -> None:
         self.epoch = epoch
         self.accessed: set[str] = set()
@@ -169,6 +170,10 @@ class Features:
         if (name, "") not in self._gathered:
             self._gathered[name, ""] = self._gather(own)
         return self._gathered[name, ""]
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Rows ``(W*B, ...)`` of all processes from this one's ``(B, ...)``, with gradient."""
+        return self._gather(rows)
 
     def label(self, name: str) -> Tensor:
         """This process' label ``(B, ...)`` of that name."""
