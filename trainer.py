@@ -203,7 +203,7 @@ def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule) -> None:
 
     from solver.groups import parameter_table
 
-    if rank_zero_only.rank:
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
         return
     print(f"run     {cfg.run_dir}")
     print(f"data    {data.describe()}")
