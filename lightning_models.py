@@ -340,6 +340,8 @@ def build_encoder(cfg: DictConfig) -> TBPS:
     backbone = instantiate(cfg.backbone)
     if cfg.lora.r > 0:
         add_lora(backbone, **{k: v for k, v in cfg.lora.items() if k != "name"})
+    if cfg.compile:
+        backbone.compile_towers()
     return TBPS(backbone, instantiate(cfg.head)(backbone.embed_dim, backbone.grid))
 
 
