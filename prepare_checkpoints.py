@@ -184,7 +184,7 @@ def _make(name: str, folder: Path, root: Path, steps: int) -> None:
     from data.batch import Tokens
     from data.synthetic import FOLDER, generate
     from data.tokens import Tokenize, load_tokenizer
-    from data.views import read_image
+    from data.images import read_image
     from model.backbones import load_backbone, save_backbone
     from model.pretrain import pretrain
     from model.tiny import IMAGE_SIZE, TEXT_LENGTH, make_tiny
