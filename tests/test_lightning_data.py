@@ -71,7 +71,7 @@ def tokenizer_path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def settings(tokenizer_path: Path) -> dict[str, Any]:
+def settings(tokenizer_path: Path, tmp_path: Path) -> dict[str, Any]:
     return {
         "tokenizer_path": tokenizer_path,
         "max_length": 5,
@@ -82,6 +82,9 @@ def settings(tokenizer_path: Path) -> dict[str, Any]:
         "batch_size": 8,
         "eval_batch_size": 4,
         "num_workers": 0,
+        "cache": False,
+        "cache_dir": tmp_path / "cache",
+        "augment_on": "worker",
         "seed": 1,
     }
 
