@@ -38,7 +38,7 @@ AT_ONCE: Final = 256  # images decoded ahead, and lines of the index written tog
 
 
 class Stamp(NamedTuple):
-    """What changes with a file: bytes, and when content and anything else of it changed, which no program can set."""
+    """What changes with a file: its length, when it was written, when anything of it changed (which nobody can set)."""
 
     size: int
     mtime_ns: int
@@ -109,23 +109,23 @@ class ImageCache:
 
         Raises:
             ImageError: an image is missing, empty or broken.
-            UserError: the folder cannot be written.
+            UserError: the folder cannot be read or written, or the disk is full.
         """
-        entries = self._entries()
-        if self._outdated(records, entries):
-            try:
+        try:
+            entries = self._entries()
+            if self._outdated(records, entries):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with FileLock(self.folder / "lock"):
                     entries = self._entries()  # of another process, perhaps, that had the lock
                     if outdated := self._outdated(records, entries):
                         self._add(outdated, entries)
-            except OSError as error:
-                gigabytes = len(records) * self._row_bytes / 1e9
-                raise UserError(
-                    f"the image cache {self.folder} cannot be written ({error.strerror or error}; {len(records)} "
-                    f"images take {gigabytes:.1f} GB): name another folder with dataset.cache_dir, or set "
-                    "dataset.cache=false to decode images again in every epoch"
-                ) from error
+        except OSError as error:
+            gigabytes = len(records) * self._row_bytes / 1e9
+            raise UserError(
+                f"the image cache {self.folder} cannot be used ({error.strerror or error}; {len(records)} images take "
+                f"{gigabytes:.1f} GB): name another folder with dataset.cache_dir, or set dataset.cache=false to "
+                "decode images whenever they are read"
+            ) from error
         return CachedImages(self._pixels, {r.image_path: entries[self._key(r)].row for r in records}, self._size)
 
     def _key(self, record: Record) -> str:
@@ -233,7 +233,7 @@ def _parsed(line: bytes) -> Entry | None:
     """Returns what `_line` wrote; None for anything else."""
     try:
         path, stamp, digest, row = json.loads(line)
-        entry = Entry(path, Stamp(*stamp), digest, row)
+        entry = Entry(path, Stamp(*stamp), digest, int(row))
     except (ValueError, TypeError):
         return None
     return entry if _line(entry) == line else None

@@ -35,14 +35,15 @@ def read_image(record: Record, size: tuple[int, int]) -> Tensor:
 
 
 def decode_image(content: bytes, size: tuple[int, int]) -> Tensor:
-    """Returns the image in the bytes of a file as RGB, uint8 ``(3, H, W)``.
+    """Returns the image in the bytes of a file as RGB, uint8 ``(3, H, W)``, contiguous.
 
     Resized with Pillow's antialiased bicubic filter: that of CLIP's and SigLIP's pre-training, and the
     same values on every machine.
     """
     height, width = size
     with Image.open(io.BytesIO(content)) as image:
-        return functional.pil_to_tensor(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
+        resized = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    return functional.pil_to_tensor(resized).contiguous()
 
 
 @contextmanager
