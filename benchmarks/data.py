@@ -45,8 +45,6 @@ from utils.config import parse_size, register_resolvers
 CONFIG = Path(__file__).parents[1] / "config"
 WORDS = [
     "a",
-    "an",
-    "the",
     "man",
     "woman",
     "wears",
@@ -57,13 +55,9 @@ WORDS = [
     "white",
     "shirt",
     "coat",
-    "trousers",
-    "skirt",
     "bag",
-    "shoes",
     "and",
     "with",
-    "long",
 ]
 CAPTION_WORDS, TOKENS = 24, 77
 
