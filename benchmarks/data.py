@@ -38,7 +38,7 @@ from data.annotations import Record
 from data.batch import IMAGE_VIEWS
 from data.datasets import Collate, PairDataset
 from data.image_cache import ImageCache
-from data.images import read_image
+from data.images import ImageReader, read_image
 from data.samplers import Draw
 from data.tokens import Tokenize
 from data.views import PROVIDED_BY, Views
@@ -154,8 +154,8 @@ def main() -> None:
         milliseconds = 1000 * seconds / len(batches)
         table.add_row([name, f"{base / seconds:.1f}", f"{options.images / seconds:.0f}", f"{milliseconds:.1f}"])
     print(table)
-    for name in ("files", "cache, device"):
-        print(f"{name}: tokenising every batch would add {found['tokenising'] / found[name]:.1%} to a worker's time")
+    shares = (f"{found['tokenising'] / found[name]:.3g} of {name!r}" for name in loaders)
+    print(f"tokenising the captions of a batch takes, of the time to load its images: {', '.join(shares)}")
 
 
 if __name__ == "__main__":
