@@ -2,24 +2,26 @@
 
 A cache is a folder of two files, which only ever grow:
 
-- ``pixels``: rows of uint8 ``(3, H, W)``, one for every different content of an image file.
-- ``index``: a line that says what decoded them, then a line for every image file that was looked at: its path below
-  the dataset's folder, its stamp, the digest of its bytes and its row.
+- ``pixels-...``: rows of uint8 ``(3, H, W)``, one for every different content of an image file.
+- ``index``: a line that says what decoded them and into which file, then a line for every image file that was looked
+  at: its path below the dataset's folder, its stamp, the digest of its bytes and its row.
 
 Rows come safely to disk before the lines that name them, and nothing that a line names is written again. So whatever
 is killed at whatever time, every line tells the truth but the last one, which may be torn. One process writes at a
-time; readers need no lock.
+time; readers need no lock. A cache that begins anew does so under another name.
 """
 
 import hashlib
 import json
 import os
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
+from uuid import uuid4
 
 import numpy as np
 import PIL
@@ -63,6 +65,14 @@ class Found(NamedTuple):
     pixels: Tensor | None
 
 
+class Index(NamedTuple):
+    """What can be believed of an index: the file of the rows, path -> last entry, and up to which byte."""
+
+    pixels: Path
+    entries: dict[str, Entry]
+    length: int
+
+
 class CachedImages:
     """Reads images from a cache: record -> uint8 ``(3, H, W)``. Processes share the memory of the file.
 
@@ -98,11 +108,10 @@ class ImageCache:
         self.folder = folder / root.name / f"{size[0]}x{size[1]}"
         self._root = root
         self._size = size
-        self._pixels = self.folder / "pixels"
         self._index = self.folder / "index"
         self._row_bytes = 3 * size[0] * size[1]
         codecs = {name: features.version(name) for name in ("jpg", "libjpeg_turbo", "zlib")}
-        self._header = json.dumps({"version": VERSION, "pillow": PIL.__version__, **codecs}).encode() + b"\n"
+        self._decoder = json.dumps({"version": VERSION, "pillow": PIL.__version__, **codecs}).encode()
 
     def reader(self, records: Sequence[Record]) -> CachedImages:
         """Returns what reads the images of these records, after decoding those that are new or have changed.
@@ -112,13 +121,14 @@ class ImageCache:
             UserError: the folder cannot be read or written, or the disk is full.
         """
         try:
-            entries = self._entries()
-            if self._outdated(records, entries):
+            index = self._read_index()
+            if index is None or self._outdated(records, index):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with FileLock(self.folder / "lock"):
-                    entries = self._entries()  # of another process, perhaps, that had the lock
-                    if outdated := self._outdated(records, entries):
-                        self._add(outdated, entries)
+                    index = self._sound_index()  # of another process, perhaps, that had the lock
+                    self._add(self._outdated(records, index), index)
+            rows = {record.image_path: index.entries[self._key(record)].row for record in records}
+            return CachedImages(index.pixels, rows, self._size)
         except OSError as error:
             gigabytes = len(records) * self._row_bytes / 1e9
             raise UserError(
@@ -126,47 +136,64 @@ class ImageCache:
                 f"{gigabytes:.1f} GB): name another folder with dataset.cache_dir, or set dataset.cache=false to "
                 "decode images whenever they are read"
             ) from error
-        return CachedImages(self._pixels, {r.image_path: entries[self._key(r)].row for r in records}, self._size)
 
     def _key(self, record: Record) -> str:
         return record.image_path.relative_to(self._root).as_posix()
 
-    def _outdated(self, records: Iterable[Record], entries: dict[str, Entry]) -> list[Record]:
+    def _outdated(self, records: Iterable[Record], index: Index) -> list[Record]:
         """Returns the records whose image is not in the index as it is now."""
         outdated = []
         for record in records:
             with image_errors(record):
                 stamp = _stamp(record.image_path.stat())
-            entry = entries.get(self._key(record))
+            entry = index.entries.get(self._key(record))
             if entry is None or entry.stamp != stamp:
                 outdated.append(record)
         return outdated
 
-    def _entries(self) -> dict[str, Entry]:
-        """Returns path -> its last entry."""
-        return {entry.path: entry for entry, _ in self._sound_lines()}
+    def _read_index(self) -> Index | None:
+        """Returns what the index says, up to the first line that is damaged or whose row is not there.
 
-    def _sound_lines(self) -> Iterator[tuple[Entry, int]]:
-        """Yields entries and the bytes of their lines, up to the first that is damaged or whose row is not there."""
+        None where there is no index, or that of another decoder, or nothing in it can be believed.
+        """
         try:
-            lines = self._index.read_bytes().splitlines(keepends=True)
-            rows = self._pixels.stat().st_size // self._row_bytes
+            header, *lines = self._index.read_bytes().splitlines(keepends=True) or [b""]
+            decoder, _, name = header.rpartition(b" ")
+            if decoder != self._decoder or not re.fullmatch(rb"pixels-[0-9a-f]{32}\n", name):
+                return None
+            pixels = self.folder / name.decode().strip()
+            rows = pixels.stat().st_size // self._row_bytes
         except FileNotFoundError:
-            return
-        if not lines or lines[0] != self._header:
-            return
-        for line in lines[1:]:
+            return None
+        entries: dict[str, Entry] = {}
+        length = len(header)
+        for line in lines:
             entry = _parsed(line)
             if entry is None or not 0 <= entry.row < rows:
-                return
-            yield entry, len(line)
+                break
+            entries[entry.path] = entry
+            length += len(line)
+        return Index(pixels, entries, length) if entries else None
 
-    def _add(self, records: Sequence[Record], entries: dict[str, Entry]) -> None:
-        """Decodes the images of `records` and adds them to `entries`, on disk and here; asks for the lock."""
-        self._drop_damage()
-        rows = {entry.digest: entry.row for entry in entries.values()}
+    def _sound_index(self) -> Index:
+        """Returns what the index says after dropping the rest of it, or a new one; only under the lock."""
+        index = self._read_index()
+        if index is not None:
+            os.truncate(self._index, index.length)
+            return index
+        old = list(self.folder.glob("pixels-*"))
+        new = self.folder / f"pixels-{uuid4().hex}"
+        header = self._decoder + f" {new.name}\n".encode()
+        self._index.write_bytes(header)
+        for file in old:
+            file.unlink()  # whoever reads it keeps it
+        return Index(new, {}, len(header))
+
+    def _add(self, records: Sequence[Record], index: Index) -> None:
+        """Decodes the images of `records` and adds them to the index, on disk and here; only under the lock."""
+        rows = {entry.digest: entry.row for entry in index.entries.values()}
         added: list[Entry] = []
-        with self._pixels.open("ab") as pixels, self._index.open("ab") as index:
+        with index.pixels.open("ab") as pixels, self._index.open("ab") as lines:
             free = os.fstat(pixels.fileno()).st_size // self._row_bytes
             pixels.truncate(free * self._row_bytes)
             try:
@@ -177,20 +204,10 @@ class ImageCache:
                         free += 1
                     added.append(Entry(found.path, found.stamp, found.digest, rows[found.digest]))
                     if len(added) % AT_ONCE == 0:
-                        _commit(pixels, index, added[-AT_ONCE:])
+                        _commit(pixels, lines, added[-AT_ONCE:])
             finally:
-                _commit(pixels, index, added[len(added) // AT_ONCE * AT_ONCE :])
-        entries |= {entry.path: entry for entry in added}
-
-    def _drop_damage(self) -> None:
-        """Leaves of the index what can be trusted, with nothing behind it; begins anew where that is nothing."""
-        lengths = [length for _, length in self._sound_lines()]
-        if lengths:
-            os.truncate(self._index, len(self._header) + sum(lengths))
-            return
-        self._index.unlink(missing_ok=True)
-        self._pixels.unlink(missing_ok=True)  # whoever reads it keeps it
-        self._index.write_bytes(self._header)
+                _commit(pixels, lines, added[len(added) // AT_ONCE * AT_ONCE :])
+        index.entries.update((entry.path, entry) for entry in added)
 
     def _read_all(self, records: Sequence[Record], rows: Mapping[str, int]) -> Iterator[Found]:
         """Yields the images of `records` in order, read by all cores; shows a progress bar on a terminal."""
@@ -217,10 +234,10 @@ def _stamp(status: os.stat_result) -> Stamp:
     return Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def _commit(pixels: BinaryIO, index: BinaryIO, entries: Sequence[Entry]) -> None:
+def _commit(pixels: BinaryIO, lines: BinaryIO, entries: Sequence[Entry]) -> None:
     """Writes lines of the index, after the rows they name have come safely to disk."""
-    for file, lines in ((pixels, ()), (index, map(_line, entries))):
-        file.writelines(lines)
+    for file, content in ((pixels, b""), (lines, b"".join(map(_line, entries)))):
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
