@@ -85,7 +85,7 @@ class CachedImages:
     def __init__(self, file: Path, rows: dict[Path, int], size: tuple[int, int]) -> None:
         self._parts = (file, rows, size)
         self._rows = rows
-        shape = (max(rows.values(), default=-1) + 1, 3, *size)
+        shape = (max(rows.values()) + 1, 3, *size)
         self._pixels = np.memmap(file, np.uint8, "r", shape=shape)
 
     def __call__(self, record: Record) -> Tensor:
@@ -126,7 +126,8 @@ class ImageCache:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with FileLock(self.folder / "lock"):
                     index = self._sound_index()  # of another process, perhaps, that had the lock
-                    self._add(self._outdated(records, index), index)
+                    if outdated := self._outdated(records, index):
+                        self._add(outdated, index)
             rows = {record.image_path: index.entries[self._key(record)].row for record in records}
             return CachedImages(index.pixels, rows, self._size)
         except OSError as error:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import data.image_cache
 from data.annotations import Record
-from data.image_cache import CachedImages, ImageCache
+from data.image_cache import ImageCache
 from data.images import ImageError, decode_image, read_image
 from utils.errors import UserError
 
@@ -313,7 +313,3 @@ class TestFoldersThatRefuse:
         decoded.clear()
         check(cache.reader(records), records)
         assert 10 <= len(decoded) <= 14
-
-    def test_a_reader_needs_no_rows(self, cache: ImageCache, root: Path) -> None:
-        cache.reader(drawn(root, 1))
-        assert isinstance(cache.reader([]), CachedImages)
