@@ -1,6 +1,5 @@
 """TBPSDataModule: a dataset, its views and its sampler, as loaders."""
 
-import os
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,25 +9,26 @@ import lightning as L
 import numpy as np
 import torch
 from hydra.utils import instantiate
-from lightning.fabric.utilities import suggested_max_num_workers
 from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from data.annotations import DatasetSplits, Record, read_dataset
+from data.annotations import DatasetSplits, read_dataset
 from data.augmentation import Augmentation
 from data.batch import IMAGE, IMAGE_LABELS, INDEX, MLM_LABELS, PIDS, TEXT, TEXT_LABELS, TEXT_MASKED, VIEWS, Batch
 from data.counts import DatasetCounts, count, describe
 from data.datasets import CaptionDataset, Collate, ImageDataset, PairDataset, captions_of
-from data.loader import ResumableLoader, evaluation_loader
+from data.device_views import DeviceViews
+from data.image_readers import ImageReaders
+from data.images import read_image
+from data.loader import ResumableLoader, evaluation_loader, worker_processes
 from data.masking import Masker
-from data.samplers import EpochSampler, IdentitySampler, RandomSampler, StagedSampler
+from data.samplers import Sampling
 from data.tokens import Tokenize, load_tokenizer
-from data.views import Views, read_image
-from utils.errors import UserError, nearest
+from data.views import Views
+from utils.errors import UserError, check_choice
 
-SAMPLERS = ("random", "identity")
-MOST_AUTO_WORKERS = 8
+AUGMENT_ON = ("auto", "worker", "device")
 
 
 class TBPSDataModule(L.LightningDataModule):
@@ -48,6 +48,10 @@ class TBPSDataModule(L.LightningDataModule):
         batch_size: pairs of a training batch, over all processes.
         eval_batch_size: images or captions of an evaluation batch, for each process.
         num_workers: loading processes beside each training process; ``auto`` takes the cores that are left.
+        cache: whether images are decoded once, into `cache_dir`, or whenever they are read.
+        cache_dir: folder of the image caches of all datasets.
+        augment_on: who builds the image views of training: the ``worker`` that loads, the ``device`` that trains,
+            or (``auto``) that device where it is a GPU. The views are the same up to the device's rounding.
         seed: of batches and augmentation.
         with_pids: whether training may read identities; without, no training batch carries them, and pairs
             are trained in the stages that `set_stages` was told.
@@ -69,32 +73,27 @@ class TBPSDataModule(L.LightningDataModule):
         batch_size: int,
         eval_batch_size: int,
         num_workers: int | Literal["auto"],
+        cache: bool,
+        cache_dir: str | Path,
+        augment_on: str,
         seed: int,
         with_pids: bool = True,
     ) -> None:
         super().__init__()
-        if sampler not in SAMPLERS:
-            raise UserError(
-                f"dataset.sampler={sampler} is unknown; expected {' or '.join(SAMPLERS)}." + nearest(sampler, SAMPLERS)
-            )
-        if sampler == "identity" and not with_pids:
-            raise UserError(
-                "dataset.sampler=identity reads identities, which training with pseudo_label must not; use "
-                "dataset.sampler=random."
-            )
+        check_choice("dataset.augment_on", augment_on, AUGMENT_ON)
         self.dataset = dataset
         self.tokenize = Tokenize(load_tokenizer(tokenizer_path), max_length)
         height, width = img_size
         self._img_size = (height, width)
         self._aug = aug
-        self._sampler = sampler
-        self._num_instance = num_instance
-        self._batch_size = batch_size
+        self._sampling = Sampling(sampler, num_instance, batch_size, seed, with_pids)
         self._eval_batch_size = eval_batch_size
         self._num_workers = num_workers
-        self._seed = seed
+        self._images = ImageReaders(dataset, (height, width), Path(cache_dir) if cache else None)
+        self._augment_on = augment_on
         self._with_pids = with_pids
         self._views: Views | None = None
+        self._device_views: DeviceViews | None = None
         self._masker: Masker | None = None
         self._stages = np.ones(len(self.text_images), dtype=np.int64)
 
@@ -110,7 +109,8 @@ class TBPSDataModule(L.LightningDataModule):
             UserError: the augmentation does not offer one of them.
         """
         views = set(needs) & set(VIEWS) | ({TEXT_MASKED} if MLM_LABELS in needs else set())
-        self._views = Views(views, self._img_size, self.tokenize.max_length, self._aug)
+        self._views = Views(views, self.tokenize.max_length, self._aug)
+        self._device_views = DeviceViews(self._views)
         self._masker = Masker(self.tokenize.tokenizer) if TEXT_MASKED in views else None
 
     def set_stages(self, stages: Tensor) -> None:
@@ -193,25 +193,47 @@ class TBPSDataModule(L.LightningDataModule):
         """Returns one line on the dataset for the start of a run."""
         return describe(self.dataset, self.counts, self.tokenize.max_length)
 
+    def setup(self, stage: str) -> None:
+        """Decodes what the image cache lacks. Training ends in a test: a broken image is better found before."""
+        for split in {"fit": ("train", "val", "test"), "validate": ("val",)}.get(stage, ("test",)):
+            self._images(split)
+
     def train_dataloader(self) -> ResumableLoader:
         if self._views is None:
             raise RuntimeError("set_views(objective.needs) comes before training")
-        dataset = PairDataset(self.dataset.train, self._views, with_pids=self._with_pids)
-        return ResumableLoader(
-            dataset, self._train_sampler(dataset), Collate(self.tokenize, self._masker), num_workers=self._workers()
+        dataset = PairDataset(
+            self.dataset.train,
+            self._images("train"),
+            self._views,
+            with_pids=self._with_pids,
+            later=self._augments_on_device,
         )
+        sampler = self._sampling.sampler(dataset, self._stages, **self._share)
+        collate = Collate(self.tokenize, self._masker)
+        return ResumableLoader(dataset, sampler, collate, num_workers=self._workers())
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        if self._device_views is not None:
+            batch = self._device_views(batch, device)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def relabel_dataloaders(self) -> list[DataLoader[Batch]]:
         """Returns the loader of the training images and that of the training captions, as for evaluation."""
-        return self._evaluation_loaders(self.dataset.train)
+        return self._evaluation_loaders("train")
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """Returns the loader of the validation images and that of the validation captions."""
-        return self._evaluation_loaders(self.dataset.val)
+        return self._evaluation_loaders("val")
 
     def test_dataloader(self) -> list[DataLoader[Batch]]:
         """Returns the loader of the test images and that of the test captions."""
-        return self._evaluation_loaders(self.dataset.test)
+        return self._evaluation_loaders("test")
+
+    @property
+    def _augments_on_device(self) -> bool:
+        if self._augment_on == "auto":
+            return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return self._augment_on == "device"
 
     @property
     def _share(self) -> dict[str, int]:
@@ -219,17 +241,9 @@ class TBPSDataModule(L.LightningDataModule):
             return {"rank": 0, "world_size": 1}
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
-    def _train_sampler(self, dataset: PairDataset) -> EpochSampler:
-        if not self._with_pids:
-            return StagedSampler(self._stages, self._batch_size, seed=self._seed, **self._share)
-        if self._sampler == "random":
-            return RandomSampler(len(dataset), self._batch_size, seed=self._seed, **self._share)
-        return IdentitySampler(
-            dataset.pids, dataset.images, self._batch_size, self._num_instance, seed=self._seed, **self._share
-        )
-
-    def _evaluation_loaders(self, records: Sequence[Record]) -> list[DataLoader[Batch]]:
-        images, captions = ImageDataset(records, self._img_size), CaptionDataset(records)
+    def _evaluation_loaders(self, split: str) -> list[DataLoader[Batch]]:
+        records = getattr(self.dataset, split)
+        images, captions = ImageDataset(records, self._images(split)), CaptionDataset(records)
         collate, size = Collate(self.tokenize), self._eval_batch_size
         return [
             evaluation_loader(images, collate, size, num_workers=self._workers(), **self._share),
@@ -237,12 +251,7 @@ class TBPSDataModule(L.LightningDataModule):
         ]
 
     def _workers(self) -> int:
-        # Tokenizers' threads do not survive the fork of a worker; it warns unless told so.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        if self._num_workers != "auto":
-            return self._num_workers
-        on_this_machine = self.trainer.num_devices if self.trainer else 1
-        return min(MOST_AUTO_WORKERS, suggested_max_num_workers(on_this_machine))
+        return worker_processes(self._num_workers, self.trainer.num_devices if self.trainer else 1)
 
 
 def build_data(cfg: DictConfig) -> TBPSDataModule:
@@ -253,7 +262,7 @@ def build_data(cfg: DictConfig) -> TBPSDataModule:
     """
     options = cfg.dataset
     reading = ("language", "val_protocol", "val_identities", "proportion", "fold_id")
-    loading = ("sampler", "num_instance", "batch_size", "eval_batch_size", "num_workers")
+    loading = (key for key in options if key not in (*reading, "name", "label"))
     splits = read_dataset(
         options.name, cfg.dataset_root_dir, **{key: options[key] for key in reading}, seed=cfg.split_seed
     )

@@ -182,9 +182,9 @@ def _make(name: str, folder: Path, root: Path, steps: int) -> None:
 
     from data.annotations import read_dataset
     from data.batch import Tokens
+    from data.images import read_image
     from data.synthetic import FOLDER, generate
     from data.tokens import Tokenize, load_tokenizer
-    from data.views import read_image
     from model.backbones import load_backbone, save_backbone
     from model.pretrain import pretrain
     from model.tiny import IMAGE_SIZE, TEXT_LENGTH, make_tiny

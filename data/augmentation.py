@@ -1,7 +1,8 @@
 """Random changes of images and captions, composed in `config/aug/`.
 
-Images are uint8 ``(3, H, W)`` before and after. Everything random is drawn from torch's CPU random state
-(torchvision's transforms do so too), so that a seed fixes a sample.
+Images are uint8 ``(3, H, W)`` before and after, on any device. Everything random is drawn from torch's CPU random
+state, so that a seed fixes a sample wherever it is made. torchvision's transforms do so too, but for the few that draw
+pixels, such as ``RandomErasing(value="random")`` and ``GaussianNoise``: with those, set ``dataset.augment_on=worker``.
 """
 
 from collections.abc import Callable, Sequence

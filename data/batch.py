@@ -18,6 +18,9 @@ Pseudo labels, `IMAGE_LABELS` and `TEXT_LABELS`, are not in a batch: they are lo
 
 An evaluation batch holds one modality, `IMAGE` or `TEXT`, with `PIDS` (the raw ids of the annotation file)
 and `INDEX`. A training sample with `TEXT_MASKED` also carries its `MASK_DRAWS`, which the batch no longer needs.
+
+Where image views are built on the device of training, what comes from the loader has in their place `SOURCE`, uint8
+``(B, 3, H, W)``, the images as they are, and `SEEDS`, B numbers that stay on the host.
 """
 
 from typing import Any, Final, NamedTuple
@@ -35,6 +38,8 @@ MLM_LABELS: Final = "mlm_labels"
 IMAGE_LABELS: Final = "image_labels"
 TEXT_LABELS: Final = "text_labels"
 MASK_DRAWS: Final = "mask_draws"
+SOURCE: Final = "source"
+SEEDS: Final = "seeds"
 INDEX: Final = "index"
 
 IMAGE_VIEWS: Final = (IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2)

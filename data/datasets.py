@@ -8,11 +8,24 @@ import torch
 from torch.utils.data import Dataset
 
 from data.annotations import Record
-from data.batch import IMAGE, INDEX, MASK_DRAWS, MLM_LABELS, PIDS, TEXT, TEXT_MASKED, TEXT_VIEWS, Batch
+from data.batch import (
+    IMAGE,
+    INDEX,
+    MASK_DRAWS,
+    MLM_LABELS,
+    PIDS,
+    SEEDS,
+    SOURCE,
+    TEXT,
+    TEXT_MASKED,
+    TEXT_VIEWS,
+    Batch,
+)
+from data.images import ImageReader
 from data.masking import Masker
 from data.samplers import Draw, Indices
 from data.tokens import Tokenize
-from data.views import Views, read_image
+from data.views import Views
 
 Sample = dict[str, Any]
 
@@ -34,15 +47,21 @@ class PairDataset(Dataset[Sample]):
 
     Args:
         records: one per image.
+        read: reads an image.
         views: builds what the losses need.
         with_pids: whether samples carry the person, relabelled densely from 0. Without, no training code can
             get at identities.
+        later: whether the image views are built later, from `SOURCE` and `SEEDS`.
     """
 
-    def __init__(self, records: Sequence[Record], views: Views, *, with_pids: bool) -> None:
+    def __init__(
+        self, records: Sequence[Record], read: ImageReader, views: Views, *, with_pids: bool, later: bool = False
+    ) -> None:
         self._records = records
         self._captions = captions_of(records)
+        self._read = read
         self._views = views
+        self._later = later
         self._pids = self.pids.tolist() if with_pids else None
 
     @property
@@ -61,10 +80,12 @@ class PairDataset(Dataset[Sample]):
 
     def __getitem__(self, draw: Draw) -> Sample:
         """Returns the views of pair `draw.pair`, random by `draw.seed` and by nothing else."""
-        image, text = self._captions[draw.pair]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(draw.seed)  # torch.manual_seed would also reset the GPUs
-            sample: Sample = {**self._views(self._records[image], text), INDEX: draw.pair}
+        place, text = self._captions[draw.pair]
+        sample: Sample = {**self._views.of_caption(text, draw.seed), INDEX: draw.pair}
+        if self._views.need_image:
+            image = self._read(self._records[place])
+            later = {SOURCE: image, SEEDS: draw.seed}
+            sample |= later if self._later else self._views.of_image(image, draw.seed)
         if self._pids is not None:
             sample[PIDS] = self._pids[draw.pair]
         return sample
@@ -75,19 +96,19 @@ class ImageDataset(Dataset[Sample]):
 
     Args:
         records: one per image.
-        size: (height, width).
+        read: reads an image.
     """
 
-    def __init__(self, records: Sequence[Record], size: tuple[int, int]) -> None:
+    def __init__(self, records: Sequence[Record], read: ImageReader) -> None:
         self._records = records
-        self._size = size
+        self._read = read
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Sample:
         record = self._records[index]
-        return {IMAGE: read_image(record, self._size), PIDS: record.pid, INDEX: index}
+        return {IMAGE: self._read(record), PIDS: record.pid, INDEX: index}
 
 
 class CaptionDataset(Dataset[Sample]):
@@ -112,6 +133,8 @@ class CaptionDataset(Dataset[Sample]):
 class Collate:
     """Makes a batch of samples: images are stacked, texts tokenised together and masked, numbers become int64.
 
+    `SEEDS` stay a list, so that nobody has to wait for a device to read them.
+
     Args:
         tokenize: what makes tokens of captions.
         masker: what makes `TEXT_MASKED` and `MLM_LABELS`, where samples hold that view.
@@ -130,4 +153,6 @@ class Collate:
     def _column(self, key: str, values: list[Any]) -> Any:
         if isinstance(values[0], torch.Tensor):
             return torch.stack(values)
-        return self._tokenize(values) if key in TEXT_VIEWS else torch.tensor(values)
+        if key in TEXT_VIEWS:
+            return self._tokenize(values)
+        return values if key == SEEDS else torch.tensor(values)

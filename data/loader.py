@@ -1,15 +1,19 @@
 """A training loader that continues in the middle of an epoch; evaluation loaders that share out exactly."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypedDict
+from typing import Any, Final, Literal, TypedDict
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import suggested_max_num_workers
 from torch.utils.data import DataLoader, Dataset
 
 from data.batch import Batch
 from data.samplers import EpochSampler
 from utils.errors import UserError
+
+MOST_AUTO_WORKERS: Final = 8
 
 CollateFn = Callable[[Sequence[Any]], Batch]
 
@@ -105,6 +109,13 @@ def evaluation_loader(
         collate_fn=collate_fn,
         **_process_options(num_workers),
     )
+
+
+def worker_processes(wanted: int | Literal["auto"], training_processes: int) -> int:
+    """Returns how many processes load beside each training process of a machine; ``auto``: the cores that are left."""
+    # Tokenizers' threads do not survive the fork of a worker; it warns unless told so.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return min(MOST_AUTO_WORKERS, suggested_max_num_workers(training_processes)) if wanted == "auto" else wanted
 
 
 def _process_options(num_workers: int) -> dict[str, Any]:

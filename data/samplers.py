@@ -2,12 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.errors import UserError
+from utils.errors import UserError, check_choice
+
+SAMPLERS: Final = ("random", "identity")
 
 Indices = NDArray[np.int64]
 
@@ -191,6 +194,60 @@ class IdentitySampler(EpochSampler):
         lap = _count_within_runs(self._images[order])
         image_rank = rng.permutation(self._images.max() + 1)[self._images[order]]
         return order[np.lexsort((image_rank, lap, self._pids[order]))]
+
+
+class Pairs(Protocol):
+    """The person and the image of each pair of a training set, both ``(N,)``, numbered from 0 without gaps."""
+
+    @property
+    def pids(self) -> Indices: ...
+
+    @property
+    def images(self) -> Indices: ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the batches of a training are made up.
+
+    name: `random` pairs, or P persons x `num_instance` pairs (`identity`).
+    num_instance: pairs of a person in a batch, for `identity`.
+    batch_size: pairs of a batch, over all processes.
+    seed: of the run.
+    with_pids: whether identities may be read; without, pairs come in stages.
+
+    Raises:
+        UserError: no such name, or one that reads identities without them.
+    """
+
+    name: str
+    num_instance: int
+    batch_size: int
+    seed: int
+    with_pids: bool
+
+    def __post_init__(self) -> None:
+        check_choice("dataset.sampler", self.name, SAMPLERS)
+        if self.name == "identity" and not self.with_pids:
+            raise UserError(
+                "dataset.sampler=identity reads identities, which training with pseudo_label must not; use "
+                "dataset.sampler=random."
+            )
+
+    def sampler(self, pairs: Pairs, stages: Indices, *, rank: int, world_size: int) -> EpochSampler:
+        """Returns the sampler of a process.
+
+        Args:
+            pairs: of the training set.
+            stages: ``(N,)`` when each is trained; read where identities must not be.
+            rank, world_size: which process of how many.
+        """
+        share = {"seed": self.seed, "rank": rank, "world_size": world_size}
+        if not self.with_pids:
+            return StagedSampler(stages, self.batch_size, **share)
+        if self.name == "random":
+            return RandomSampler(len(stages), self.batch_size, **share)
+        return IdentitySampler(pairs.pids, pairs.images, self.batch_size, self.num_instance, **share)
 
 
 def _most_batches(due: Indices, batch_size: int, num_instance: int) -> int:

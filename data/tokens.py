@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from data.batch import Tokens
@@ -39,15 +40,23 @@ class Tokenize:
     """Turns captions into ids of exactly `max_length` tokens: longer ones are cut, shorter ones padded.
 
     Always the full length: SigLIP attends to its padding, so that padding to the longest of a batch would
-    change the embeddings.
+    change the embeddings. Captions that were counted are remembered and not tokenised again.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self._rows: dict[str, int] = {}
+        self._remembered = Tokens(torch.empty(0, max_length, dtype=torch.int64), torch.empty(0, max_length).bool())
 
     def __call__(self, captions: Sequence[str]) -> Tokens:
         """Returns ids and mask, both ``(B, max_length)``."""
+        if not all(caption in self._rows for caption in captions):
+            return self._tokenized(captions)
+        rows = [self._rows[caption] for caption in captions]
+        return Tokens(*(part[rows] for part in self._remembered))
+
+    def _tokenized(self, captions: Sequence[str]) -> Tokens:
         encoded = self.tokenizer(
             list(captions),
             padding="max_length",
@@ -59,11 +68,32 @@ class Tokenize:
         return Tokens(encoded["input_ids"], encoded["attention_mask"].bool())
 
     def count(self, captions: Sequence[str]) -> TokenCounts:
-        """Returns what the tokens of these captions come to before they are cut."""
+        """Returns what the tokens of these captions come to before they are cut; remembers them."""
         encoded = self.tokenizer(list(captions), verbose=False)["input_ids"]
         lengths = [len(ids) for ids in encoded]
+        self._remember(dict(zip(captions, encoded, strict=True)))
         return TokenCounts(
             cut=sum(length > self.max_length for length in lengths),
             longest=max(lengths),
             max_id=max(max(ids) for ids in encoded),
         )
+
+    def _remember(self, encoded: dict[str, list[int]]) -> None:
+        new = {caption: ids for caption, ids in encoded.items() if caption not in self._rows}
+        long = [caption for caption, ids in new.items() if len(ids) > self.max_length]
+        if long:  # where to cut is for the tokenizer to say, which keeps the end token
+            new |= zip(long, self._tokenized(long).ids.tolist(), strict=True)
+        self._rows |= {caption: row for row, caption in enumerate(new, start=len(self._rows))}
+        parts = zip(self._remembered, self._padded(list(new.values())), strict=True)
+        self._remembered = Tokens(*map(torch.cat, parts))
+
+    def _padded(self, encoded: Sequence[list[int]]) -> Tokens:
+        """Returns captions of at most `max_length` tokens as the tokenizer itself pads them: ``(N, max_length)``."""
+        ids = torch.full((len(encoded), self.max_length), self.tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids, dtype=torch.bool)
+        for row, tokens in enumerate(encoded):
+            place = slice(None, len(tokens))
+            if self.tokenizer.padding_side == "left":
+                place = slice(self.max_length - len(tokens), None)
+            ids[row, place], mask[row, place] = torch.tensor(tokens), True
+        return Tokens(ids, mask)

@@ -1,14 +1,12 @@
 """Builds the views of a pair that the losses ask for, and nothing else."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional
 
-from data.annotations import Record
 from data.augmentation import Augmentation, Transforms
 from data.batch import IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2, IMAGE_VIEWS, MASK_DRAWS, TEXT, TEXT_MASKED, TEXT_VIEWS
 from data.masking import DRAWS
@@ -24,54 +22,15 @@ PROVIDED_BY: Final = {
 }
 
 
-class ImageError(UserError):
-    """An image that cannot be read.
-
-    PyTorch rebuilds an exception of a worker process from its printed traceback, whose last line is kept.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.rpartition(f"{ImageError.__name__}: ")[2].strip())
-
-
-def read_image(record: Record, size: tuple[int, int]) -> Tensor:
-    """Returns the image of a record as RGB, uint8 ``(3, H, W)``.
-
-    Resized with Pillow's antialiased bicubic filter: that of CLIP's and SigLIP's pre-training, and the
-    same values on every machine.
-
-    Raises:
-        ImageError: the file is missing, empty or broken.
-    """
-    height, width = size
-    try:
-        with Image.open(record.image_path) as image:
-            resized = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
-    except Exception as error:  # Pillow's decoders raise whatever the bytes lead them to
-        raise ImageError(
-            f"{record.image_path} (identity {record.pid}) cannot be read ({_reason(record, error)}); "
-            "restore the file, `uv run python -m data.doctor <dataset>` lists all such images."
-        ) from error
-    return functional.pil_to_tensor(resized)
-
-
-def _reason(record: Record, error: Exception) -> str:
-    if not record.image_path.is_file():
-        return "there is no such file"
-    if record.image_path.stat().st_size == 0:
-        return "the file is empty"
-    return str(error) or type(error).__name__
-
-
 class Views:
-    """Builds the asked-for views of (image, caption) pairs; the image is decoded once for all of them.
+    """Builds the asked-for views of (image, caption) pairs, random by the seed of a pair and by nothing else.
 
-    All text views are of the same augmented caption. What is masked of it is settled when a batch is
-    tokenised; here it is drawn.
+    Images and captions draw from independent halves of the 63 bits of a seed, so that they can be augmented in
+    different places. All text views are of the same augmented caption. What is masked of it is settled when a
+    batch is tokenised; here it is drawn.
 
     Args:
         needs: names of views (`data.batch.VIEWS`).
-        size: (height, width) of image views.
         text_length: tokens of a caption.
         augmentation: what provides them.
 
@@ -79,27 +38,49 @@ class Views:
         UserError: a view that the augmentation does not offer.
     """
 
-    def __init__(
-        self, needs: Collection[str], size: tuple[int, int], text_length: int, augmentation: Augmentation
-    ) -> None:
-        self._size = size
+    def __init__(self, needs: Collection[str], text_length: int, augmentation: Augmentation) -> None:
         self._draws = (DRAWS, text_length)
         self._images = {view: _transforms(view, augmentation) for view in IMAGE_VIEWS if view in needs}
         self._texts = [view for view in TEXT_VIEWS if view in needs]
         self._text = _transforms(TEXT, augmentation) if self._texts else ()
 
-    def __call__(self, record: Record, caption: str) -> dict[str, Tensor | str]:
-        """Returns view name -> uint8 ``(3, H, W)`` or text, random by torch's CPU random state."""
+    @property
+    def need_image(self) -> bool:
+        """Whether any of them is an image view."""
+        return bool(self._images)
+
+    def of_image(self, image: Tensor, seed: int) -> dict[str, Tensor]:
+        """Returns image view -> uint8 ``(3, H, W)`` of an image of that shape, on its device."""
+        with _seeded(seed):
+            return {view: _apply(transforms, image) for view, transforms in self._images.items()}
+
+    def of_images(self, images: Tensor, seeds: Sequence[int]) -> dict[str, Tensor]:
+        """Returns image view -> uint8 ``(B, 3, H, W)``, each row what `of_image` gives.
+
+        Args:
+            images: uint8 ``(B, 3, H, W)``.
+            seeds: of each.
+        """
+        rows = [self.of_image(image, seed) for image, seed in zip(images, seeds, strict=True)]
+        return {view: torch.stack([row[view] for row in rows]) for view in self._images}
+
+    def of_caption(self, caption: str, seed: int) -> dict[str, Tensor | str]:
+        """Returns text view -> text, and `MASK_DRAWS` with `TEXT_MASKED`."""
         views: dict[str, Tensor | str] = {}
-        if self._images:
-            image = read_image(record, self._size)
-            views |= {view: _apply(transforms, image) for view, transforms in self._images.items()}
-        if self._texts:
-            text = _apply(self._text, caption)
-            views |= dict.fromkeys(self._texts, text)
-        if TEXT_MASKED in self._texts:
-            views[MASK_DRAWS] = torch.rand(self._draws)
+        with _seeded(seed >> 32):
+            if self._texts:
+                views |= dict.fromkeys(self._texts, _apply(self._text, caption))
+            if TEXT_MASKED in self._texts:
+                views[MASK_DRAWS] = torch.rand(self._draws)
         return views
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Makes the CPU random state that of the low 32 bits of `seed`, all that PyTorch's generator takes, for a while."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reset the GPUs
+        yield
 
 
 def _transforms(view: str, augmentation: Augmentation) -> Transforms:

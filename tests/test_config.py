@@ -154,7 +154,7 @@ def test_every_experiment_composes_with_every_backbone_and_dataset(experiment: s
     embedded = "tiny_resnet_bert" if experiment == "part_cmr" else "tiny_clip_young"
     assert cfg.backbone.name == {"demo": embedded}.get(primary, primary)
     needs = build_objective(instantiate(cfg.loss.terms), FACTS).needs & set(VIEWS)
-    assert Views(needs, tuple(cfg.img_size), cfg.backbone.max_length, instantiate(cfg.aug))
+    assert Views(needs, cfg.backbone.max_length, instantiate(cfg.aug))
     assert split_parameters(linear().named_parameters(), cfg.optimizer.param_groups)
     assert cfg.scheduler.warmup_epochs < cfg.trainer.max_epochs
 

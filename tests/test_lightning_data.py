@@ -5,6 +5,8 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torchvision.transforms.v2 import RandomErasing, RandomHorizontalFlip
@@ -18,18 +20,24 @@ from data.batch import (
     IMAGE_LABELS,
     IMAGE_SS1,
     IMAGE_SS2,
+    IMAGE_VIEWS,
     INDEX,
     MLM_LABELS,
     PIDS,
+    SOURCE,
     TEXT,
     TEXT_LABELS,
     TEXT_MASKED,
     Batch,
     Tokens,
 )
+from data.views import PROVIDED_BY
 from lightning_data import TBPSDataModule
+from utils.config import register_resolvers
 from utils.errors import UserError
 
+register_resolvers()
+CONFIG = Path(__file__).parents[1] / "config"
 WORDS = ["[PAD]", "[UNK]", "a", "red", "blue", "shirt", "bag", "zebra"]
 AUGMENTATION = Augmentation(
     "test",
@@ -71,7 +79,7 @@ def tokenizer_path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def settings(tokenizer_path: Path) -> dict[str, Any]:
+def settings(tokenizer_path: Path, tmp_path: Path) -> dict[str, Any]:
     return {
         "tokenizer_path": tokenizer_path,
         "max_length": 5,
@@ -82,6 +90,9 @@ def settings(tokenizer_path: Path) -> dict[str, Any]:
         "batch_size": 8,
         "eval_batch_size": 4,
         "num_workers": 0,
+        "cache": False,
+        "cache_dir": tmp_path / "cache",
+        "augment_on": "worker",
         "seed": 1,
     }
 
@@ -90,6 +101,13 @@ def batches(dataset: DatasetSplits, settings: dict[str, Any], needs: frozenset[s
     data = TBPSDataModule(dataset, **settings)
     data.set_views(needs)
     return list(data.train_dataloader())
+
+
+def assert_same(first: Batch, second: Batch) -> None:
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        mine, others = (value, second[key]) if isinstance(value, Tokens) else ((value,), (second[key],))
+        assert all(map(torch.equal, mine, others))
 
 
 class TestTraining:
@@ -186,6 +204,77 @@ class TestTraining:
             assert torch.equal(whole[IMAGE_AUG], torch.cat([first[IMAGE_AUG], second[IMAGE_AUG]]))
 
 
+class TestImageCache:
+    def test_no_image_file_is_read_after_the_cache_was_filled(
+        self, dataset: DatasetSplits, settings: dict[str, Any]
+    ) -> None:
+        plain = TBPSDataModule(dataset, **settings)
+        cached = TBPSDataModule(dataset, **settings | {"cache": True, "num_workers": 1})
+        loaded: list[list[Batch]] = []
+        for data in (plain, cached):
+            data.set_views(ALL_VIEWS)
+            data.setup("fit")
+            if data is cached:
+                for record in (*dataset.train, *dataset.val, *dataset.test):
+                    record.image_path.unlink()
+            loader = data.train_dataloader()
+            evaluation = (*data.val_dataloader(), *data.test_dataloader(), *data.relabel_dataloaders())
+            loaded.append([batch for each in (loader, loader, *evaluation) for batch in each])
+        assert len(loaded[0]) == 2 * 6 + (2 + 2) + (3 + 5) + (6 + 12)
+        for first, second in zip(*loaded, strict=True):
+            assert_same(first, second)
+
+    def test_a_test_decodes_no_other_split(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
+        for record in dataset.train:
+            record.image_path.unlink()
+        data = TBPSDataModule(dataset, **settings | {"cache": True})
+        data.setup("test")
+        assert (len(dataset.test), len(list(data.test_dataloader()[0]))) == (10, 3)
+        with pytest.raises(UserError, match="there is no such file"):
+            data.setup("fit")
+
+
+class TestAugmentOnDevice:
+    @pytest.mark.parametrize("choice", sorted(path.stem for path in CONFIG.glob("aug/*.yaml")))
+    @pytest.mark.parametrize("num_workers", [0, 1])
+    def test_worker_and_device_build_the_same_batches(
+        self, dataset: DatasetSplits, settings: dict[str, Any], choice: str, num_workers: int
+    ) -> None:
+        with initialize_config_dir(str(CONFIG), version_base="1.3"):
+            aug = instantiate(compose("demo", overrides=[f"aug={choice}", "img_size_str=16x8"]).aug)
+        offered = {view for view in IMAGE_VIEWS if getattr(aug, PROVIDED_BY[view]) is not None}
+        settings |= {"aug": aug, "num_workers": num_workers}
+        epochs = []
+        for augment_on in ("worker", "device"):
+            data = TBPSDataModule(dataset, **settings | {"augment_on": augment_on})
+            data.set_views(offered | {TEXT, MLM_LABELS})
+            batches = list(data.train_dataloader())
+            assert (SOURCE in batches[0]) == (augment_on == "device")
+            epochs.append([data.transfer_batch_to_device(batch, torch.device("cpu"), 0) for batch in batches])
+        for first, second in zip(*epochs, strict=True):
+            assert offered <= first.keys()
+            assert_same(first, second)
+
+    @pytest.mark.parametrize(("device", "elsewhere"), [("cpu", False), ("cuda", True)])
+    def test_auto_is_the_device_where_it_is_a_gpu(
+        self, dataset: DatasetSplits, settings: dict[str, Any], device: str, elsewhere: bool
+    ) -> None:
+        data = TBPSDataModule(dataset, **settings | {"augment_on": "auto"})
+        data.set_views({IMAGE})
+        assert IMAGE in next(iter(data.train_dataloader()))
+        strategy = SimpleNamespace(root_device=torch.device(device))
+        data.trainer = SimpleNamespace(  # type: ignore[assignment]
+            global_rank=0, world_size=1, num_devices=1, strategy=strategy
+        )
+        assert (SOURCE in next(iter(data.train_dataloader()))) == elsewhere
+
+    def test_batches_without_images_pass(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
+        data = TBPSDataModule(dataset, **settings | {"augment_on": "device"})
+        data.set_views({TEXT})
+        batch = next(iter(data.train_dataloader()))
+        assert_same(batch, data.transfer_batch_to_device(batch, torch.device("cpu"), 0))
+
+
 class TestEvaluation:
     def test_the_training_set_is_encoded_as_it_is(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
         images, texts = map(list, TBPSDataModule(dataset, **settings).relabel_dataloaders())
@@ -215,7 +304,7 @@ class Reader(L.LightningModule):
     """Reads batches and learns nothing."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        assert len(batch[INDEX]) == 8
+        assert len(batch[INDEX]) == len(batch[IMAGE_AUG]) == 8
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int) -> None:
         assert (IMAGE in batch) == (dataloader_idx == 0)
@@ -238,8 +327,11 @@ class TestUnderLightning:
             enable_model_summary=False,
         )
 
-    def test_it_trains_and_tests(self, dataset: DatasetSplits, settings: dict[str, Any], tmp_path: Path) -> None:
-        data = TBPSDataModule(dataset, **settings)
+    @pytest.mark.parametrize("augment_on", ["auto", "device"])
+    def test_it_trains_and_tests(
+        self, dataset: DatasetSplits, settings: dict[str, Any], tmp_path: Path, augment_on: str
+    ) -> None:
+        data = TBPSDataModule(dataset, **settings | {"cache": True, "augment_on": augment_on})
         data.set_views(ALL_VIEWS)
         trainer = self.trainer(tmp_path)
         trainer.fit(Reader(), datamodule=data)
@@ -311,6 +403,10 @@ class TestSettings:
     def test_a_misspelt_sampler(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
         with pytest.raises(UserError, match=r"dataset\.sampler=identiy is unknown.*Did you mean 'identity'"):
             TBPSDataModule(dataset, **settings | {"sampler": "identiy"})
+
+    def test_a_misspelt_place_to_augment(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
+        with pytest.raises(UserError, match=r"augment_on=devise is unknown; expected auto or.*Did you mean 'device'"):
+            TBPSDataModule(dataset, **settings | {"augment_on": "devise"})
 
     def test_a_missing_tokenizer(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
         with pytest.raises(UserError, match="nowhere does not exist"):

@@ -21,6 +21,8 @@ IN_FACTS = (
     "seed",
     "dataset",
     "dataset.language",
+    "dataset.cache",
+    "dataset.cache_dir",
     "backbone",
     "lora",
     "loss",

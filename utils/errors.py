@@ -19,6 +19,16 @@ def nearest(word: str, options: list[str] | tuple[str, ...] | set[str], *, cutof
     return f" Did you mean {match[0]!r}?" if match else ""
 
 
+def check_choice(key: str, value: str, options: tuple[str, ...]) -> None:
+    """Passes when `value`, given for the config's `key`, is one of `options`.
+
+    Raises:
+        UserError: it is not.
+    """
+    if value not in options:
+        raise UserError(f"{key}={value} is unknown; expected {' or '.join(options)}." + nearest(value, options))
+
+
 def fail(message: str) -> NoReturn:
     """Prints `message` as one line on standard error and ends the process with status 2."""
     print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)

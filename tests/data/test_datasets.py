@@ -1,20 +1,23 @@
 import pickle
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms.v2 import RandomErasing
 
 from data.annotations import Record
 from data.augmentation import Augmentation, RandomWordDeletion
-from data.batch import IMAGE, IMAGE_AUG, INDEX, PIDS, TEXT
+from data.batch import IMAGE, IMAGE_AUG, INDEX, PIDS, SEEDS, SOURCE, TEXT
 from data.datasets import CaptionDataset, ImageDataset, PairDataset
+from data.images import read_image
 from data.samplers import Draw
 from data.views import Views
 
-SIZE = (16, 8)
+READ = partial(read_image, size=(16, 8))
 ERASING = Augmentation("erasing", image_aug=[RandomErasing(1.0)], text=[RandomWordDeletion(0.5)])
 
 
@@ -30,8 +33,8 @@ def records(tmp_path: Path) -> list[Record]:
     return made
 
 
-def pairs(records: list[Record], *, with_pids: bool = True) -> PairDataset:
-    return PairDataset(records, Views({IMAGE, IMAGE_AUG, TEXT}, SIZE, 8, ERASING), with_pids=with_pids)
+def pairs(records: list[Record], *, with_pids: bool = True, later: bool = False) -> PairDataset:
+    return PairDataset(records, READ, Views({IMAGE, IMAGE_AUG, TEXT}, 8, ERASING), with_pids=with_pids, later=later)
 
 
 class TestPairDataset:
@@ -61,9 +64,29 @@ class TestPairDataset:
         torch.manual_seed(0)
         first = dataset[Draw(3, seed=11)]
         torch.manual_seed(1)
-        again, other = dataset[Draw(3, seed=11)], dataset[Draw(3, seed=12)]
+        again, other = dataset[Draw(3, seed=11)], dataset[Draw(3, seed=2**40)]
         assert first[TEXT] == again[TEXT] != other[TEXT]
         assert torch.equal(first[IMAGE_AUG], again[IMAGE_AUG])
+
+    def test_image_views_can_be_left_to_others(self, records: list[Record]) -> None:
+        now, later = (pairs(records, later=later)[Draw(3, seed=2**40 + 11)] for later in (False, True))
+        assert later.keys() == {SOURCE, SEEDS, TEXT, PIDS, INDEX}
+        assert later[TEXT] == now[TEXT]
+        assert torch.equal(later[SOURCE], READ(records[2]))
+        views = Views({IMAGE, IMAGE_AUG}, 8, ERASING).of_image(later[SOURCE], later[SEEDS])
+        assert all(torch.equal(now[view], views[view]) for view in (IMAGE, IMAGE_AUG))
+
+    @pytest.mark.parametrize("later", [False, True])
+    def test_an_image_is_read_once_and_only_if_needed(self, records: list[Record], later: bool) -> None:
+        for needs, reads in (({TEXT}, 0), ({IMAGE, IMAGE_AUG}, 1)):
+            read: list[Record] = []
+
+            def counted(record: Record, read: list[Record] = read) -> Tensor:
+                read.append(record)
+                return READ(record)
+
+            PairDataset(records, counted, Views(needs, 8, ERASING), with_pids=True, later=later)[Draw(0, seed=1)]
+            assert read == records[:reads]
 
     def test_the_random_state_of_the_training_is_left_alone(self, records: list[Record]) -> None:
         before = torch.get_rng_state()
@@ -83,7 +106,7 @@ class TestPairDataset:
 
 class TestEvaluationDatasets:
     def test_every_image_once_with_its_raw_identity(self, records: list[Record]) -> None:
-        samples = list(map(ImageDataset(records, SIZE).__getitem__, range(4)))
+        samples = list(map(ImageDataset(records, READ).__getitem__, range(4)))
         assert [sample[PIDS] for sample in samples] == [70, 5, 70, 9]
         assert [sample[INDEX] for sample in samples] == [0, 1, 2, 3]
         assert all((sample[IMAGE] == 10 * image).all() for image, sample in enumerate(samples))

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from data.tokens import Tokenize, load_tokenizer
 from utils.errors import UserError
@@ -42,6 +42,36 @@ class TestTokenize:
         captions = ["áo đỏ quần", "áo đỏ quần quần", "áo " * 9]
         assert Tokenize(siglip_like(), 4).count(captions) == (2, 10, 4)
         assert capfd.readouterr().err == ""
+
+
+class TestMemory:
+    @pytest.mark.parametrize("side", ["right", "left"])
+    def test_counted_captions_are_not_tokenised_again_and_stay_the_same(
+        self, side: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tokenizer = siglip_like()
+        tokenizer.padding_side = side
+        captions = ["áo đỏ", "quần", "áo đỏ quần xanh áo đỏ", "", "quần", "đỏ đỏ đỏ", "xanh áo"]
+        expected = Tokenize(tokenizer, 4)(captions)
+        tokenize = Tokenize(tokenizer, 4)
+        tokenize.count(captions[:4])
+        tokenize.count(captions[2:])
+        calls: list[list[str]] = []
+        monkeypatch.setattr(
+            type(tokenizer), "__call__", lambda _, texts, **options: calls.append(texts) or expected_call(texts)
+        )
+
+        def expected_call(texts: list[str]) -> BatchEncoding:
+            return BatchEncoding({"input_ids": torch.ones(len(texts), 4), "attention_mask": torch.ones(len(texts), 4)})
+
+        order = [5, 2, 6, 0, 3, 1, 4, 5]
+        found = tokenize([captions[i] for i in order])
+        assert calls == []
+        for part, whole in zip(found, expected, strict=True):
+            assert part.dtype == whole.dtype
+            assert torch.equal(part, whole[order])
+        tokenize(["áo đỏ", "áo"])
+        assert calls == [["áo đỏ", "áo"]]
 
 
 class TestLoadTokenizer:

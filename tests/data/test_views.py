@@ -1,21 +1,21 @@
-import pickle
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch._utils import ExceptionWrapper
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch import Tensor
 from torchvision.transforms.v2 import RandomErasing, RandomHorizontalFlip
 
-import data.views
-from data.annotations import Record
 from data.augmentation import Augmentation, RandomWordDeletion
-from data.batch import IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2, MASK_DRAWS, TEXT, TEXT_MASKED
-from data.views import ImageError, Views, read_image
+from data.batch import IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2, IMAGE_VIEWS, MASK_DRAWS, TEXT, TEXT_MASKED
+from data.views import PROVIDED_BY, Views
+from utils.config import register_resolvers
 from utils.errors import UserError
 
-SIZE = (24, 12)
+register_resolvers()
+CONFIG = Path(__file__).parents[2] / "config"
+CHOICES = sorted(path.stem for path in CONFIG.glob("aug/*.yaml"))
 LENGTH = 8
 FULL = Augmentation(
     name="full",
@@ -24,77 +24,25 @@ FULL = Augmentation(
     image_ss=[RandomErasing(1.0)],
     text=[RandomWordDeletion(1.0)],
 )
+DROPPING = Augmentation("dropping", image=[RandomHorizontalFlip()], text=[RandomWordDeletion(0.5)])
+CAPTION = " ".join(map(str, range(30)))
 
 
 @pytest.fixture
-def record(tmp_path: Path) -> Record:
-    return write(tmp_path / "a.png", np.random.default_rng(0).integers(0, 256, (24, 12, 3)))
+def image() -> Tensor:
+    return pictures(1)[0]
 
 
-def write(path: Path, pixels: np.ndarray, mode: str = "RGB") -> Record:
-    Image.fromarray(pixels.astype(np.uint8)).convert(mode).save(path)
-    return Record(pid=17, image_id=0, image_path=path, captions=("a red shirt",))
+def pictures(count: int) -> Tensor:
+    return torch.randint(256, (count, 3, 24, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-class TestReadImage:
-    def test_the_pixels_at_their_own_size(self, record: Record) -> None:
-        image = read_image(record, SIZE)
-        assert image.shape == (3, 24, 12)
-        assert image.dtype == torch.uint8
-        expected = np.asarray(Image.open(record.image_path)).transpose(2, 0, 1)
-        assert np.array_equal(image.numpy(), expected)
-
-    def test_resizing_averages_and_takes_height_first(self, tmp_path: Path) -> None:
-        checkers = np.indices((192, 96)).sum(0) % 2 * 255
-        image = read_image(write(tmp_path / "b.png", np.stack([checkers] * 3, -1)), (48, 24))
-        assert image.shape == (3, 48, 24)
-        assert (image.float() - 127.5).abs().max() < 3
-
-    @pytest.mark.parametrize(
-        ("suffix", "mode"), [("jpg", "L"), ("png", "RGBA"), ("png", "P"), ("bmp", "RGB"), ("jpg", "CMYK")]
-    )
-    def test_every_format_and_mode_becomes_rgb(self, tmp_path: Path, suffix: str, mode: str) -> None:
-        grey = np.full((30, 20, 3), 102)  # in the palette that Pillow converts to
-        image = read_image(write(tmp_path / f"c.{suffix}", grey, mode), SIZE)
-        assert image.shape == (3, 24, 12)
-        assert (image.int() - 102).abs().max() <= 3
-
-    @pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "not an image", "a folder"])
-    def test_a_bad_file_is_named_with_its_identity(self, tmp_path: Path, damage: str) -> None:
-        noise = np.random.default_rng(0).integers(0, 256, (200, 100, 3))
-        bad = write(tmp_path / "d.jpg", noise)
-        content = bad.image_path.read_bytes()
-        bad.image_path.unlink()
-        if damage == "a folder":
-            bad.image_path.mkdir()
-        elif damage != "missing":
-            kept = {"empty": b"", "truncated": content[: len(content) // 2], "not an image": b"<html>" * 50}
-            bad.image_path.write_bytes(kept[damage])
-        with pytest.raises(ImageError) as error:
-            read_image(bad, SIZE)
-        reason = {
-            "missing": "there is no such file",
-            "empty": "the file is empty",
-            "truncated": "truncated",
-            "not an image": "cannot identify image file",
-            "a folder": "there is no such file",
-        }
-        assert f"{bad.image_path} (identity 17) cannot be read (" in str(error.value)
-        assert reason[damage] in str(error.value)
-        assert "data.doctor" in str(error.value)
-
-    def test_the_error_crosses_a_worker_as_the_same_sentence(self, tmp_path: Path) -> None:
-        missing = Record(17, 0, tmp_path / "nothing.jpg", ("a",))
-        with pytest.raises(ImageError) as error:
-            read_image(missing, SIZE)
-        try:
-            read_image(missing, SIZE)
-        except ImageError:
-            carried = pickle.loads(pickle.dumps(ExceptionWrapper(where="in DataLoader worker process 0")))
-        with pytest.raises(UserError) as arrived:
-            carried.reraise()
-        assert str(arrived.value) == str(error.value)
-        assert "\n" not in str(arrived.value)
+def chosen(choice: str) -> tuple[Views, set[str]]:
+    """Returns the image views of a file of config/aug, and their names."""
+    with initialize_config_dir(str(CONFIG), version_base="1.3"):
+        augmentation = instantiate(compose("demo", overrides=[f"aug={choice}", "img_size_str=24x12"]).aug)
+    offered = {view for view in IMAGE_VIEWS if getattr(augmentation, PROVIDED_BY[view]) is not None}
+    return Views(offered, LENGTH, augmentation), offered
 
 
 class TestViews:
@@ -102,35 +50,68 @@ class TestViews:
         "needs",
         [{IMAGE, TEXT}, {IMAGE_AUG}, {TEXT}, {IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2, TEXT}, set()],
     )
-    def test_exactly_what_is_asked_for(self, record: Record, needs: set[str]) -> None:
-        assert set(Views(needs, SIZE, LENGTH, FULL)(record, "a b")) == needs
+    def test_exactly_what_is_asked_for(self, image: Tensor, needs: set[str]) -> None:
+        views = Views(needs, LENGTH, FULL)
+        assert views.of_image(image, 1).keys() | views.of_caption("a b", 1).keys() == needs
+        assert views.need_image == bool(needs - {TEXT})
 
-    @pytest.mark.parametrize(("needs", "reads"), [({TEXT}, 0), ({IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2}, 1)])
-    def test_an_image_is_decoded_once_and_only_if_needed(
-        self, record: Record, monkeypatch: pytest.MonkeyPatch, needs: set[str], reads: int
-    ) -> None:
-        calls = []
-        monkeypatch.setattr(data.views, "read_image", lambda *args: calls.append(args) or read_image(*args))
-        Views(needs, SIZE, LENGTH, FULL)(record, "a b")
-        assert len(calls) == reads
-
-    def test_each_view_has_its_own_transforms(self, record: Record) -> None:
-        original = read_image(record, SIZE)
-        torch.manual_seed(0)
-        views = Views({IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2, TEXT}, SIZE, LENGTH, FULL)(record, "red shirt")
-        assert torch.equal(views[IMAGE], original.flip(-1))
+    def test_each_view_has_its_own_transforms(self, image: Tensor) -> None:
+        views = Views({IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2, TEXT}, LENGTH, FULL)
+        made = views.of_image(image, 0)
+        assert torch.equal(made[IMAGE], image.flip(-1))
         for view in (IMAGE_AUG, IMAGE_SS1, IMAGE_SS2):
-            erased = (views[view] == 0).all(0)
+            erased = (made[view] == 0).all(0)
             assert 0 < erased.sum() < erased.numel()
-            assert torch.equal(views[view][:, ~erased], original[:, ~erased])
-        assert not torch.equal(views[IMAGE_SS1], views[IMAGE_SS2])
-        assert views[TEXT] == "red"
+            assert torch.equal(made[view][:, ~erased], image[:, ~erased])
+        assert not torch.equal(made[IMAGE_SS1], made[IMAGE_SS2])
+        assert views.of_caption("red shirt", 0) == {TEXT: "red"}
 
     def test_a_view_that_the_augmentation_leaves_out(self) -> None:
         with pytest.raises(UserError, match=r"'image_ss1', which aug=plain does not offer.*set aug\.image_ss,"):
-            Views({IMAGE, IMAGE_SS1}, SIZE, LENGTH, Augmentation("plain"))
+            Views({IMAGE, IMAGE_SS1}, LENGTH, Augmentation("plain"))
 
-    def test_the_masked_caption_is_the_augmented_one_and_comes_with_its_draws(self, record: Record) -> None:
-        views = Views({TEXT, TEXT_MASKED}, SIZE, LENGTH, FULL)(record, "red shirt")
+    def test_the_masked_caption_is_the_augmented_one_and_comes_with_its_draws(self) -> None:
+        views = Views({TEXT, TEXT_MASKED}, LENGTH, FULL).of_caption("red shirt", 0)
         assert views[TEXT] == views[TEXT_MASKED] == "red"
         assert views[MASK_DRAWS].shape == (3, LENGTH)
+
+
+class TestSeeds:
+    def test_images_and_captions_draw_from_different_halves_of_a_seed(self, image: Tensor) -> None:
+        views = Views({IMAGE, TEXT}, LENGTH, DROPPING)
+        flipped = [torch.equal(views.of_image(image, seed)[IMAGE], image.flip(-1)) for seed in range(32)]
+        assert 0 < sum(flipped) < 32
+        assert len({str(views.of_caption(CAPTION, seed << 32)) for seed in range(32)}) == 32
+        for seed in range(32):
+            assert views.of_caption(CAPTION, seed) == views.of_caption(CAPTION, 0)
+            assert torch.equal(views.of_image(image, seed << 32)[IMAGE], views.of_image(image, 0)[IMAGE])
+
+    @pytest.mark.parametrize("choice", CHOICES)
+    def test_views_of_a_batch_are_those_of_its_images_one_by_one(self, choice: str) -> None:
+        views, offered = chosen(choice)
+        images, seeds = pictures(8), [2**63 - 1 - 3 * i for i in range(8)]
+        before, state = images.clone(), torch.get_rng_state()
+        together = views.of_images(images, seeds)
+        assert together.keys() == offered
+        assert torch.equal(images, before)
+        assert torch.equal(torch.get_rng_state(), state)
+        for place, (image, seed) in enumerate(zip(images, seeds, strict=True)):
+            for view, alone in views.of_image(image, seed).items():
+                assert alone.dtype == torch.uint8
+                assert torch.equal(together[view][place], alone)
+
+    @pytest.mark.parametrize("choice", CHOICES)
+    def test_no_transform_of_ours_draws_on_the_device_or_reads_from_it(self, choice: str) -> None:
+        """A meta tensor has no values: to read one is an error; what is drawn on the CPU does not depend on it."""
+        views, offered = chosen(choice)
+        real, meta = pictures(16), torch.empty(16, 3, 24, 12, dtype=torch.uint8, device="meta")
+        drawn: dict[str, list[Tensor]] = {"cpu": [], "meta": []}
+        for images in (real, meta):
+            for image, seed in zip(images, range(16), strict=True):
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(seed)
+                    for view in sorted(offered):
+                        for transform in views._images[view]:
+                            image = transform(image)
+                    drawn[images.device.type].append(torch.get_rng_state())
+        assert all(map(torch.equal, drawn["cpu"], drawn["meta"]))

@@ -1,0 +1,41 @@
+"""Builds image views on the device of training, beside what it is busy with."""
+
+import torch
+from torch import Tensor
+
+from data.batch import SEEDS, SOURCE, Batch
+from data.views import Views
+
+
+class DeviceViews:
+    """Replaces the `SOURCE` and `SEEDS` of a batch by the image views, built on a device.
+
+    On a GPU the images travel and the views are made on a stream of their own. Some transforms wait for small tensors
+    of theirs to arrive there; on the stream of training they would wait for the whole step before.
+
+    Args:
+        views: builds them.
+    """
+
+    def __init__(self, views: Views) -> None:
+        self._views = views
+        self._stream: torch.cuda.Stream | None = None
+
+    def __call__(self, batch: Batch, device: torch.device) -> Batch:
+        """Returns the batch with image views on `device` in the place of what they are made of; the rest as it is."""
+        if SOURCE not in batch:
+            return batch
+        rest = {key: value for key, value in batch.items() if key not in (SOURCE, SEEDS)}
+        return rest | self._made(batch[SOURCE], batch[SEEDS], device)
+
+    def _made(self, images: Tensor, seeds: list[int], device: torch.device) -> dict[str, Tensor]:
+        if device.type != "cuda":
+            return self._views.of_images(images.to(device), seeds)
+        self._stream = self._stream or torch.cuda.Stream(device)
+        training = torch.cuda.current_stream(device)
+        with torch.cuda.stream(self._stream):
+            made = self._views.of_images(images.to(device, non_blocking=True), seeds)
+        training.wait_stream(self._stream)
+        for view in made.values():
+            view.record_stream(training)  # so that its memory is not given away while training reads it
+        return made

@@ -1,0 +1,85 @@
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch._utils import ExceptionWrapper
+
+from data.annotations import Record
+from data.images import ImageError, read_image
+from utils.errors import UserError
+
+SIZE = (24, 12)
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Record:
+    return write(tmp_path / "a.png", np.random.default_rng(0).integers(0, 256, (24, 12, 3)))
+
+
+def write(path: Path, pixels: np.ndarray, mode: str = "RGB") -> Record:
+    Image.fromarray(pixels.astype(np.uint8)).convert(mode).save(path)
+    return Record(pid=17, image_id=0, image_path=path, captions=("a red shirt",))
+
+
+class TestReadImage:
+    def test_the_pixels_at_their_own_size(self, record: Record) -> None:
+        image = read_image(record, SIZE)
+        assert image.shape == (3, 24, 12)
+        assert image.dtype == torch.uint8
+        expected = np.asarray(Image.open(record.image_path)).transpose(2, 0, 1)
+        assert np.array_equal(image.numpy(), expected)
+
+    def test_resizing_averages_and_takes_height_first(self, tmp_path: Path) -> None:
+        checkers = np.indices((192, 96)).sum(0) % 2 * 255
+        image = read_image(write(tmp_path / "b.png", np.stack([checkers] * 3, -1)), (48, 24))
+        assert image.shape == (3, 48, 24)
+        assert (image.float() - 127.5).abs().max() < 3
+
+    @pytest.mark.parametrize(
+        ("suffix", "mode"), [("jpg", "L"), ("png", "RGBA"), ("png", "P"), ("bmp", "RGB"), ("jpg", "CMYK")]
+    )
+    def test_every_format_and_mode_becomes_rgb(self, tmp_path: Path, suffix: str, mode: str) -> None:
+        grey = np.full((30, 20, 3), 102)  # in the palette that Pillow converts to
+        image = read_image(write(tmp_path / f"c.{suffix}", grey, mode), SIZE)
+        assert image.shape == (3, 24, 12)
+        assert (image.int() - 102).abs().max() <= 3
+
+    @pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "not an image", "a folder"])
+    def test_a_bad_file_is_named_with_its_identity(self, tmp_path: Path, damage: str) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, (200, 100, 3))
+        bad = write(tmp_path / "d.jpg", noise)
+        content = bad.image_path.read_bytes()
+        bad.image_path.unlink()
+        if damage == "a folder":
+            bad.image_path.mkdir()
+        elif damage != "missing":
+            kept = {"empty": b"", "truncated": content[: len(content) // 2], "not an image": b"<html>" * 50}
+            bad.image_path.write_bytes(kept[damage])
+        with pytest.raises(ImageError) as error:
+            read_image(bad, SIZE)
+        reason = {
+            "missing": "there is no such file",
+            "empty": "the file is empty",
+            "truncated": "truncated",
+            "not an image": "not an image",
+            "a folder": "there is no such file",
+        }
+        assert f"{bad.image_path} (identity 17) cannot be read (" in str(error.value)
+        assert reason[damage] in str(error.value)
+        assert "data.doctor" in str(error.value)
+
+    def test_the_error_crosses_a_worker_as_the_same_sentence(self, tmp_path: Path) -> None:
+        missing = Record(17, 0, tmp_path / "nothing.jpg", ("a",))
+        with pytest.raises(ImageError) as error:
+            read_image(missing, SIZE)
+        try:
+            read_image(missing, SIZE)
+        except ImageError:
+            carried = pickle.loads(pickle.dumps(ExceptionWrapper(where="in DataLoader worker process 0")))
+        with pytest.raises(UserError) as arrived:
+            carried.reraise()
+        assert str(arrived.value) == str(error.value)
+        assert "\n" not in str(arrived.value)
