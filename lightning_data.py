@@ -7,20 +7,22 @@ from pathlib import Path
 from typing import Literal
 
 import lightning as L
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from lightning.fabric.utilities import suggested_max_num_workers
 from omegaconf import DictConfig
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data.annotations import DatasetSplits, Record, read_dataset
 from data.augmentation import Augmentation
-from data.batch import IMAGE, INDEX, MLM_LABELS, PIDS, TEXT, TEXT_MASKED, VIEWS, Batch
+from data.batch import IMAGE, IMAGE_LABELS, INDEX, MLM_LABELS, PIDS, TEXT, TEXT_LABELS, TEXT_MASKED, VIEWS, Batch
 from data.counts import DatasetCounts, count, describe
 from data.datasets import CaptionDataset, Collate, ImageDataset, PairDataset, captions_of
 from data.loader import ResumableLoader, evaluation_loader
 from data.masking import Masker
-from data.samplers import EpochSampler, IdentitySampler, RandomSampler
+from data.samplers import EpochSampler, IdentitySampler, RandomSampler, StagedSampler
 from data.tokens import Tokenize, load_tokenizer
 from data.views import Views, read_image
 from utils.errors import UserError, nearest
@@ -47,7 +49,8 @@ class TBPSDataModule(L.LightningDataModule):
         eval_batch_size: images or captions of an evaluation batch, for each process.
         num_workers: loading processes beside each training process; ``auto`` takes the cores that are left.
         seed: of batches and augmentation.
-        with_pids: whether training may read identities; without, no training batch carries them.
+        with_pids: whether training may read identities; without, no training batch carries them, and pairs
+            are trained in the stages that `set_stages` was told.
 
     Raises:
         UserError: a setting that cannot be, or no tokenizer.
@@ -76,7 +79,8 @@ class TBPSDataModule(L.LightningDataModule):
             )
         if sampler == "identity" and not with_pids:
             raise UserError(
-                "dataset.sampler=identity reads identities, which this method must not; use dataset.sampler=random."
+                "dataset.sampler=identity reads identities, which training with pseudo_label must not; use "
+                "dataset.sampler=random."
             )
         self.dataset = dataset
         self.tokenize = Tokenize(load_tokenizer(tokenizer_path), max_length)
@@ -92,11 +96,12 @@ class TBPSDataModule(L.LightningDataModule):
         self._with_pids = with_pids
         self._views: Views | None = None
         self._masker: Masker | None = None
+        self._stages = np.ones(len(self.text_images), dtype=np.int64)
 
     @property
     def provides(self) -> frozenset[str]:
         """What a loss may need: views, and labels of the batch."""
-        return frozenset({*VIEWS, MLM_LABELS, *({PIDS} if self._with_pids else ())})
+        return frozenset({*VIEWS, MLM_LABELS, *((PIDS,) if self._with_pids else (IMAGE_LABELS, TEXT_LABELS))})
 
     def set_views(self, needs: Collection[str]) -> None:
         """Says what training batches must hold: the `needs` of the objective, all among `provides`.
@@ -107,6 +112,27 @@ class TBPSDataModule(L.LightningDataModule):
         views = set(needs) & set(VIEWS) | ({TEXT_MASKED} if MLM_LABELS in needs else set())
         self._views = Views(views, self._img_size, self.tokenize.max_length, self._aug)
         self._masker = Masker(self.tokenize.tokenizer) if TEXT_MASKED in views else None
+
+    def set_stages(self, stages: Tensor) -> None:
+        """Says when the pairs of the training set are trained, from the next epoch to begin on.
+
+        Args:
+            stages: of each pair, 1, 2 after all of 1, or 0 for not at all. Shape: ``(P,)``.
+
+        Raises:
+            UserError: they are of another training set.
+        """
+        if len(stages) != len(self._stages):
+            raise UserError(
+                f"the checkpoint has pseudo labels of {len(stages)} pairs, but this training set has "
+                f"{len(self._stages)}; continue with the dataset that it was trained on."
+            )
+        self._stages[:] = stages.cpu().numpy()
+
+    @property
+    def text_images(self) -> Tensor:
+        """``(P,)`` position of the image of each pair, or of each caption, of the training set."""
+        return torch.tensor([caption.image for caption in captions_of(self.dataset.train)])
 
     @property
     def mask_token_added(self) -> bool:
@@ -175,6 +201,10 @@ class TBPSDataModule(L.LightningDataModule):
             dataset, self._train_sampler(dataset), Collate(self.tokenize, self._masker), num_workers=self._workers()
         )
 
+    def relabel_dataloaders(self) -> list[DataLoader[Batch]]:
+        """Returns the loader of the training images and that of the training captions, as for evaluation."""
+        return self._evaluation_loaders(self.dataset.train)
+
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """Returns the loader of the validation images and that of the validation captions."""
         return self._evaluation_loaders(self.dataset.val)
@@ -190,6 +220,8 @@ class TBPSDataModule(L.LightningDataModule):
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
     def _train_sampler(self, dataset: PairDataset) -> EpochSampler:
+        if not self._with_pids:
+            return StagedSampler(self._stages, self._batch_size, seed=self._seed, **self._share)
         if self._sampler == "random":
             return RandomSampler(len(dataset), self._batch_size, seed=self._seed, **self._share)
         return IdentitySampler(
@@ -233,4 +265,5 @@ def build_data(cfg: DictConfig) -> TBPSDataModule:
         aug=instantiate(cfg.aug),
         **{key: options[key] for key in loading},
         seed=cfg.seed,
+        with_pids=cfg.pseudo_label.name == "none",
     )

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -13,7 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
 from torchmetrics.utilities.distributed import gather_all_tensors
+from tqdm import tqdm
 
 from data.batch import IMAGE, IMAGE_VIEWS, INDEX, LABELS, PIDS, TEXT, TEXT_VIEWS, Batch
 from model.features import Features
@@ -22,6 +24,7 @@ from model.lora import add_lora
 from model.objectives import EFA
 from model.objectives.base import Facts, LossReport, Objective
 from model.objectives.build import build_objective
+from model.prototypes import Labeller, Modality
 from model.tbps import TBPS
 from solver.optimizers import learning_rates
 from utils.checkpoints import frozen_names, load_weights
@@ -30,6 +33,7 @@ from utils.retrieval import RetrievalMetrics, both_directions
 
 MakeOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 MakeScheduler = Callable[..., LRScheduler]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,20 @@ class LitRanker(L.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._encode(batch)
 
+    @torch.no_grad()
+    def encode(self, loaders: Iterable[DataLoader[Batch]]) -> Encodings:
+        """Returns the split of these evaluation loaders, encoded as for ranking; all processes take part."""
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        with self.trainer.precision_plugin.val_step_context():
+            for name, loader in zip(("images", "captions"), loaders, strict=True):
+                shown = None if self.trainer.is_global_zero else True  # None: on a terminal
+                for batch in tqdm(loader, desc=f"encoding {name}", unit="batch", leave=False, disable=shown):
+                    self._encode(self.trainer.strategy.batch_to_device(batch))
+        for module, mode in modes.items():
+            module.training = mode
+        return self._collected()
+
     def on_validation_epoch_end(self) -> None:
         self._rank("val")
 
@@ -104,14 +122,15 @@ class LitRanker(L.LightningModule):
         self._encoded[modality].append((batch[INDEX], batch[PIDS], encoded.embedding))
 
     def _rank(self, split: str) -> None:
-        images, image_pids = self._collect(IMAGE)
-        texts, text_pids = self._collect(TEXT)
-        self.encodings = Encodings(images, image_pids, texts, text_pids)
+        self.encodings = self._collected()
         self.metrics = self.encodings.metrics()
         # trainer.validate ranks the chosen checkpoint once more, which is no point of the curve over training.
         is_on_curve = self.trainer.state.fn != TrainerFn.VALIDATING
         for name, value in self.figures(split).items():
             self.log(name, value, prog_bar=name == "val/t2i/R1", logger=is_on_curve)
+
+    def _collected(self) -> Encodings:
+        return Encodings(*self._collect(IMAGE), *self._collect(TEXT))
 
     def _collect(self, modality: str) -> tuple[Tensor, Tensor]:
         """Returns (embeddings ``(N, E)``, pids ``(N,)``) of all processes, in the order of the split."""
@@ -135,6 +154,7 @@ class LitTBPS(LitRanker):
         config: the resolved config as plain containers; travels in every checkpoint.
         seed: with the number of the batch, fixes dropout, so a resumed run repeats it.
         log_every_n_steps: how often figures leave the device.
+        labeller: gives the pairs pseudo labels, where training does without identities.
     """
 
     def __init__(
@@ -146,9 +166,11 @@ class LitTBPS(LitRanker):
         config: dict[str, Any],
         seed: int,
         log_every_n_steps: int,
+        labeller: Labeller | None = None,
     ) -> None:
         super().__init__(encoder)
         self.objective = objective
+        self.labeller = labeller
         self.strict_loading = False
         self._make_optimizer = make_optimizer
         self._make_scheduler = make_scheduler
@@ -156,6 +178,7 @@ class LitTBPS(LitRanker):
         self._seed = seed
         self._log_every_n_steps = log_every_n_steps
         self._unchecked: list[tuple[int, dict[str, Tensor]]] = []
+        self._step: Features | None = None
 
     def configure_optimizers(self) -> Any:
         optimizer = self._make_optimizer(self.named_parameters())
@@ -173,20 +196,62 @@ class LitTBPS(LitRanker):
         batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
         return math.ceil(batches / self.trainer.accumulate_grad_batches)
 
+    def on_train_start(self) -> None:
+        if self.labeller is not None and len(self.labeller.stages):  # of the checkpoint that is continued
+            self.trainer.datamodule.set_stages(self.labeller.stages)  # type: ignore[attr-defined]
+
+    def on_train_epoch_start(self) -> None:
+        if self.labeller is not None and self.labeller.due(self.current_epoch):
+            self._relabel(self.labeller)
+
+    def _relabel(self, labeller: Labeller) -> None:
+        """Finds pseudo labels for the training set: all processes encode, one clusters."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        text_images = data.text_images
+        encoded = self.encode(data.relabel_dataloaders())
+        seed = self._seed * 1_000_003 + self.current_epoch
+        found = self._from_first(lambda: labeller.find(encoded.images, encoded.texts, text_images, seed))
+        labeller.take(found, text_images)
+        images, texts = map(Modality, (encoded.images, encoded.texts), found.after)
+        self.objective.fill(images, texts, seed)
+        data.set_stages(labeller.stages)
+        if self.trainer.is_global_zero:
+            figures = found.statistics(encoded.image_pids.cpu(), encoded.text_pids.cpu())
+            for logger in self.trainer.loggers:
+                logger.log_metrics({f"pseudo_label/{name}": value for name, value in figures.items()}, self.global_step)
+            print(labeller.describe(), flush=True)
+
+    def _from_first(self, work: Callable[[], Result]) -> Result:
+        """Returns what `work` gives on the first process, on all of them; a `UserError` reaches them all as well."""
+        result: Result | UserError | None = None
+        if self.trainer.is_global_zero:
+            try:
+                result = work()
+            except UserError as error:
+                result = error
+        result = self.trainer.strategy.broadcast(result)
+        if isinstance(result, UserError):
+            raise result
+        return result  # type: ignore[return-value]
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         number = self.trainer.fit_loop.epoch_loop.total_batch_idx * self.trainer.world_size + self.global_rank
         torch.manual_seed(self._seed * 1_000_003 + number)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        labels: dict[str, Tensor] = {label: batch[label] for label in LABELS if label in batch}
+        if self.labeller is not None:
+            labels |= self.labeller.of(batch[INDEX])
         features = Features(
             self.encoder,
             images={view: batch[view] for view in IMAGE_VIEWS if view in batch},
             texts={view: batch[view] for view in TEXT_VIEWS if view in batch},
-            labels={label: batch[label] for label in LABELS if label in batch},
+            labels=labels,
             epoch=self.current_epoch + batch_idx / self.trainer.num_training_batches,
             gather=self._gather,
         )
         report = self.objective(features)
+        self._step = features if self.labeller is not None else None
         self._unchecked.append((self.global_step, report.raw))
         if self.device.type == "cpu" or len(self._unchecked) >= self._log_every_n_steps:
             self._stop_on_non_finite()
@@ -195,6 +260,11 @@ class LitTBPS(LitRanker):
             return report.total
         # DDP waits for a gradient at every parameter, and not every objective reads the temperature.
         return report.total + 0 * torch.stack(self.encoder.temperature()).sum()
+
+    def on_after_backward(self) -> None:
+        if self._step is not None:
+            self.objective.after_step(self._step)
+            self._step = None
 
     @torch.no_grad()
     def word_maps(self, pair: Batch) -> tuple[Tensor, Tensor] | None:
@@ -289,4 +359,5 @@ def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
         config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
         seed=cfg.seed,
         log_every_n_steps=cfg.trainer.log_every_n_steps,
+        labeller=None if cfg.pseudo_label.name == "none" else instantiate(cfg.pseudo_label),
     )

@@ -203,12 +203,14 @@ def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule) -> None:
 
     from solver.groups import parameter_table
 
-    if rank_zero_only.rank:
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
         return
     print(f"run     {cfg.run_dir}")
     print(f"data    {data.describe()}")
     if data.mask_token_added:
         print(f"mask    the tokenizer of {cfg.backbone.name} has no mask token; one is added, with a row for it")
+    if module.labeller is not None:
+        print(f"labels  identities are not read; {cfg.pseudo_label.name} labels pairs, OPLM {cfg.pseudo_label.oplm}")
     print(f"method  {cfg.loss.name} on {cfg.backbone.name} ({cfg.lora.name}), seed {cfg.seed}")
     print(parameter_table(module.named_parameters(), cfg.optimizer.param_groups), flush=True)
 
@@ -216,13 +218,15 @@ def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule) -> None:
 def _report(cfg: DictConfig, trainer: L.Trainer, module: LitRanker, data: TBPSDataModule) -> None:
     """Prints and saves what the test found, and shows how test queries rank and how similar pairs are."""
     from lightning_models import LitTBPS
+    from utils.cluster_pictures import outliers_picture, tsne_picture
     from utils.pictures import rank_queries
     from utils.run_report import RunReport
     from utils.similarity_pictures import pair_similarities
 
     if not trainer.is_global_zero:
         return
-    report = RunReport(cfg.run_dir, _run_facts(cfg, data), trainer.loggers, trainer.global_step)
+    facts = _run_facts(cfg, data)
+    report = RunReport(cfg.run_dir, facts, trainer.loggers, trainer.global_step)
     found, captions = module.encodings, data.test_captions
     report.metrics(module.metrics, pair_similarities(found.texts, found.images, found.text_pids, found.image_pids))
     some = range(0, len(captions), max(1, len(captions) // cfg.shown_queries))[: cfg.shown_queries]
@@ -239,6 +243,11 @@ def _report(cfg: DictConfig, trainer: L.Trainer, module: LitRanker, data: TBPSDa
     if isinstance(module, LitTBPS):
         says_most = max(some, key=lambda i: len(set(captions[i].lower().split())))
         _draw_word_maps(report, module, data, says_most)
+        if module.labeller is not None:
+            epochs = cfg.pseudo_label.every_n_epochs
+            report.draw("outliers.png", outliers_picture, module.labeller.history, epochs)
+    title = f"{facts['strategy']} on {facts['dataset']}: ten persons of the test split"
+    report.draw("tsne.png", tsne_picture, found.images, found.texts, found.image_pids, found.text_pids, title)
     _draw_parts(report, module, data, some)
     report.close()
 

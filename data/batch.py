@@ -14,6 +14,8 @@ a text view           `Tokens` of int64 ids ``(B, L)`` and bool mask ``(B, L)``;
 `INDEX`               int64 ``(B,)``, position of the pair in the training set
 ====================  ==========================================================================
 
+Pseudo labels, `IMAGE_LABELS` and `TEXT_LABELS`, are not in a batch: they are looked up by `INDEX`.
+
 An evaluation batch holds one modality, `IMAGE` or `TEXT`, with `PIDS` (the raw ids of the annotation file)
 and `INDEX`. A training sample with `TEXT_MASKED` also carries its `MASK_DRAWS`, which the batch no longer needs.
 """
@@ -30,6 +32,8 @@ TEXT: Final = "text"
 TEXT_MASKED: Final = "text_masked"
 PIDS: Final = "pids"
 MLM_LABELS: Final = "mlm_labels"
+IMAGE_LABELS: Final = "image_labels"
+TEXT_LABELS: Final = "text_labels"
 MASK_DRAWS: Final = "mask_draws"
 INDEX: Final = "index"
 

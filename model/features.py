@@ -62,8 +62,8 @@ class Features:
     """The encoded views of one training step, each computed the first time a loss asks for it.
 
     Image views that `expect` announced are encoded in one pass through the vision tower. `embedding`, `pooled`
-    and `slots` come gathered over all processes, with gradient, and so do `pids`: a loss sees the global
-    batch. `image`, `text` and `label` return this process' rows only, tokens included. Encoding runs under
+    and `slots` come gathered over all processes, with gradient, and so do `pids` and `labels`: a loss sees the
+    global batch. `image`, `text` and `label` return this process' rows only, tokens included. Encoding runs under
     the AMP mode that was on when the object was made, also when a loss asks from within its own fp32 region.
 
     Args:
@@ -162,10 +162,14 @@ class Features:
     @property
     def pids(self) -> Tensor:
         """Gathered identities ``(W*B,)``."""
-        own = self.label("pids")
-        if ("pids", "") not in self._gathered:
-            self._gathered["pids", ""] = self._gather(own)
-        return self._gathered["pids", ""]
+        return self.labels("pids")
+
+    def labels(self, name: str) -> Tensor:
+        """Gathered labels ``(W*B, ...)`` of that name."""
+        own = self.label(name)
+        if (name, "") not in self._gathered:
+            self._gathered[name, ""] = self._gather(own)
+        return self._gathered[name, ""]
 
     def gather(self, rows: Tensor) -> Tensor:
         """Rows ``(W*B, ...)`` of all processes from this one's ``(B, ...)``, with gradient."""

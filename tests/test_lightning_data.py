@@ -12,7 +12,21 @@ from transformers import PreTrainedTokenizerFast
 
 from data.annotations import DatasetSplits, Record
 from data.augmentation import Augmentation, RandomWordDeletion
-from data.batch import IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2, INDEX, MLM_LABELS, PIDS, TEXT, TEXT_MASKED, Batch, Tokens
+from data.batch import (
+    IMAGE,
+    IMAGE_AUG,
+    IMAGE_LABELS,
+    IMAGE_SS1,
+    IMAGE_SS2,
+    INDEX,
+    MLM_LABELS,
+    PIDS,
+    TEXT,
+    TEXT_LABELS,
+    TEXT_MASKED,
+    Batch,
+    Tokens,
+)
 from lightning_data import TBPSDataModule
 from utils.errors import UserError
 
@@ -120,6 +134,21 @@ class TestTraining:
         with pytest.raises(UserError, match="sampler=identity reads identities"):
             TBPSDataModule(dataset, **settings | {"sampler": "identity"})
 
+    def test_pseudo_labels_take_the_place_of_pids(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
+        labels = {IMAGE_LABELS, TEXT_LABELS}
+        assert TBPSDataModule(dataset, **settings).provides & {*labels, PIDS} == {PIDS}
+        assert TBPSDataModule(dataset, **settings | {"with_pids": False}).provides & {*labels, PIDS} == labels
+
+    def test_without_pids_pairs_come_in_stages(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
+        data = TBPSDataModule(dataset, **settings | {"with_pids": False})
+        data.set_views({TEXT})
+        assert data.text_images.tolist() == [pair // 2 for pair in range(48)]
+        loader = data.train_dataloader()
+        data.set_stages(torch.tensor([2] * 16 + [1] * 32))
+        assert [int(batch[INDEX].max() < 16) for batch in loader] == [0, 0, 0, 0, 1, 1]
+        with pytest.raises(UserError, match="pseudo labels of 47 pairs, but this training set has 48"):
+            data.set_stages(torch.ones(47))
+
     def test_masked_captions_come_with_their_labels_and_stay_below_the_grown_table(
         self, dataset: DatasetSplits, settings: dict[str, Any]
     ) -> None:
@@ -158,6 +187,12 @@ class TestTraining:
 
 
 class TestEvaluation:
+    def test_the_training_set_is_encoded_as_it_is(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
+        images, texts = map(list, TBPSDataModule(dataset, **settings).relabel_dataloaders())
+        greys = torch.cat([batch[IMAGE] for batch in images])[:, 0, 0, 0]
+        assert greys.tolist() == [5 * image for image in range(24)]
+        assert torch.cat([batch[INDEX] for batch in texts]).tolist() == list(range(48))
+
     @pytest.mark.parametrize(("name", "persons", "captions"), [("val", 3, 1), ("test", 5, 2)])
     def test_images_once_then_captions_with_raw_identities(
         self, dataset: DatasetSplits, settings: dict[str, Any], name: str, persons: int, captions: int

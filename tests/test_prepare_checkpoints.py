@@ -15,7 +15,9 @@ from PIL import Image
 from safetensors.numpy import save
 
 import prepare_checkpoints
+from model.backbones import load_backbone
 from prepare_checkpoints import CHECKPOINTS, prepare
+from tests.conftest import save_model, small_towers
 from tests.http_server import COMMIT, WebServer, web_server
 from tests.model.openai_clip import PATCH, TEXT_WIDTH, VOCABULARY, WIDTH, Irra
 from utils.checkpoint_folder import Architecture, check_folder
@@ -35,6 +37,13 @@ MODEL = {
         }
     ),
 }
+TOKENIZER = json.dumps(
+    {
+        "version": "1.0",
+        "added_tokens": [],
+        "model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "[PAD]": 1}, "unk_token": "[UNK]"},
+    }
+)
 WEIGHTS = "/cdn/model.safetensors"
 # The command line with an m_siglip that is small enough to serve.
 SMALL_COMMAND = f"""
@@ -232,7 +241,43 @@ def test_a_folder_of_another_architecture_is_never_written_into(tmp_path: Path) 
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("name", ["tiny_siglip", "tiny_clip"])
+@pytest.mark.parametrize("vision", ["resnet", "vit"])
+def test_an_image_tower_and_bert_are_downloaded_and_joined(
+    server: WebServer, tmp_path: Path, vision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    name = {"resnet": "resnet50_bert", "vit": "vit_bert"}[vision]
+    published = CHECKPOINTS[name]
+    for repo, tower in zip((published.vision, published.repo), small_towers(vision), strict=True):
+        source = save_model(tower, tmp_path / "hub" / str(repo))
+        (source / "tokenizer.json").write_text(TOKENIZER)
+        server.serve_model(str(repo), {path.name: path.read_bytes() for path in source.iterdir()})
+    width, patch = {"resnet": (48, 7), "vit": (32, 8)}[vision]
+    small = Architecture("vision-text-dual-encoder", text_width=32, vision_width=width, patch=patch, vocab=40)
+    monkeypatch.setitem(CHECKPOINTS, name, published._replace(architecture=small))
+
+    folder = prepare(name, tmp_path)
+    check_folder(folder, small)
+    backbone = load_backbone(name, small.model_type, folder, (32, 32), sigmoid=False, max_length=12)
+    assert backbone.embed_dim == 768
+    weights = (folder / "model.safetensors").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"hub", "downloads", folder.name}
+
+    (folder / "model.safetensors").write_bytes(weights[:-1] + b"!")
+    sent = len(server.requests)
+    prepare(name, tmp_path)
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert not any("resolve" in request.path for request in server.requests[sent:]), "what was downloaded is kept"
+
+
+def test_without_network_a_joined_backbone_says_what_to_do(tmp_path: Path) -> None:
+    done = run(refused_endpoint(), "resnet50_bert", "--root", str(tmp_path), small=False)
+    assert_one_sentence(done, "microsoft/resnet-50", "Connection refused", "resnet50_bert --from FOLDER", "HF_ENDPOINT")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["tiny_siglip", "tiny_clip", "tiny_resnet_bert"])
 def test_a_tiny_model_is_made_once_and_learns_words_from_train_alone(name: str, tmp_path: Path) -> None:
     write_synthetic(tmp_path)
     folder = prepare(name, tmp_path, steps=2)

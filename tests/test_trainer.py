@@ -138,17 +138,45 @@ def test_methods_with_masked_words_train_and_are_tested_from_their_checkpoint(
     method: str, small_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     method_of = partial(config, small_root, small=ANY_METHOD)
-    metrics = trainer.train(method_of(tmp_path, f"experiment={method}"))
+    overrides = (f"experiment={method}", "backbone=tiny_clip")
+    metrics = trainer.train(method_of(tmp_path, *overrides))
     assert (tmp_path / "word_maps.jpg").is_file() == (method == "fmfa")
-    drawn = ["ranked.jpg", "similarities.png", *(["word_maps.jpg"] if method == "fmfa" else [])]
+    drawn = ["ranked.jpg", "similarities.png", "tsne.png", *(["word_maps.jpg"] if method == "fmfa" else [])]
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("saved ")]
     assert set(line.removeprefix(f"saved   {tmp_path}: ").split(", ")) == {"metrics.json", *drawn}
     logged = {key for row in steps(tmp_path) for key, value in row.items() if value}
     assert {"train/stat/mlm/accuracy", "train/stat/id/image_accuracy"} <= logged
     assert ("train/stat/a_sdm/mean_weight" in logged) == (method == "fmfa")
     best = next((tmp_path / "checkpoints").glob("best-*"))
-    again = trainer.test(method_of(tmp_path / "test", f"experiment={method}", "task=test", f"ckpt_path={best}"))
+    again = trainer.test(method_of(tmp_path / "test", *overrides, "task=test", f"ckpt_path={best}"))
     assert again == {name: value for name, value in metrics.items() if name.startswith("test/")}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "head"), [("tiny_clip", "part"), ("tiny_resnet_bert", "part"), ("tiny_siglip", "part_baseline")]
+)
+def test_the_part_head_trains_shows_what_it_looks_at_and_is_tested_from_its_checkpoint(
+    backbone: str, head: str, small_root: Path, tmp_path: Path
+) -> None:
+    method_of = partial(config, small_root, small=ANY_METHOD)
+    overrides = ("experiment=part_cmr", f"backbone={backbone}", f"head={head}", "trainer.max_epochs=1")
+    metrics = trainer.train(method_of(tmp_path, *overrides))
+    assert (tmp_path / "part_attention.jpg").is_file() == (head == "part")
+    logged = {key for row in steps(tmp_path) for key, value in row.items() if value}
+    assert {"train/loss/id", "train/loss/ranking", "train/loss/cmr"} <= logged
+    common_parts = {f"train/stat/cmr/{m}_commonality_fine_{n}" for m in ("image", "text") for n in (1, 2, 3, 4)}
+    assert logged & common_parts == (common_parts if head == "part" else set())
+    best = next((tmp_path / "checkpoints").glob("best-*"))
+    again = trainer.test(method_of(tmp_path / "test", *overrides, "task=test", f"ckpt_path={best}"))
+    assert again == {name: value for name, value in metrics.items() if name.startswith("test/")}
+    saved = {name for name in read_checkpoint(best)["state_dict"] if name.startswith("encoder.")}
+    assert any(name.startswith("encoder.head.") for name in saved) == (head == "part")
+    assert any("text_model.encoder" in name for name in saved) == (backbone != "tiny_resnet_bert")  # BERT is frozen
+
+
+def test_cmr_without_a_part_head_does_not_start(small_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"loss.terms.cmr needs 'parts', which this run lacks: set head=part"):
+        trainer.train(config(small_root, tmp_path, "+loss/term@loss.terms.cmr=cmr", "+loss/term@loss.terms.id=id"))
 
 
 def test_lora_saves_what_it_trains_and_reloads(small_root: Path, tmp_path: Path) -> None:

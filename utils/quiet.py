@@ -12,6 +12,7 @@ NOISE = (
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r"torch\.distributed\.nn\.functional\.all_gather is deprecated.*",
     r".*Checkpoint directory .* exists and is not empty.*",
+    r".*module\(s\) in eval mode at the start of training.*",  # frozen towers are
 )
 
 

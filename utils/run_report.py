@@ -7,6 +7,8 @@ key on W&B             what it shows (TensorBoard: the same as pictures)
 `test/similarities`    the similarities of all test pairs, of the same and of another person; similarities.png
 `test/similarity/*`    their means (`same_mean`, `other_mean`) and `overlap`; in metrics.json too
 `test/part_attention`  what a part head attends to in images and captions; part_attention.jpg
+`test/tsne`            ten persons, images and captions, by t-SNE; tsne.png
+`test/outliers`        clusters and outliers over the epochs, where training went by pseudo labels; outliers.png
 `test/word_maps`       words of a caption on the patches of its image, where a loss is EFA; word_maps.jpg
 =====================  ===================================================================================
 """

@@ -103,7 +103,7 @@ def histogram_picture(found: PairSimilarities, title: str, path: str | Path | No
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    return _drawn(figure, path)
+    return drawn(figure, path)
 
 
 def word_maps_picture(
@@ -153,10 +153,11 @@ def word_maps_picture(
         place.set_xticks([])
         place.set_yticks([])
     figure.colorbar(heat, ax=axes, label="similarity, from a word's least to its most similar patch")
-    return _drawn(figure, path)
+    return drawn(figure, path)
 
 
-def _drawn(figure: Figure, path: str | Path | None) -> Image.Image:
+def drawn(figure: Figure, path: str | Path | None) -> Image.Image:
+    """Returns `figure` as a picture; saves it to `path`."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return saved(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), path)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from model.features import Features
+from model.prototypes import Modality
 from utils.errors import UserError
 
 Stats = dict[str, Tensor]
@@ -48,6 +49,12 @@ class LossTerm(nn.Module):
 
     def offer_to(self, features: Features) -> None:
         """Offers what the term `provides`; runs before the first term of a step."""
+
+    def fill(self, images: Modality, texts: Modality, seed: int) -> None:
+        """Starts from new pseudo labels of the training set; terms that keep nothing of them do nothing."""
+
+    def after_step(self, features: Features) -> None:
+        """Learns, after the backward pass, from the features of the step; terms that keep nothing do nothing."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,16 @@ class Objective(nn.Module):
             shares.append(term.weight * loss)
             raw[name], weighted[name] = loss.detach(), shares[-1].detach()
         return LossReport(torch.stack(shares).sum(), raw, weighted, stats)
+
+    def fill(self, images: Modality, texts: Modality, seed: int) -> None:
+        """Starts every term from new pseudo labels of the training set."""
+        for term in self._terms().values():
+            term.fill(images, texts, seed)
+
+    def after_step(self, features: Features) -> None:
+        """Lets every term learn, after the backward pass, from the features of the step."""
+        for term in self._terms().values():
+            term.after_step(features)
 
     def _terms(self) -> dict[str, LossTerm]:
         return dict(self.terms.items())  # type: ignore[arg-type]
