@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from two_processes import ROOT, composed, two_steps
 
 import trainer
 from data.synthetic import SyntheticSpec, generate
 from prepare_checkpoints import prepare
+from tests.two_processes import ROOT, composed, two_steps
 
 pytestmark = pytest.mark.timeout(900)
 SMALL = (
@@ -24,7 +24,7 @@ SMALL = (
     "dataset.batch_size=8",
     "dataset.num_workers=0",
     "dataset.eval_batch_size=4",
-    "shown_queries=0",
+    "shown_queries=1",
     "logger=csv",
     "trainer=cpu",
     "trainer.accelerator=cpu",
@@ -101,8 +101,8 @@ def test_a_step_is_that_of_one_process(name: str, two: Found, root: Path, tmp_pa
     for found in (rank["steps"][name] for rank in two.ranks):
         assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5, abs=1e-6)
         for parameter, gradient in expected["gradients"].items():
-            # Where the gradient is zero but for rounding (biases of attention keys), that of the others is the measure.
-            bound = 1e-5 * max(float(gradient.abs().max()), 1e-3 * largest)
+            # Biases of attention keys have a gradient that is zero but for the rounding of what flows there.
+            bound = 1e-5 * float(gradient.abs().max()) + 1e-7 * largest
             difference = (found["gradients"][parameter] - gradient).abs().max()
             assert difference <= bound, f"{parameter}: {difference} above {bound}"
         for buffer, value in expected["buffers"].items():  # pseudo labels and memories among them
