@@ -18,7 +18,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     gloo where that of the gathered rows is not contiguous in memory, such as behind a transposition; it is
     deprecated besides.
     """
-    return _GatherRows.apply(rows)  # type: ignore[no-any-return]
+    return _GatherRows.apply(rows)
 
 
 class _GatherRows(torch.autograd.Function):
