@@ -18,7 +18,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from tqdm import tqdm
 
 from data.batch import IMAGE, IMAGE_VIEWS, INDEX, LABELS, PIDS, TEXT, TEXT_VIEWS, Batch
-from model.features import Features
+from model.features import Features, alone
 from model.heads import PartHead
 from model.lora import add_lora
 from model.objectives import EFA
@@ -29,6 +29,7 @@ from model.tbps import TBPS
 from solver.optimizers import learning_rates
 from utils.checkpoints import frozen_names, load_weights
 from utils.errors import UserError
+from utils.gather import gather_rows
 from utils.retrieval import RetrievalMetrics, both_directions
 
 MakeOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
@@ -248,7 +249,7 @@ class LitTBPS(LitRanker):
             texts={view: batch[view] for view in TEXT_VIEWS if view in batch},
             labels=labels,
             epoch=self.current_epoch + batch_idx / self.trainer.num_training_batches,
-            gather=self._gather,
+            gather=alone if self.trainer.world_size == 1 else gather_rows,
         )
         report = self.objective(features)
         self._step = features if self.labeller is not None else None
@@ -287,11 +288,6 @@ class LitTBPS(LitRanker):
         if self._is_logging_step():
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
-
-    def _gather(self, rows: Tensor) -> Tensor:
-        if self.trainer.world_size == 1:
-            return rows
-        return self.all_gather(rows, sync_grads=True).flatten(0, 1)  # type: ignore[union-attr]
 
     def _log_report(self, report: LossReport) -> None:
         self.log("train/loss", report.total.detach(), prog_bar=True)

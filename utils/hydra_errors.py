@@ -19,6 +19,7 @@ from utils.errors import UserError, fail, nearest
 
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException, UserError)
 _NOT_FOUND = re.compile(r"Could not find '([^']+)'")
+LAUNCHER_EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
 _NO_PRIMARY = re.compile(r"Cannot find primary config '([^']+)'")
 
 
@@ -42,6 +43,8 @@ def sentence(error: BaseException, config_dir: Path, config_name: str, arguments
         return f"-cn {match[1]}: there is no config/{match[1]}.yaml.{nearest(match[1], names)}"
     if isinstance(error, MissingConfigException) and (match := _NOT_FOUND.search(text)):
         group, _, option = match[1].rpartition("/")
+        if group == "hydra/launcher" and option in LAUNCHER_EXTRAS:
+            return f"{group}={option} is not installed; install it with 'uv sync --extra {LAUNCHER_EXTRAS[option]}'"
         options = _options(config_dir / group)
         return f"{group}={option}: no such option.{nearest(option, options)} Choose one of {', '.join(options)}"
     if text.startswith("Could not") and (match := re.search(r"'([^']+)'", text)):

@@ -4,6 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.errors import MissingConfigException
+
+from utils.hydra_errors import sentence
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,3 +56,12 @@ def test_a_wrong_command_line_ends_in_one_sentence(arguments: list[str], message
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("error: ")
     assert re.search(message, lines[0]), lines[0]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "extra"), [("joblib", "joblib"), ("submitit_local", "submitit"), ("submitit_slurm", "submitit")]
+)
+def test_a_launcher_that_is_not_installed_is_named_with_its_extra(launcher: str, extra: str) -> None:
+    error = MissingConfigException(f"Could not find 'hydra/launcher/{launcher}'", None)
+    told = sentence(error, ROOT / "config", "demo", ["-m", f"hydra/launcher={launcher}"])
+    assert told == f"hydra/launcher={launcher} is not installed; install it with 'uv sync --extra {extra}'"

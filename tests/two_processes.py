@@ -1,0 +1,73 @@
+"""What a test does in one process and again in two: `torchrun tests/two_processes.py FOLDER` is one of the two.
+
+FOLDER/jobs.json is {"steps": {name: overrides}, "runs": {name: overrides}}; what this process has found of them goes to
+FOLDER/found-RANK.pt.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig
+from torch import Tensor
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import trainer  # noqa: E402
+from lightning_data import build_data  # noqa: E402
+from lightning_models import build_encoder, build_module  # noqa: E402
+
+
+class KeepFirstStep(Callback):
+    """Keeps the gradients of the first step by parameter, and all that it logs of losses."""
+
+    def __init__(self) -> None:
+        self.gradients: dict[str, Tensor] = {}
+        self.losses: dict[str, float] = {}
+
+    def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+        if trainer.global_step == 0:
+            self.gradients = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:
+            kinds = ("train/loss", "train/weighted/", "train/stat/")
+            self.losses = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(kinds)}
+
+
+def composed(overrides: Sequence[str]) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "config"), version_base="1.3"):
+        return compose("demo", overrides=list(overrides))
+
+
+def two_steps(cfg: DictConfig) -> dict[str, Any]:
+    """Returns gradients and losses of the first step of two, and the buffers after the second."""
+    trainer._prepare(cfg)
+    data = build_data(cfg)
+    module = build_module(cfg, build_encoder(cfg), num_classes=data.num_classes)
+    data.set_views(module.objective.needs)
+    module.encoder.backbone.grow_token_table(data.max_token_id + 1)
+    lightning, kept = trainer._trainer(cfg, data), KeepFirstStep()
+    lightning.callbacks = [kept]
+    lightning.fit(module, datamodule=data)
+    return {"gradients": kept.gradients, "losses": kept.losses, "buffers": dict(module.named_buffers())}
+
+
+def main(folder: Path) -> None:
+    jobs = json.loads((folder / "jobs.json").read_text())
+    found = {
+        "steps": {name: two_steps(composed(overrides)) for name, overrides in jobs["steps"].items()},
+        "runs": {name: trainer.train(composed(overrides)) for name, overrides in jobs["runs"].items()},
+    }
+    torch.save(found, folder / f"found-{os.environ['RANK']}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

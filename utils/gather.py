@@ -1,0 +1,37 @@
+"""Rows of all processes, with gradient."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Returns the rows ``(W*B, ...)`` of all W processes, in order of rank, from this one's ``(B, ...)``.
+
+    Each process computes the loss of the whole batch, and DDP averages over them: so that the average is the gradient
+    of one loss, the backward pass sums what all processes found for a row.
+
+    Own code, because ``torch.distributed.nn.functional.all_gather`` (Lightning's too) returns a wrong gradient under
+    gloo where that of the gathered rows is not contiguous in memory, such as behind a transposition; it is
+    deprecated besides.
+    """
+    return _GatherRows.apply(rows)
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        gathered = rows.new_empty(dist.get_world_size() * len(rows), *rows.shape[1:])
+        dist.all_gather_into_tensor(gathered, rows.contiguous())
+        return gathered
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        own = gradient.new_empty(len(gradient) // dist.get_world_size(), *gradient.shape[1:])
+        dist.reduce_scatter_tensor(own, gradient)
+        return own
