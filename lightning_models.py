@@ -15,7 +15,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from data.batch import IMAGE, IMAGE_VIEWS, INDEX, LABELS, PIDS, TEXT, TEXT_VIEWS, Batch
-from model.features import Features
+from model.features import Features, alone
+from model.grad_cache import GradCache, refuse_tokens
 from model.lora import add_lora
 from model.objectives.base import Facts, LossReport, Objective
 from model.objectives.build import build_objective
@@ -118,6 +119,7 @@ class LitTBPS(LitRanker):
         config: the resolved config as plain containers; travels in every checkpoint.
         seed: with the number of the batch, fixes dropout, so a resumed run repeats it.
         log_every_n_steps: how often figures leave the device.
+        micro_batch: of `GradCache`; None: the whole batch is encoded at once.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class LitTBPS(LitRanker):
         config: dict[str, Any],
         seed: int,
         log_every_n_steps: int,
+        micro_batch: int | None = None,
     ) -> None:
         super().__init__(encoder)
         self.objective = objective
@@ -138,6 +141,7 @@ class LitTBPS(LitRanker):
         self._config = config
         self._seed = seed
         self._log_every_n_steps = log_every_n_steps
+        self._micro_batch = micro_batch
         self._unchecked: list[tuple[int, dict[str, Tensor]]] = []
 
     def configure_optimizers(self) -> Any:
@@ -161,20 +165,25 @@ class LitTBPS(LitRanker):
         torch.manual_seed(self._seed * 1_000_003 + number)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        features = Features(
-            self.encoder,
-            images={view: batch[view] for view in IMAGE_VIEWS if view in batch},
-            texts={view: batch[view] for view in TEXT_VIEWS if view in batch},
-            labels={label: batch[label] for label in LABELS if label in batch},
-            epoch=self.current_epoch + batch_idx / self.trainer.num_training_batches,
-            gather=self._gather,
-        )
-        report = self.objective(features)
+        epoch = self.current_epoch + batch_idx / self.trainer.num_training_batches
+        report = self.objective(self.features(batch, epoch, self._gather))
         self._unchecked.append((self.global_step, report.raw))
         if self.device.type == "cpu" or len(self._unchecked) >= self._log_every_n_steps:
             self._stop_on_non_finite()
         self._log_report(report)
         return report.total
+
+    def features(self, batch: Batch, epoch: float = 0.0, gather: Callable[[Tensor], Tensor] = alone) -> Features:
+        """Returns what the losses may look at of a training batch; `epoch` and `gather` as in `Features`."""
+        return Features(
+            self.encoder if self._micro_batch is None else GradCache(self.encoder, self._micro_batch),
+            images={view: batch[view] for view in IMAGE_VIEWS if view in batch},
+            texts={view: batch[view] for view in TEXT_VIEWS if view in batch},
+            labels={label: batch[label] for label in LABELS if label in batch},
+            epoch=epoch,
+            gather=gather,
+            one_pass=self._micro_batch is None,
+        )
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self._is_logging_step():
@@ -243,12 +252,19 @@ def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
         num_classes: identities in the training set, for the classifiers of losses.
     """
     facts = Facts(encoder.embed_dim, encoder.backbone.embed_dim, num_classes, encoder.backbone.vocab_size)
+    objective = build_objective(instantiate(cfg.loss.terms), facts)
+    micro_batch = cfg.grad_cache.micro_batch
+    if micro_batch is not None:
+        if micro_batch < 1:
+            raise UserError(f"grad_cache.micro_batch: {micro_batch} given, expected at least 1, or null")
+        refuse_tokens(objective)
     return LitTBPS(
         encoder,
-        build_objective(instantiate(cfg.loss.terms), facts),
+        objective,
         make_optimizer=instantiate(cfg.optimizer),
         make_scheduler=instantiate(cfg.scheduler),
         config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
         seed=cfg.seed,
         log_every_n_steps=cfg.trainer.log_every_n_steps,
+        micro_batch=micro_batch,
     )

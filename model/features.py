@@ -34,7 +34,8 @@ class Encoder(Protocol):
     def temperature(self) -> tuple[Tensor, Tensor]: ...
 
 
-def _alone(tensor: Tensor) -> Tensor:
+def alone(tensor: Tensor) -> Tensor:
+    """Gathers the rows of one process."""
     return tensor
 
 
@@ -54,6 +55,7 @@ class Features:
             not know them.
         epoch: training progress in epochs, fractional (for ramps).
         gather: ``(B, ...) -> (W*B, ...)`` concatenates the rows of all W processes, with gradient.
+        one_pass: whether announced image views are encoded together, which takes a copy of their pixels.
     """
 
     def __init__(
@@ -64,7 +66,8 @@ class Features:
         labels: Mapping[str, Tensor],
         *,
         epoch: float = 0.0,
-        gather: Callable[[Tensor], Tensor] = _alone,
+        gather: Callable[[Tensor], Tensor] = alone,
+        one_pass: bool = True,
     ) -> None:
         self.epoch = epoch
         self.accessed: set[str] = set()
@@ -73,6 +76,7 @@ class Features:
         self._texts = texts
         self._labels = labels
         self._gather = gather
+        self._one_pass = one_pass
         self._encoded: dict[str, Encoded] = {}
         self._gathered: dict[tuple[str, str], Tensor] = {}
         self._expected: tuple[str, ...] = ()
@@ -98,7 +102,7 @@ class Features:
         if view not in self._encoded:
             self._refuse_no_grad(view)
             together = [v for v in self._expected if v not in self._encoded]
-            self._encode_images(together if view in together else [view])
+            self._encode_images(together if self._one_pass and view in together else [view])
         return self._encoded[view]
 
     def text(self, view: str = "text") -> Encoded:

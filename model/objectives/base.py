@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +26,15 @@ class LossTerm(nn.Module):
     """A weighted loss in a training objective.
 
     `needs` names what the term reads from `Features`: views ("image", "image_aug", "text", ...), "pids", ...
-    The datamodule builds exactly the views that the terms of the objective need. Parameters of its own
-    (a classifier, a projector) are built from `facts`.
+    The datamodule builds exactly the views that the terms of the objective need. `reads_tokens` says whether
+    the term looks at tokens, not only at embeddings and pooled features. Parameters of its own (a classifier,
+    a projector) are built from `facts`.
 
     Shape: ``forward(features) -> (scalar, {name: detached scalar})``.
     """
 
     needs: frozenset[str] = frozenset({"image", "text"})
+    reads_tokens: ClassVar[bool] = False
 
     def __init__(self, *, facts: Facts, weight: float = 1.0) -> None:
         super().__init__()

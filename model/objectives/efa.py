@@ -145,6 +145,7 @@ class EFA(LossTerm):
     """
 
     needs = frozenset({"image", "text"})
+    reads_tokens = True
 
     def __init__(
         self,

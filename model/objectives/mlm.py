@@ -92,6 +92,7 @@ class MLM(LossTerm):
     """
 
     needs = frozenset({"image", "text_masked", "mlm_labels"})
+    reads_tokens = True
 
     def __init__(self, *, facts: Facts, weight: float = 1.0) -> None:
         super().__init__(facts=facts, weight=weight)
