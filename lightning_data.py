@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from data.annotations import DatasetSplits, Record, read_dataset
 from data.augmentation import Augmentation
-from data.batch import MLM_LABELS, PIDS, TEXT_MASKED, VIEWS, Batch
+from data.batch import MLM_LABELS, MLM_POSITIONS, PIDS, TEXT_MASKED, VIEWS, Batch
 from data.datasets import CaptionDataset, Collate, ImageDataset, PairDataset, captions_of
 from data.loader import ResumableLoader, evaluation_loader
 from data.masking import Masker
@@ -103,7 +103,7 @@ class TBPSDataModule(L.LightningDataModule):
     @property
     def provides(self) -> frozenset[str]:
         """What a loss may need: views, and labels of the batch."""
-        return frozenset({*VIEWS, MLM_LABELS, *({PIDS} if self._with_pids else ())})
+        return frozenset({*VIEWS, MLM_LABELS, MLM_POSITIONS, *({PIDS} if self._with_pids else ())})
 
     def set_views(self, needs: Collection[str]) -> None:
         """Says what training batches must hold: the `needs` of the objective, all among `provides`.

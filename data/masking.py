@@ -16,10 +16,15 @@ _NOT_PREDICTED = -100
 
 
 class MaskedTokens(NamedTuple):
-    """Tokens of which some are masked, and labels ``(B, L)``: the id that was there, -100 where none is to be told."""
+    """Tokens of which some are masked, and what is to be told.
+
+    labels: ``(B, L)``, the id that was there, -100 where none is to be told.
+    positions: ``(M,)``, where in the flattened labels the others are.
+    """
 
     tokens: Tokens
     labels: Tensor
+    positions: Tensor
 
 
 class Masker:
@@ -62,4 +67,5 @@ class Masker:
         labels = ids.where(masked, _NOT_PREDICTED)
         words = self._words[(which * len(self._words)).long()]
         changed = torch.where(how < _TO_MASK, self.mask_id, torch.where(how < _TO_RANDOM, words, ids))
-        return MaskedTokens(Tokens(changed.where(masked, ids), tokens.mask), labels)
+        positions = masked.flatten().nonzero().squeeze(1)
+        return MaskedTokens(Tokens(changed.where(masked, ids), tokens.mask), labels, positions)

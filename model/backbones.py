@@ -15,11 +15,15 @@ from utils.errors import UserError
 
 
 class BackboneOutput(NamedTuple):
-    """pooled ``(B, D)``, tokens ``(B, L, D)`` in the space of pooled, mask ``(B, L)`` true on content."""
+    """pooled ``(B, D)``, tokens ``(B, L, D)`` in the space of pooled, mask ``(B, L)`` true on content.
+
+    prefix: how many tokens of an image come before its patches.
+    """
 
     pooled: Tensor
     tokens: Tensor
     mask: Tensor
+    prefix: int = 0
 
 
 class GridEmbeddings(nn.Module):
@@ -167,7 +171,7 @@ class ClipBackbone(Backbone):
         tokens = self.hub_model.visual_projection(tower.post_layernorm(hidden))
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         mask[:, 0] = False
-        return BackboneOutput(tokens[:, 0], tokens, mask)
+        return BackboneOutput(tokens[:, 0], tokens, mask, prefix=1)
 
     def text(self, ids: Tensor, mask: Tensor) -> BackboneOutput:
         output = self.hub_model.text_model(ids)

@@ -18,12 +18,14 @@ class Encoded:
         concatenated unit-norm blocks, so that an inner product is a sum of K cosines.
     tokens: ``(B, L, D)`` the sequence behind `pooled`, in the same space.
     mask: ``(B, L)`` bool, true on content: words for a text (not padding), patches for an image (not [CLS]).
+    prefix: how many tokens of an image come before its patches; the same that `mask` says, known on the host.
     """
 
     pooled: Tensor
     embedding: Tensor
     tokens: Tensor
     mask: Tensor
+    prefix: int = 0
 
 
 class Encoder(Protocol):
@@ -156,8 +158,8 @@ class Features:
         with self.amp():
             encoded = self._encoder.encode_image(torch.cat([self._images[view] for view in views]))
         parts = (encoded.pooled, encoded.embedding, encoded.tokens, encoded.mask)
-        for view, *rows in zip(views, *(part.split(sizes) for part in parts), strict=True):
-            self._encoded[view] = Encoded(*rows)
+        for view, pooled, embedding, tokens, mask in zip(views, *(part.split(sizes) for part in parts), strict=True):
+            self._encoded[view] = Encoded(pooled, embedding, tokens, mask, encoded.prefix)
 
     def _refuse_no_grad(self, view: str) -> None:
         if not torch.is_grad_enabled():

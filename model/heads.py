@@ -26,4 +26,4 @@ class GlobalHead(nn.Module):
 
     def _encode(self, output: BackboneOutput) -> Encoded:
         pooled = output.pooled.float()
-        return Encoded(pooled, F.normalize(pooled, dim=-1), output.tokens, output.mask)
+        return Encoded(pooled, F.normalize(pooled, dim=-1), output.tokens, output.mask, output.prefix)

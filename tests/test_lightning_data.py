@@ -12,7 +12,20 @@ from transformers import PreTrainedTokenizerFast
 
 from data.annotations import DatasetSplits, Record
 from data.augmentation import Augmentation, RandomWordDeletion
-from data.batch import IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2, INDEX, MLM_LABELS, PIDS, TEXT, TEXT_MASKED, Batch, Tokens
+from data.batch import (
+    IMAGE,
+    IMAGE_AUG,
+    IMAGE_SS1,
+    IMAGE_SS2,
+    INDEX,
+    MLM_LABELS,
+    MLM_POSITIONS,
+    PIDS,
+    TEXT,
+    TEXT_MASKED,
+    Batch,
+    Tokens,
+)
 from lightning_data import TBPSDataModule
 from utils.errors import UserError
 
@@ -125,15 +138,16 @@ class TestTraining:
     ) -> None:
         data = TBPSDataModule(dataset, **settings)
         before = data.max_token_id
-        data.set_views(frozenset({TEXT, TEXT_MASKED, MLM_LABELS}))
+        data.set_views(frozenset({TEXT, TEXT_MASKED, MLM_LABELS, MLM_POSITIONS}))
         assert data.mask_token_added
         assert data.max_token_id == before + 1
         for batch in data.train_dataloader():
-            assert batch.keys() == {TEXT, TEXT_MASKED, MLM_LABELS, INDEX, PIDS}
+            assert batch.keys() == {TEXT, TEXT_MASKED, MLM_LABELS, MLM_POSITIONS, INDEX, PIDS}
             masked, plain, labels = batch[TEXT_MASKED].ids, batch[TEXT].ids, batch[MLM_LABELS]
             assert torch.equal(torch.where(labels == -100, masked, labels), plain)
             assert (labels != -100).any(dim=1).all()
             assert masked.max() <= data.max_token_id
+            assert torch.equal(labels.flatten()[batch[MLM_POSITIONS]], labels[labels != -100])
 
     def test_a_view_that_is_not_offered_fails_before_training(
         self, dataset: DatasetSplits, settings: dict[str, Any]

@@ -206,4 +206,4 @@ class EFA(LossTerm):
 
 def _patches(image: Encoded) -> Tensor:
     """Returns the tokens ``(B, N, D)`` of an image view without [CLS]."""
-    return image.tokens[image.mask].unflatten(0, (len(image.tokens), -1))
+    return image.tokens[:, image.prefix :]

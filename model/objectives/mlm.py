@@ -91,7 +91,7 @@ class MLM(LossTerm):
     averages over its own masked positions.
     """
 
-    needs = frozenset({"image", "text_masked", "mlm_labels"})
+    needs = frozenset({"image", "text_masked", "mlm_labels", "mlm_positions"})
     reads_tokens = True
 
     def __init__(self, *, facts: Facts, weight: float = 1.0) -> None:
@@ -109,16 +109,14 @@ class MLM(LossTerm):
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         image, text = features.image("image"), features.text("text_masked")
-        labels = features.label("mlm_labels")
-        masked = labels != NOT_PREDICTED
-        positions = masked.nonzero(as_tuple=True)
+        labels, positions = features.label("mlm_labels"), features.label("mlm_positions")
         with features.amp():
             words = self.interaction(text.tokens, image.tokens, text.mask)
-            scores = self.head(words[positions])  # (masked positions, V)
-        wanted = labels[positions]
+            scores = self.head(words.flatten(0, 1)[positions])  # (masked positions, V)
+        wanted = labels.flatten()[positions]
         hits = scores.detach().argmax(dim=1) == wanted
         stats = {
             "accuracy": masked_mean(hits.float(), torch.ones_like(hits)),
-            "captions_left_out": (~masked.any(dim=1)).float().sum(),
+            "captions_left_out": (labels == NOT_PREDICTED).all(dim=1).float().sum(),
         }
         return mlm_loss(scores, wanted), stats

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -185,7 +186,7 @@ def encoded_pairs(batch: int) -> tuple[Encoded, Encoded]:
     """Texts and images with a [CLS] in front of their patches."""
     text, image, mask = tokens(batch, LENGTH, 1), tokens(batch, 1 + PATCHES, 2), words_of(batch)
     patches = (torch.arange(1 + PATCHES) > 0).expand(batch, -1)
-    return Encoded(text[:, 0], text[:, 0], text, mask), Encoded(image[:, 0], image[:, 0], image, patches)
+    return Encoded(text[:, 0], text[:, 0], text, mask), Encoded(image[:, 0], image[:, 0], image, patches, prefix=1)
 
 
 @pytest.mark.parametrize("sigma", [None, 0.6])
@@ -230,11 +231,11 @@ def test_a_map_is_of_its_own_pair_and_moves_with_words_and_patches(facts: Facts)
     maps = term.similarity_maps(text, image)
     order = torch.tensor([2, 0, 3, 1])
     shuffled = (
-        Encoded(*(part[order] for part in vars(text).values())),
-        Encoded(*(part[order] for part in vars(image).values())),
+        replace(text, tokens=text.tokens[order], mask=text.mask[order]),
+        replace(image, tokens=image.tokens[order], mask=image.mask[order]),
     )
-    turned = Encoded(text.pooled, text.embedding, text.tokens.flip(1), text.mask.flip(1))
-    moved = Encoded(image.pooled, image.embedding, image.tokens.flip(1), image.mask.flip(1))
+    turned = replace(text, tokens=text.tokens.flip(1), mask=text.mask.flip(1))
+    moved = replace(image, tokens=torch.cat([image.tokens[:, :1], image.tokens[:, 1:].flip(1)], dim=1))
     for found, of_shuffled, of_moved in zip(
         maps, term.similarity_maps(*shuffled), term.similarity_maps(turned, moved), strict=True
     ):
@@ -298,7 +299,7 @@ def test_the_term_leaves_out_cls_and_counts_patches(
         encoded = encode_image(pixels)
         cls = torch.full_like(encoded.tokens[:, :1], 9.0)
         mask = torch.cat([torch.zeros_like(encoded.mask[:, :1]), encoded.mask], dim=1)
-        return Encoded(encoded.pooled, encoded.embedding, torch.cat([cls, encoded.tokens], dim=1), mask)
+        return replace(encoded, tokens=torch.cat([cls, encoded.tokens], dim=1), mask=mask, prefix=1)
 
     monkeypatch.setattr(encoder, "encode_image", with_cls)
     loss, stats = term(make_features(pids))

@@ -1,6 +1,7 @@
 """Masked language modelling: the loss and the interaction encoder against loops on float64, and the term."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -176,9 +177,9 @@ def features_with(labels: Tensor, encoder: Encoder, padding: int = 0) -> Feature
     images = {"image": torch.randint(256, (batch, 3, 8, 4), generator=draw, dtype=torch.uint8)}
     ids = F.pad(torch.randint(VOCABULARY, labels.shape, generator=draw), (0, padding))
     mask = torch.arange(length + padding).expand(batch, -1) < length
-    return Features(
-        encoder, images, {"text_masked": (ids, mask)}, {"mlm_labels": F.pad(labels, (0, padding), value=-100)}
-    )
+    labels = F.pad(labels, (0, padding), value=-100)
+    positions = (labels != -100).flatten().nonzero()[:, 0]
+    return Features(encoder, images, {"text_masked": (ids, mask)}, {"mlm_labels": labels, "mlm_positions": positions})
 
 
 def test_only_masked_positions_reach_the_vocabulary_and_nothing_changes(term: MLM, encoder: Encoder) -> None:
@@ -210,7 +211,7 @@ def test_every_image_token_answers_cls_included(term: MLM, encoder: Encoder, mon
     def with_cls(pixels: Tensor) -> Encoded:
         encoded = encode_image(pixels)
         encoded.mask[:, 0] = False
-        return encoded
+        return replace(encoded, prefix=1)
 
     monkeypatch.setattr(encoder, "encode_image", with_cls)
     assert torch.equal(term(features_with(labels, encoder))[0], expected)
