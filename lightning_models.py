@@ -237,9 +237,9 @@ class LitTBPS(LitRanker):
         load_weights(self, checkpoint["state_dict"], source="the checkpoint to continue")
 
 
-def build_encoder(cfg: DictConfig) -> TBPS:
-    """Returns the encoder that `cfg.backbone`, `cfg.lora` and `cfg.head` describe."""
-    backbone = instantiate(cfg.backbone)
+def build_encoder(cfg: DictConfig, *, weights: bool = True) -> TBPS:
+    """Returns the encoder that `cfg.backbone`, `cfg.lora` and `cfg.head` describe; `weights` as in `load_backbone`."""
+    backbone = instantiate(cfg.backbone, **({} if weights else {"weights": False}))
     if cfg.lora.r > 0:
         add_lora(backbone, **{k: v for k, v in cfg.lora.items() if k != "name"})
     return TBPS(backbone, instantiate(cfg.head)(backbone.embed_dim))

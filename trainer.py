@@ -3,6 +3,7 @@
 uv run trainer.py                                      the embedded default
 uv run trainer.py -cn m_siglip dataset=cuhk_pedes      another config, another dataset
 uv run trainer.py ckpt_path=last                       continue the newest run of this name
+uv run trainer.py -cn clip experiment=irra task=plan   what a step of it takes, and the batch that fits 12 GB
 uv run trainer.py task=test ckpt_path=outputs/.../checkpoints/best-059.ckpt
 """
 
@@ -127,21 +128,38 @@ def test(cfg: DictConfig) -> dict[str, float]:
     return module.figures("test")
 
 
+def plan(cfg: DictConfig) -> dict[str, float]:
+    """Prints what a training step of `cfg` takes, and the largest batch that fits `cfg.plan.memory_gb`.
+
+    Nothing needs to be there: no dataset, no weights, no GPU.
+
+    Returns:
+        The peak in GiB as ``plan/peak_gb``, with the reserve, and ``plan/largest``.
+    """
+    from planner import make_plan
+    from utils.quiet import quiet_libraries
+
+    quiet_libraries()
+    made = make_plan(cfg)
+    print(made, flush=True)
+    return {"plan/peak_gb": made.peak_gb, "plan/largest": made.largest}
+
+
 @hydra.main(version_base="1.3", config_path="config", config_name="demo")
-def main(cfg: DictConfig) -> float:
+def main(cfg: DictConfig) -> float | None:
     """Runs `cfg.task`; returns t2i R@1, of validation where there is one, for sweepers that optimise."""
-    tasks = {"train": train, "test": test}
+    tasks = {"train": train, "test": test, "plan": plan}
     cfg.run_dir = HydraConfig.get().runtime.output_dir
     try:
         if cfg.task not in tasks:
-            raise UserError(f"task={cfg.task}: no such task.{nearest(cfg.task, set(tasks))} Choose train or test")
+            raise UserError(f"task={cfg.task}: no such task.{nearest(cfg.task, set(tasks))} Choose train, test or plan")
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         metrics = tasks[cfg.task](cfg)
     except CONFIG_ERRORS as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise  # the other jobs of the sweep go on
         fail_job(error)
-    return metrics.get("val/t2i/R1", metrics["test/t2i/R1"])
+    return metrics.get("val/t2i/R1", metrics.get("test/t2i/R1"))
 
 
 def _checkpoint(cfg: DictConfig) -> Path | None:

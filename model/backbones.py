@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel, PreTrainedModel, SiglipModel
 
+from model.architectures import ARCHITECTURES
 from utils.errors import UserError
 
 
@@ -209,6 +210,7 @@ def load_backbone(
     freeze_text: bool = False,
     freeze_token_table: bool = False,
     gradient_checkpointing: bool = False,
+    weights: bool = True,
 ) -> Backbone:
     """Returns the backbone of `folder` in fp32, fitted to images of `img_size`.
 
@@ -220,13 +222,16 @@ def load_backbone(
         max_length: tokens of a caption, at most the text positions of the checkpoint.
         freeze_vision, freeze_text, freeze_token_table: exclude a tower, or the token table, from training.
         gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
+        weights: whether the pre-trained ones are loaded; without, those that a training from scratch starts from,
+            and no folder is needed for a backbone of `ARCHITECTURES`.
 
     Raises:
         UserError: no folder, another architecture, captions longer than its positions, or a size that the
             patches do not divide.
     """
     folder = Path(folder)
-    config = _read_json(folder, "config.json", name)
+    known = not weights and not folder.exists() and name in ARCHITECTURES
+    config = ARCHITECTURES[name] if known else _read_json(folder, "config.json", name)
     found = config.get("model_type")
     if found != family:
         raise UserError(
@@ -243,13 +248,10 @@ def load_backbone(
             f"img_size_str: {img_size[0]}x{img_size[1]} is not divisible by the {patch}-pixel patches of "
             f"backbone {name!r}; both height and width have to be multiples of {patch}"
         )
-    try:
-        model = backbone_class.model_class.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise UserError(
-            f"backbone {name!r}: the weights in {folder} cannot be loaded ({_first_line(error)}); "
-            f"fill the folder again with 'uv run prepare_checkpoints.py {name}'"
-        ) from error
+    if weights:
+        model = _pretrained(backbone_class.model_class, folder, name)
+    else:
+        model = backbone_class.model_class(backbone_class.model_class.config_class.from_dict(config))
     tower: Any = model.vision_model
     tower.embeddings = GridEmbeddings(tower.embeddings, img_size[0] // patch, img_size[1] // patch)
     if gradient_checkpointing:
@@ -259,9 +261,21 @@ def load_backbone(
     text.requires_grad_(not freeze_text)
     if freeze_token_table:
         text.embeddings.token_embedding.requires_grad_(False)
-    pixels = _read_json(folder, "preprocessor_config.json", name)
     model.train()
+    if known:
+        return backbone_class(model, [0.5] * 3, [0.5] * 3, sigmoid=sigmoid)
+    pixels = _read_json(folder, "preprocessor_config.json", name)
     return backbone_class(model, pixels["image_mean"], pixels["image_std"], sigmoid=sigmoid)
+
+
+def _pretrained(model_class: type[PreTrainedModel], folder: Path, name: str) -> PreTrainedModel:
+    try:
+        return model_class.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise UserError(
+            f"backbone {name!r}: the weights in {folder} cannot be loaded ({_first_line(error)}); "
+            f"fill the folder again with 'uv run prepare_checkpoints.py {name}'"
+        ) from error
 
 
 def _read_json(folder: Path, file: str, name: str) -> dict[str, Any]:

@@ -29,13 +29,13 @@ IMAGE_SIZE: Final = 128
 TEXT_LENGTH: Final = 48
 TEXT_POSITIONS: Final = {"siglip": 64, "clip": 77}
 VOCAB_SIZE: Final = 2000
-_TOWER: Final = {
+TOWER: Final = {
     "hidden_size": WIDTH,
     "intermediate_size": 4 * WIDTH,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
 }
-_VISION: Final = {**_TOWER, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
+VISION: Final = {**TOWER, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
 _SQUARE: Final = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
 _Parts = tuple[PreTrainedModel, PreTrainedTokenizerFast, BaseImageProcessor]
 
@@ -102,14 +102,14 @@ def _siglip(captions: Iterable[str]) -> _Parts:
     specials = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     tokenizer = _tokenizer(captions, specials, template="$A </s>", max_length=TEXT_POSITIONS["siglip"])
     text = {
-        **_TOWER,
+        **TOWER,
         "vocab_size": len(tokenizer),
         "max_position_embeddings": tokenizer.model_max_length,
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
     }
-    model = SiglipModel(SiglipConfig(text_config=text, vision_config=_VISION))
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config=VISION))
     with torch.no_grad():
         model.logit_scale.fill_(log(10))
         model.logit_bias.fill_(-10)
@@ -122,7 +122,7 @@ def _clip(captions: Iterable[str]) -> _Parts:
     specials = {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": "<unk>"}
     tokenizer = _tokenizer(captions, specials, template=f"{start} $A {end}", max_length=TEXT_POSITIONS["clip"])
     text = {
-        **_TOWER,
+        **TOWER,
         "projection_dim": WIDTH,
         "vocab_size": len(tokenizer),
         "max_position_embeddings": tokenizer.model_max_length,
@@ -130,7 +130,7 @@ def _clip(captions: Iterable[str]) -> _Parts:
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
-    vision = {**_VISION, "projection_dim": WIDTH}
+    vision = {**VISION, "projection_dim": WIDTH}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH))
     return model, tokenizer, CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=_SQUARE)
 
