@@ -4,36 +4,43 @@ import os
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import lightning as L
+import numpy as np
+import torch
 from hydra.utils import instantiate
 from lightning.fabric.utilities import suggested_max_num_workers
 from omegaconf import DictConfig
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data.annotations import DatasetSplits, Record, read_dataset
 from data.augmentation import Augmentation
-from data.batch import MLM_LABELS, MLM_POSITIONS, PIDS, TEXT_MASKED, VIEWS, Batch
+from data.batch import (
+    IMAGE,
+    IMAGE_LABELS,
+    INDEX,
+    MLM_LABELS,
+    MLM_POSITIONS,
+    PIDS,
+    TEXT,
+    TEXT_LABELS,
+    TEXT_MASKED,
+    VIEWS,
+    Batch,
+)
+from data.counts import DatasetCounts, count, describe
 from data.datasets import CaptionDataset, Collate, ImageDataset, PairDataset, captions_of
 from data.loader import ResumableLoader, evaluation_loader
 from data.masking import Masker
-from data.samplers import EpochSampler, IdentitySampler, RandomSampler
-from data.tokens import TokenCounts, Tokenize, load_tokenizer
-from data.views import Views
+from data.samplers import EpochSampler, IdentitySampler, RandomSampler, StagedSampler
+from data.tokens import Tokenize, load_tokenizer
+from data.views import Views, read_image
 from utils.errors import UserError, nearest
 
 SAMPLERS = ("random", "identity")
 MOST_AUTO_WORKERS = 8
-
-
-class SplitCounts(NamedTuple):
-    """What a split holds; `cut` counts the captions that have more tokens than the backbone reads."""
-
-    identities: int
-    images: int
-    captions: int
-    cut: int
 
 
 class TBPSDataModule(L.LightningDataModule):
@@ -54,7 +61,8 @@ class TBPSDataModule(L.LightningDataModule):
         eval_batch_size: images or captions of an evaluation batch, for each process.
         num_workers: loading processes beside each training process; ``auto`` takes the cores that are left.
         seed: of batches and augmentation.
-        with_pids: whether training may read identities; without, no training batch carries them.
+        with_pids: whether training may read identities; without, no training batch carries them, and pairs
+            are trained in the stages that `set_stages` was told.
 
     Raises:
         UserError: a setting that cannot be, or no tokenizer.
@@ -83,7 +91,8 @@ class TBPSDataModule(L.LightningDataModule):
             )
         if sampler == "identity" and not with_pids:
             raise UserError(
-                "dataset.sampler=identity reads identities, which this method must not; use dataset.sampler=random."
+                "dataset.sampler=identity reads identities, which training with pseudo_label must not; use "
+                "dataset.sampler=random."
             )
         self.dataset = dataset
         self.tokenize = Tokenize(load_tokenizer(tokenizer_path), max_length)
@@ -99,11 +108,13 @@ class TBPSDataModule(L.LightningDataModule):
         self._with_pids = with_pids
         self._views: Views | None = None
         self._masker: Masker | None = None
+        self._stages = np.ones(len(self.text_images), dtype=np.int64)
 
     @property
     def provides(self) -> frozenset[str]:
         """What a loss may need: views, and labels of the batch."""
-        return frozenset({*VIEWS, MLM_LABELS, MLM_POSITIONS, *({PIDS} if self._with_pids else ())})
+        labels = (PIDS,) if self._with_pids else (IMAGE_LABELS, TEXT_LABELS)
+        return frozenset({*VIEWS, MLM_LABELS, MLM_POSITIONS, *labels})
 
     def set_views(self, needs: Collection[str]) -> None:
         """Says what training batches must hold: the `needs` of the objective, all among `provides`.
@@ -114,6 +125,27 @@ class TBPSDataModule(L.LightningDataModule):
         views = set(needs) & set(VIEWS) | ({TEXT_MASKED} if MLM_LABELS in needs else set())
         self._views = Views(views, self._img_size, self.tokenize.max_length, self._aug)
         self._masker = Masker(self.tokenize.tokenizer) if TEXT_MASKED in views else None
+
+    def set_stages(self, stages: Tensor) -> None:
+        """Says when the pairs of the training set are trained, from the next epoch to begin on.
+
+        Args:
+            stages: of each pair, 1, 2 after all of 1, or 0 for not at all. Shape: ``(P,)``.
+
+        Raises:
+            UserError: they are of another training set.
+        """
+        if len(stages) != len(self._stages):
+            raise UserError(
+                f"the checkpoint has pseudo labels of {len(stages)} pairs, but this training set has "
+                f"{len(self._stages)}; continue with the dataset that it was trained on."
+            )
+        self._stages[:] = stages.cpu().numpy()
+
+    @property
+    def text_images(self) -> Tensor:
+        """``(P,)`` position of the image of each pair, or of each caption, of the training set."""
+        return torch.tensor([caption.image for caption in captions_of(self.dataset.train)])
 
     @property
     def mask_token_added(self) -> bool:
@@ -128,8 +160,8 @@ class TBPSDataModule(L.LightningDataModule):
     @property
     def max_token_id(self) -> int:
         """The largest token id of any caption, masked or not; the backbone's token table must reach beyond it."""
-        masked = 0 if self._masker is None else self._masker.max_id
-        return max(masked, *(tokens.max_id for tokens in self._tokens.values()))
+        written_by_masking = 0 if self._masker is None else self._masker.max_id
+        return max(written_by_masking, self.counts.max_token_id)
 
     def check_token_ids(self, vocab_size: int) -> None:
         """Passes when every token id lies in a table of `vocab_size` rows.
@@ -153,32 +185,26 @@ class TBPSDataModule(L.LightningDataModule):
         """The image files of the test split, in the order of its evaluation."""
         return [record.image_path for record in self.dataset.test]
 
-    def counts(self) -> dict[str, SplitCounts]:
-        """Returns split -> what it holds, for train, val and test."""
+    def test_pair(self, caption: int) -> Batch:
+        """Returns a caption of the test split, by its place in `test_captions`, with its image: a batch of one.
+
+        `INDEX` is the place of the image in `test_image_paths`.
+        """
+        image, text = captions_of(self.dataset.test)[caption]
         return {
-            name: SplitCounts(
-                identities=len({record.pid for record in records}),
-                images=len(records),
-                captions=sum(len(record.captions) for record in records),
-                cut=self._tokens[name].cut,
-            )
-            for name, records in self._splits.items()
+            INDEX: torch.tensor([image]),
+            IMAGE: read_image(self.dataset.test[image], self._img_size)[None],
+            TEXT: self.tokenize([text]),
         }
+
+    @cached_property
+    def counts(self) -> DatasetCounts:
+        """What the splits hold."""
+        return count(self.dataset, self.tokenize)
 
     def describe(self) -> str:
         """Returns one line on the dataset for the start of a run."""
-        splits = [
-            f"{name} {split.images:,} images, {split.captions:,} captions, {split.identities:,} identities"
-            for name, split in self.counts().items()
-        ]
-        name = f"{self.dataset.name} ({self.dataset.language})"
-        if self.dataset.val_is_test:
-            name += ", validated on test"
-        cut = sum(split.cut for split in self.counts().values())
-        if cut:
-            longest = max(tokens.longest for tokens in self._tokens.values())
-            splits.append(f"{cut:,} captions cut to {self.tokenize.max_length} tokens (the longest has {longest})")
-        return f"{name}: {'; '.join(splits)}"
+        return describe(self.dataset, self.counts, self.tokenize.max_length)
 
     def train_dataloader(self) -> ResumableLoader:
         if self._views is None:
@@ -188,6 +214,10 @@ class TBPSDataModule(L.LightningDataModule):
             dataset, self._train_sampler(dataset), Collate(self.tokenize, self._masker), num_workers=self._workers()
         )
 
+    def relabel_dataloaders(self) -> list[DataLoader[Batch]]:
+        """Returns the loader of the training images and that of the training captions, as for evaluation."""
+        return self._evaluation_loaders(self.dataset.train)
+
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """Returns the loader of the validation images and that of the validation captions."""
         return self._evaluation_loaders(self.dataset.val)
@@ -196,17 +226,6 @@ class TBPSDataModule(L.LightningDataModule):
         """Returns the loader of the test images and that of the test captions."""
         return self._evaluation_loaders(self.dataset.test)
 
-    @cached_property
-    def _tokens(self) -> dict[str, TokenCounts]:
-        return {
-            name: self.tokenize.count([caption.text for caption in captions_of(records)])
-            for name, records in self._splits.items()
-        }
-
-    @property
-    def _splits(self) -> dict[str, list[Record]]:
-        return {"train": self.dataset.train, "val": self.dataset.val, "test": self.dataset.test}
-
     @property
     def _share(self) -> dict[str, int]:
         if self.trainer is None:
@@ -214,6 +233,8 @@ class TBPSDataModule(L.LightningDataModule):
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
     def _train_sampler(self, dataset: PairDataset) -> EpochSampler:
+        if not self._with_pids:
+            return StagedSampler(self._stages, self._batch_size, seed=self._seed, **self._share)
         if self._sampler == "random":
             return RandomSampler(len(dataset), self._batch_size, seed=self._seed, **self._share)
         return IdentitySampler(
@@ -257,4 +278,5 @@ def build_data(cfg: DictConfig) -> TBPSDataModule:
         aug=instantiate(cfg.aug),
         **{key: options[key] for key in loading},
         seed=cfg.seed,
+        with_pids=cfg.pseudo_label.name == "none",
     )

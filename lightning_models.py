@@ -8,23 +8,29 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
 from torchmetrics.utilities.distributed import gather_all_tensors
+from tqdm import tqdm
 
 from data.batch import IMAGE, IMAGE_VIEWS, INDEX, LABELS, PIDS, TEXT, TEXT_VIEWS, Batch
 from model.features import Features, alone
 from model.grad_cache import GradCache, refuse_tokens
+from model.heads import PartHead
 from model.lora import add_lora
+from model.objectives import EFA
 from model.objectives.base import Facts, LossReport, Objective
 from model.objectives.build import build_objective
+from model.prototypes import Labeller, Modality
 from model.tbps import TBPS
 from solver.optimizers import learning_rates
 from utils.checkpoints import frozen_names, load_weights
 from utils.errors import UserError
-from utils.retrieval import RetrievalMetrics, retrieval_metrics
+from utils.retrieval import RetrievalMetrics, both_directions
 
 MakeOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 MakeScheduler = Callable[..., LRScheduler]
@@ -41,10 +47,8 @@ class Encodings:
 
     def metrics(self) -> dict[str, RetrievalMetrics]:
         """Text-to-image ("t2i") and image-to-text ("i2t") retrieval."""
-        return {
-            "t2i": retrieval_metrics(self.texts, self.images, self.text_pids, self.image_pids),
-            "i2t": retrieval_metrics(self.images, self.texts, self.image_pids, self.text_pids),
-        }
+        t2i, i2t = both_directions(self.texts, self.images, self.text_pids, self.image_pids)
+        return {"t2i": t2i, "i2t": i2t}
 
 
 class LitRanker(L.LightningModule):
@@ -70,11 +74,39 @@ class LitRanker(L.LightningModule):
             for name, value in metrics.as_dict().items()
         }
 
+    @torch.no_grad()
+    def part_attention(self, pair: Batch) -> tuple[Tensor, Tensor] | None:
+        """Returns what a part head attends to: over patches ``(N,)``, over words ``(1 + P, L)``; None without parts.
+
+        Args:
+            pair: a batch of one image and its caption.
+        """
+        head, backbone = self.encoder.head, self.encoder.backbone
+        if not (isinstance(head, PartHead) and head.parts):
+            return None
+        self.eval()
+        image, text = pair[IMAGE].to(self.device), [part.to(self.device) for part in pair[TEXT]]
+        return head.image_attention(backbone.image(image))[0], head.text_attention(backbone.text(*text))[0]
+
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._encode(batch)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._encode(batch)
+
+    @torch.no_grad()
+    def encode(self, loaders: Iterable[DataLoader[Batch]]) -> Encodings:
+        """Returns the split of these evaluation loaders, encoded as for ranking; all processes take part."""
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        with self.trainer.precision_plugin.val_step_context():
+            for name, loader in zip(("images", "captions"), loaders, strict=True):
+                shown = None if self.trainer.is_global_zero else True  # None: on a terminal
+                for batch in tqdm(loader, desc=f"encoding {name}", unit="batch", leave=False, disable=shown):
+                    self._encode(self.trainer.strategy.batch_to_device(batch))
+        for module, mode in modes.items():
+            module.training = mode
+        return self._collected()
 
     def on_validation_epoch_end(self) -> None:
         self._rank("val")
@@ -90,12 +122,15 @@ class LitRanker(L.LightningModule):
         self._encoded[modality].append((batch[INDEX], batch[PIDS], encoded.embedding))
 
     def _rank(self, split: str) -> None:
-        images, image_pids = self._collect(IMAGE)
-        texts, text_pids = self._collect(TEXT)
-        self.encodings = Encodings(images, image_pids, texts, text_pids)
+        self.encodings = self._collected()
         self.metrics = self.encodings.metrics()
+        # trainer.validate ranks the chosen checkpoint once more, which is no point of the curve over training.
+        is_on_curve = self.trainer.state.fn != TrainerFn.VALIDATING
         for name, value in self.figures(split).items():
-            self.log(name, value, prog_bar=name == "val/t2i/R1")
+            self.log(name, value, prog_bar=name == "val/t2i/R1", logger=is_on_curve)
+
+    def _collected(self) -> Encodings:
+        return Encodings(*self._collect(IMAGE), *self._collect(TEXT))
 
     def _collect(self, modality: str) -> tuple[Tensor, Tensor]:
         """Returns (embeddings ``(N, E)``, pids ``(N,)``) of all processes, in the order of the split."""
@@ -119,6 +154,7 @@ class LitTBPS(LitRanker):
         config: the resolved config as plain containers; travels in every checkpoint.
         seed: with the number of the batch, fixes dropout, so a resumed run repeats it.
         log_every_n_steps: how often figures leave the device.
+        labeller: gives the pairs pseudo labels, where training does without identities.
         micro_batch: of `GradCache`; None: the whole batch is encoded at once.
     """
 
@@ -131,10 +167,12 @@ class LitTBPS(LitRanker):
         config: dict[str, Any],
         seed: int,
         log_every_n_steps: int,
+        labeller: Labeller | None = None,
         micro_batch: int | None = None,
     ) -> None:
         super().__init__(encoder)
         self.objective = objective
+        self.labeller = labeller
         self.strict_loading = False
         self._make_optimizer = make_optimizer
         self._make_scheduler = make_scheduler
@@ -143,6 +181,7 @@ class LitTBPS(LitRanker):
         self._log_every_n_steps = log_every_n_steps
         self._micro_batch = micro_batch
         self._unchecked: list[tuple[int, dict[str, Tensor]]] = []
+        self._step: Features | None = None
 
     def configure_optimizers(self) -> Any:
         optimizer = self._make_optimizer(self.named_parameters())
@@ -160,13 +199,44 @@ class LitTBPS(LitRanker):
         batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
         return math.ceil(batches / self.trainer.accumulate_grad_batches)
 
+    def on_train_start(self) -> None:
+        if self.labeller is not None and len(self.labeller.stages):  # of the checkpoint that is continued
+            self.trainer.datamodule.set_stages(self.labeller.stages)  # type: ignore[attr-defined]
+
+    def on_train_epoch_start(self) -> None:
+        if self.labeller is not None and self.labeller.due(self.current_epoch):
+            self._relabel(self.labeller)
+
+    def _relabel(self, labeller: Labeller) -> None:
+        """Finds pseudo labels for the training set: all processes encode, one clusters."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        text_images = data.text_images
+        encoded = self.encode(data.relabel_dataloaders())
+        seed = self._seed * 1_000_003 + self.current_epoch
+        first = self.trainer.is_global_zero
+        found = self.trainer.strategy.broadcast(
+            labeller.find(encoded.images, encoded.texts, text_images, seed) if first else None
+        )
+        assert found is not None
+        labeller.take(found, text_images)
+        images, texts = map(Modality, (encoded.images, encoded.texts), found.after)
+        self.objective.fill(images, texts, seed)
+        data.set_stages(labeller.stages)
+        if first:
+            figures = found.statistics(encoded.image_pids.cpu(), encoded.text_pids.cpu())
+            for logger in self.trainer.loggers:
+                logger.log_metrics({f"pseudo_label/{name}": value for name, value in figures.items()}, self.global_step)
+            print(labeller.describe(), flush=True)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         number = self.trainer.fit_loop.epoch_loop.total_batch_idx * self.trainer.world_size + self.global_rank
         torch.manual_seed(self._seed * 1_000_003 + number)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         epoch = self.current_epoch + batch_idx / self.trainer.num_training_batches
-        report = self.objective(self.features(batch, epoch, self._gather))
+        features = self.features(batch, epoch, self._gather)
+        report = self.objective(features)
+        self._step = features if self.labeller is not None else None
         self._unchecked.append((self.global_step, report.raw))
         if self.device.type == "cpu" or len(self._unchecked) >= self._log_every_n_steps:
             self._stop_on_non_finite()
@@ -175,15 +245,40 @@ class LitTBPS(LitRanker):
 
     def features(self, batch: Batch, epoch: float = 0.0, gather: Callable[[Tensor], Tensor] = alone) -> Features:
         """Returns what the losses may look at of a training batch; `epoch` and `gather` as in `Features`."""
+        labels: dict[str, Tensor] = {label: batch[label] for label in LABELS if label in batch}
+        if self.labeller is not None:
+            labels |= self.labeller.of(batch[INDEX])
         return Features(
             self.encoder if self._micro_batch is None else GradCache(self.encoder, self._micro_batch),
             images={view: batch[view] for view in IMAGE_VIEWS if view in batch},
             texts={view: batch[view] for view in TEXT_VIEWS if view in batch},
-            labels={label: batch[label] for label in LABELS if label in batch},
+            labels=labels,
             epoch=epoch,
             gather=gather,
             one_pass=self._micro_batch is None,
         )
+
+    def on_after_backward(self) -> None:
+        if self._step is not None:
+            self.objective.after_step(self._step)
+            self._step = None
+
+    @torch.no_grad()
+    def word_maps(self, pair: Batch) -> tuple[Tensor, Tensor] | None:
+        """Returns EFA's similarities of words and patches ``(L, N)`` before and after sparsification.
+
+        Args:
+            pair: a batch of one image and its caption.
+
+        None where no term of the objective is EFA.
+        """
+        term = next((term for term in self.objective.terms.values() if isinstance(term, EFA)), None)
+        if term is None:
+            return None
+        self.eval()
+        image, text = pair[IMAGE].to(self.device), [part.to(self.device) for part in pair[TEXT]]
+        before, after = term.similarity_maps(self.encoder.encode_text(*text), self.encoder.encode_image(image))
+        return before[0], after[0]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self._is_logging_step():
@@ -242,7 +337,7 @@ def build_encoder(cfg: DictConfig, *, weights: bool = True) -> TBPS:
     backbone = instantiate(cfg.backbone, **({} if weights else {"weights": False}))
     if cfg.lora.r > 0:
         add_lora(backbone, **{k: v for k, v in cfg.lora.items() if k != "name"})
-    return TBPS(backbone, instantiate(cfg.head)(backbone.embed_dim))
+    return TBPS(backbone, instantiate(cfg.head)(backbone.embed_dim, backbone.grid))
 
 
 def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
@@ -251,7 +346,9 @@ def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
     Args:
         num_classes: identities in the training set, for the classifiers of losses.
     """
-    facts = Facts(encoder.embed_dim, encoder.backbone.embed_dim, num_classes, encoder.backbone.vocab_size)
+    backbone, slots = encoder.backbone, encoder.head.slots
+    rows, columns = backbone.grid
+    facts = Facts(encoder.embed_dim, backbone.embed_dim, num_classes, backbone.vocab_size, slots, rows * columns)
     objective = build_objective(instantiate(cfg.loss.terms), facts)
     micro_batch = cfg.grad_cache.micro_batch
     if micro_batch is not None:
@@ -266,5 +363,6 @@ def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
         config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
         seed=cfg.seed,
         log_every_n_steps=cfg.trainer.log_every_n_steps,
+        labeller=None if cfg.pseudo_label.name == "none" else instantiate(cfg.pseudo_label),
         micro_batch=micro_batch,
     )

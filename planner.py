@@ -102,6 +102,10 @@ class Plan:
         )
 
 
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f}"
+
+
 def make_plan(cfg: DictConfig) -> Plan:
     """Returns the plan of `cfg`, without data, weights or a GPU.
 

@@ -1,8 +1,9 @@
-"""Fills <name>_checkpoints/ with a backbone: downloaded, copied from a folder, or made from scratch (tiny_*).
+"""Fills <name>_checkpoints/ with a backbone: downloaded, copied, converted, or made from scratch (tiny_*).
 
 uv run prepare_checkpoints.py                               m_siglip, from the Hugging Face hub
 uv run prepare_checkpoints.py siglip clip                   several
 uv run prepare_checkpoints.py m_siglip --from ~/models/msiglip
+uv run prepare_checkpoints.py clip --from irra.pth --to irra_checkpoints      converts OpenAI's layout: IRRA, FMFA, ...
 uv run prepare_checkpoints.py tiny_siglip                   no network needed
 
 HF_ENDPOINT chooses a mirror of the hub. A folder that is complete already is kept as it is.
@@ -13,38 +14,70 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, NamedTuple
 
-from utils.checkpoint_folder import Architecture, IncompleteError, check_folder, copy_folder
+from utils.checkpoint_folder import Architecture, IncompleteError, check_folder, copy_folder, copy_small_files
+from utils.config import parse_size
 from utils.download import UnreachableError
 from utils.errors import UserError, nearest, run_command
 
 
 class Checkpoint(NamedTuple):
-    """A backbone that can be prepared. repo: its name on the hub, or None if it is made here."""
+    """A backbone that can be prepared.
+
+    repo: its name on the hub, or None if it is made here: as a `kind`, pre-trained for `steps`. vision: name of the
+    image tower, where `repo` has only the text tower.
+    """
 
     repo: str | None
     architecture: Architecture
+    vision: str | None = None
+    kind: str = ""
+    steps: int = 0
 
 
-PRETRAINING_STEPS: Final = 400
 CHECKPOINTS: Final = {
     "m_siglip": Checkpoint(
         "google/siglip-base-patch16-256-multilingual", Architecture("siglip", 768, 768, 16, 250_000)
     ),
     "siglip": Checkpoint("google/siglip-base-patch16-256", Architecture("siglip", 768, 768, 16, 32_000)),
     "clip": Checkpoint("openai/clip-vit-base-patch16", Architecture("clip", 512, 768, 16, 49_408)),
-    "tiny_siglip": Checkpoint(None, Architecture("siglip", 128, 128, 16, None)),
-    "tiny_clip": Checkpoint(None, Architecture("clip", 128, 128, 16, None)),
+    "resnet50_bert": Checkpoint(
+        "google-bert/bert-base-uncased",
+        Architecture("vision-text-dual-encoder", 768, 2048, 7, 30_522),
+        vision="microsoft/resnet-50",
+    ),
+    "vit_bert": Checkpoint(
+        "google-bert/bert-base-uncased",
+        Architecture("vision-text-dual-encoder", 768, 768, 16, 30_522),
+        vision="google/vit-base-patch16-224",
+    ),
+    "tiny_siglip": Checkpoint(None, Architecture("siglip", 128, 128, 16, None), kind="tiny_siglip", steps=400),
+    "tiny_clip": Checkpoint(None, Architecture("clip", 128, 128, 16, None), kind="tiny_clip", steps=400),
+    "tiny_clip_young": Checkpoint(None, Architecture("clip", 128, 128, 16, None), kind="tiny_clip", steps=100),
+    "tiny_resnet_bert": Checkpoint(
+        None, Architecture("vision-text-dual-encoder", 128, 128, 7, None), kind="tiny_resnet_bert", steps=400
+    ),
 }
 
 
-def prepare(name: str, root: Path = Path(), *, source: Path | None = None, steps: int = PRETRAINING_STEPS) -> Path:
-    """Returns ``<root>/<name>_checkpoints``, complete and of the right architecture.
+def prepare(
+    name: str,
+    root: Path = Path(),
+    *,
+    source: Path | None = None,
+    target: Path | None = None,
+    img_size: tuple[int, int] | None = None,
+    steps: int | None = None,
+) -> Path:
+    """Returns the folder of a checkpoint, complete and of the right architecture.
 
     Args:
         name: a key of `CHECKPOINTS`.
         root: the folder that also holds the datasets.
-        source: a `save_pretrained` folder to copy instead of downloading.
-        steps: how long a tiny backbone is pre-trained.
+        source: what to use instead of downloading: a `save_pretrained` folder, which is copied, or a file of
+            weights in OpenAI's layout, which is converted.
+        target: the folder; None: ``<root>/<name>_checkpoints``.
+        img_size: (height, width) that a file's positions are for, where their number does not tell.
+        steps: how long a tiny backbone is pre-trained; None: as long as `CHECKPOINTS` says.
 
     Raises:
         UserError: unknown name, no network, a wrong or damaged source, a full disk; says what to do.
@@ -52,8 +85,8 @@ def prepare(name: str, root: Path = Path(), *, source: Path | None = None, steps
     if name not in CHECKPOINTS:
         hint = nearest(name, list(CHECKPOINTS))
         raise UserError(f"there is no checkpoint {name!r}; expected one of {', '.join(CHECKPOINTS)}.{hint}")
-    repo, architecture = CHECKPOINTS[name]
-    folder = root / f"{name}_checkpoints"
+    repo, architecture, vision, _, usual_steps = CHECKPOINTS[name]
+    folder = target or root / f"{name}_checkpoints"
     if folder.exists():
         try:
             check_folder(folder, architecture)
@@ -62,14 +95,19 @@ def prepare(name: str, root: Path = Path(), *, source: Path | None = None, steps
                 raise UserError(f"{error}; delete {folder} and run the same command again") from error
             print(f"{name}: {error}")
         else:
-            print(f"{name}: {folder} is complete and kept")
+            other = "" if source is None else f"; {source} was not read: delete the folder, or name another with --to"
+            print(f"{name}: {folder} is complete and kept{other}")
             return folder
     if repo is None:
         if source is not None:
-            raise UserError(f"{name} is made here from scratch; --from belongs to m_siglip, siglip and clip")
-        _make(name, folder, root, steps)
+            raise UserError(f"{name} is made here from scratch; --from is for those that are downloaded")
+        _make(name, folder, root, usual_steps if steps is None else steps)
+    elif source is not None and source.is_file():
+        _convert(name, source, folder, root, img_size)
     elif source is not None:
         copy_folder(source, folder, architecture)
+    elif vision is not None:
+        _join(name, vision, repo, folder, root)
     else:
         _download(name, repo, folder)
     check_folder(folder, architecture)
@@ -91,11 +129,57 @@ def _download(name: str, repo: str, folder: Path) -> None:
         ) from error
 
 
+def _join(name: str, vision: str, text: str, folder: Path, root: Path) -> None:
+    """Downloads an image tower and a text tower below downloads/, where they stay, and joins them."""
+    from model.backbones.bert import join_folders
+    from utils.checkpoint_folder import write_record
+
+    sources = {repo: root / "downloads" / repo.replace("/", "--") for repo in (vision, text)}
+    for repo, source in sources.items():
+        _download(name, repo, source)
+    with TemporaryDirectory(prefix=f".{folder.name}.", dir=root) as temporary:
+        joined = join_folders(sources[vision], sources[text], Path(temporary))
+        files = [path.name for path in joined.iterdir()]
+        write_record(joined, repo=f"{vision} and {text}", revision="newest", files=files)
+        copy_folder(joined, folder, CHECKPOINTS[name].architecture)
+
+
+def _convert(name: str, source: Path, folder: Path, root: Path, img_size: tuple[int, int] | None) -> None:
+    """Converts a file of weights in OpenAI's layout; the tokenizer is that of the backbone itself."""
+    from model.converted import write_converted
+    from model.published import convert, read_state
+    from utils.hub import download_folder
+
+    repo, architecture, *_ = CHECKPOINTS[name]
+    if repo is None or architecture.model_type != "clip":
+        raise UserError(f"{source} is a file, but {name} is copied from folders only; files are converted for clip")
+    published = convert(read_state(source), source=source, img_size=img_size)
+    root.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}.", dir=root) as temporary:
+        staging = Path(temporary) / "converted"
+        staging.mkdir()
+        tokenizer = root / f"{name}_checkpoints"
+        if tokenizer.is_dir() and tokenizer != folder:
+            copy_small_files(tokenizer, staging)
+        else:
+            try:
+                download_folder(repo, staging, weights=False)
+            except UnreachableError as error:
+                raise UserError(
+                    f"{error}; only the tokenizer of {repo} is needed: fill {tokenizer} first, on any machine"
+                ) from error
+        write_converted(published, staging, source=source)
+        check_folder(staging, architecture, source=source)
+        staging.rename(folder)
+    print(published.report())
+
+
 def _make(name: str, folder: Path, root: Path, steps: int) -> None:
     """Makes a tiny backbone and pre-trains it on the training split of the embedded dataset, in both languages."""
     import torch
 
     from data.annotations import read_dataset
+    from data.batch import Tokens
     from data.synthetic import FOLDER, generate
     from data.tokens import Tokenize, load_tokenizer
     from data.views import read_image
@@ -105,6 +189,7 @@ def _make(name: str, folder: Path, root: Path, steps: int) -> None:
 
     if not (root / FOLDER).exists():
         generate(root)
+    kind = CHECKPOINTS[name].kind
     languages = [read_dataset("synthetic", root, language=language).train for language in ("en", "vi")]
     print(f"{name}: making {folder} from scratch, {steps} steps of pre-training")
     with (
@@ -112,7 +197,7 @@ def _make(name: str, folder: Path, root: Path, steps: int) -> None:
         torch.random.fork_rng(devices=[]),
     ):
         made = make_tiny(
-            name, (c for records in languages for r in records for c in r.captions), Path(temporary) / "made"
+            kind, (c for records in languages for r in records for c in r.captions), Path(temporary) / "made"
         )
         size = (IMAGE_SIZE, IMAGE_SIZE // 2)
         backbone = load_backbone(
@@ -120,14 +205,17 @@ def _make(name: str, folder: Path, root: Path, steps: int) -> None:
             CHECKPOINTS[name].architecture.model_type,
             made,
             size,
-            sigmoid=name == "tiny_siglip",
+            sigmoid=kind == "tiny_siglip",
             max_length=TEXT_LENGTH,
         )
         tokenize = Tokenize(load_tokenizer(made), TEXT_LENGTH)
         pretrain(
             backbone,
             images=torch.stack([read_image(record, size) for record in languages[0]]),
-            texts=[torch.stack([tokenize(record.captions).ids for record in records]) for records in languages],
+            texts=[
+                Tokens(*map(torch.stack, zip(*(tokenize(record.captions) for record in records), strict=True)))
+                for records in languages
+            ],
             steps=steps,
         )
         save_backbone(backbone, made)
@@ -138,20 +226,28 @@ def main() -> None:
     """Parses the command line and prepares what it names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(CHECKPOINTS)} (default: m_siglip)")
-    parser.add_argument("--from", dest="source", type=Path, metavar="FOLDER", help="copy this folder instead")
+    parser.add_argument(
+        "--from", dest="source", type=Path, metavar="PATH", help="copy this folder, or convert this file, instead"
+    )
+    parser.add_argument("--to", dest="target", type=Path, metavar="FOLDER", help="default: <NAME>_checkpoints")
+    parser.add_argument(
+        "--img-size", metavar="HxW", help="of the file to convert (default: a square, or 3 to 1 as 384x128)"
+    )
     parser.add_argument("--root", type=Path, default=Path(), help="where to put the folders (default: here)")
     parser.add_argument(
         "--steps",
         type=int,
-        default=PRETRAINING_STEPS,
-        help="pre-training of a tiny backbone (default: %(default)s)",
+        help="pre-training of a tiny backbone (default: 400, 100 for tiny_clip_young)",
     )
     args = parser.parse_args()
     names = args.names or ["m_siglip"]
-    if args.source is not None and len(names) > 1:
-        raise UserError(f"--from holds one checkpoint, but {' and '.join(names)} are named; name one")
+    if (args.source or args.target) and len(names) > 1:
+        option = "--from" if args.source else "--to"
+        raise UserError(f"{option} holds one checkpoint, but {' and '.join(names)} are named; name one")
+    height_width = None if args.img_size is None else parse_size(args.img_size, "--img-size")
+    img_size = None if height_width is None else (height_width[0], height_width[1])
     for name in names:
-        prepare(name, args.root, source=args.source, steps=args.steps)
+        prepare(name, args.root, source=args.source, target=args.target, img_size=img_size, steps=args.steps)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@ uv run trainer.py -cn m_siglip dataset=cuhk_pedes      another config, another d
 uv run trainer.py ckpt_path=last                       continue the newest run of this name
 uv run trainer.py -cn clip experiment=irra task=plan   what a step of it takes, and the batch that fits 12 GB
 uv run trainer.py task=test ckpt_path=outputs/.../checkpoints/best-059.ckpt
+uv run trainer.py -cn clip task=test backbone.folder=irra_checkpoints      a converted or untrained backbone
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,33 +20,19 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from utils.config import find_checkpoint, register_resolvers
+from utils.config import register_resolvers, run_facts
 from utils.errors import UserError, nearest
 from utils.hydra_errors import CONFIG_ERRORS, fail_job, hydra_errors_in_one_sentence
+from utils.trained_config import checkpoint_of, refuse_other_model, take_over_model
 
 if TYPE_CHECKING:
     import lightning as L
 
     from lightning_data import TBPSDataModule
     from lightning_models import LitRanker, LitTBPS
+    from utils.run_report import RunReport
 
 CONFIG_DIR = Path(__file__).parent / "config"
-OF_THE_MODEL = ("img_size_str", "backbone", "head", "lora")
-# Overrides that `_run_facts` tells by themselves, or that change no result.
-IN_FACTS = (
-    "task",
-    "seed",
-    "dataset",
-    "dataset.language",
-    "backbone",
-    "lora",
-    "loss",
-    "logger",
-    "output_dir",
-    "dataset_root_dir",
-    "run_name",
-    "ckpt_path",
-)
 
 register_resolvers()
 
@@ -55,26 +43,29 @@ def train(cfg: DictConfig) -> dict[str, float]:
     Returns:
         The metrics of that checkpoint in percent: ``val/t2i/R1``, ``test/i2t/mAP``, ...
     """
-    continued = _checkpoint(cfg)
+    continued = checkpoint_of(cfg)
 
     from lightning_data import build_data
     from lightning_models import build_encoder, build_module
+    from model.converted import load_heads
     from model.lora import save_adapters
     from model.objectives import check_needs
     from utils.checkpoints import load_weights, read_checkpoint
 
     if continued is not None:
-        _refuse_other_model(cfg, read_checkpoint(continued)["config"], continued)
+        refuse_other_model(cfg, read_checkpoint(continued)["config"], continued)
     _prepare(cfg)
     OmegaConf.save(cfg, Path(cfg.run_dir) / "config.yaml", resolve=True)
     data = build_data(cfg)
     encoder = build_encoder(cfg)
     data.check_token_ids(encoder.backbone.vocab_size)
     module = build_module(cfg, encoder, num_classes=data.num_classes)
-    check_needs(module.objective, data.provides)
+    check_needs(module.objective, data.provides | encoder.provides)
     data.set_views(module.objective.needs)
     encoder.backbone.grow_token_table(data.max_token_id + 1)  # by a mask token, where the tokenizer had none
     _announce(cfg, module, data)
+    for line in load_heads(module.objective, Path(cfg.backbone.folder)):
+        print(f"head    {line}", flush=True)
 
     trainer = _trainer(cfg, data)
     trainer.fit(module, datamodule=data, ckpt_path=continued, weights_only=True)
@@ -95,7 +86,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
 
 def test(cfg: DictConfig) -> dict[str, float]:
-    """Evaluates the checkpoint `cfg.ckpt_path` on the test split of `cfg.dataset`.
+    """Evaluates the checkpoint `cfg.ckpt_path` on the test split of `cfg.dataset`; without one, the backbone as it is.
 
     The encoder is the checkpoint's own, and losses are not built: how many identities it was trained
     on does not matter.
@@ -103,23 +94,29 @@ def test(cfg: DictConfig) -> dict[str, float]:
     Returns:
         Metrics in percent: ``test/t2i/R1``, ``test/i2t/mAP``, ...
     """
-    path = _checkpoint(cfg)
-    if path is None:
-        raise UserError("task=test needs a checkpoint: give ckpt_path=outputs/.../checkpoints/<file>.ckpt")
+    path = checkpoint_of(cfg)
 
     from lightning_data import build_data
     from lightning_models import LitRanker, build_encoder
+    from model.converted import classifier_note
     from utils.checkpoints import encoder_weights, load_weights, read_checkpoint
 
-    checkpoint = read_checkpoint(path)
-    _take_over_model(cfg, checkpoint["config"], path)
+    checkpoint = {} if path is None else read_checkpoint(path)
+    if path is None:
+        cfg.loss.name = Path(cfg.backbone.folder).name
+    else:
+        take_over_model(cfg, checkpoint["config"], path)
     _prepare(cfg)
     data = build_data(cfg)
     encoder = build_encoder(cfg)
-    weights = encoder_weights(checkpoint)
-    encoder.grow_like(weights)
-    load_weights(encoder, weights, source=path)
+    if path is not None:
+        weights = encoder_weights(checkpoint)
+        encoder.grow_like(weights)
+        load_weights(encoder, weights, source=path)
     data.check_token_ids(encoder.backbone.vocab_size)
+    note = classifier_note(Path(cfg.backbone.folder), data.num_classes)
+    if note is not None:
+        print(f"note    {note}", flush=True)
 
     module = LitRanker(encoder)
     trainer = _trainer(cfg, data)
@@ -160,48 +157,6 @@ def main(cfg: DictConfig) -> float | None:
             raise  # the other jobs of the sweep go on
         fail_job(error)
     return metrics.get("val/t2i/R1", metrics.get("test/t2i/R1"))
-
-
-def _checkpoint(cfg: DictConfig) -> Path | None:
-    """Returns the checkpoint file to continue or test, if `cfg.ckpt_path` asks for one."""
-    path = find_checkpoint(cfg.output_dir, cfg.run_name, cfg.ckpt_path)
-    if path is not None and not path.is_file():
-        raise UserError(
-            f"ckpt_path={cfg.ckpt_path}: {path} does not exist; give the path of a .ckpt file under "
-            f"{cfg.output_dir}/, or 'last' for the newest run of {cfg.run_name}"
-        )
-    return path
-
-
-def _refuse_other_model(cfg: DictConfig, trained: dict[str, Any], path: Path) -> None:
-    """Raises `UserError` where another backbone or LoRA was trained, before anything is made or downloaded for it."""
-    for section in ("backbone", "lora"):
-        if cfg[section].name != trained[section]["name"]:
-            raise UserError(
-                f"ckpt_path: {path} is of another architecture: it was trained with {section} "
-                f"{trained[section]['name']!r}, not {cfg[section].name!r}; continue with that one"
-            )
-
-
-def _take_over_model(cfg: DictConfig, trained: dict[str, Any], path: Path) -> None:
-    """Sets the parts of `cfg` that describe the encoder, and what it was trained with, to a checkpoint's.
-
-    Raises:
-        UserError: the command line asks for another encoder than the checkpoint's.
-    """
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    named = {override.split("=")[0] for override in overrides}
-    if "backbone.folder" in named:
-        trained["backbone"]["folder"] = cfg.backbone.folder
-    composed: Any = OmegaConf.to_container(cfg, resolve=True)
-    for section in OF_THE_MODEL:
-        if composed[section] != trained[section] and any(key.split(".")[0] == section for key in named):
-            raise UserError(
-                f"{section}: {path} was trained with another one than the command line asks for; leave "
-                f"{section} away, it comes with the checkpoint"
-            )
-        cfg[section] = trained[section]
-    cfg.loss, cfg.seed = trained["loss"], trained["seed"]
 
 
 def _prepare(cfg: DictConfig) -> None:
@@ -251,58 +206,92 @@ def _trainer(cfg: DictConfig, data: TBPSDataModule) -> L.Trainer:
 
 
 def _run_facts(cfg: DictConfig, data: TBPSDataModule) -> dict[str, Any]:
-    """Returns what tells this run from others, in tables and on dashboards."""
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return {
-        "strategy": cfg.loss.name,
-        "dataset": f"{cfg.dataset.name}-{data.dataset.language}",
-        "backbone": cfg.backbone.name,
-        "lora": cfg.lora.name,
-        "seed": cfg.seed,
-        "val_protocol": "paper" if data.dataset.val_is_test else "held_out",
-        "variant": " ".join(o for o in overrides if o.split("=")[0] not in IN_FACTS),
-    }
+    return run_facts(cfg, language=data.dataset.language, val_is_test=data.dataset.val_is_test)
 
 
 def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule) -> None:
     """Prints where the run lives, what it trains on and what of the model it trains."""
-    from solver.groups import group_table
-    from utils.reports import parameter_table
+    from solver.groups import parameter_table
 
     print(f"run     {cfg.run_dir}")
     print(f"data    {data.describe()}")
     if data.mask_token_added:
         print(f"mask    the tokenizer of {cfg.backbone.name} has no mask token; one is added, with a row for it")
+    if module.labeller is not None:
+        print(f"labels  identities are not read; {cfg.pseudo_label.name} labels pairs, OPLM {cfg.pseudo_label.oplm}")
     print(f"method  {cfg.loss.name} on {cfg.backbone.name} ({cfg.lora.name}), seed {cfg.seed}")
-    print(parameter_table(module))
-    print(group_table(module.named_parameters(), cfg.optimizer.param_groups), flush=True)
+    print(parameter_table(module.named_parameters(), cfg.optimizer.param_groups), flush=True)
 
 
 def _report(cfg: DictConfig, trainer: L.Trainer, module: LitRanker, data: TBPSDataModule) -> None:
-    """Prints and saves the test metrics, and shows how some test queries rank."""
-    from utils.loggers import log_ranked
-    from utils.pictures import rank_queries, ranked_picture
-    from utils.reports import metrics_table, save_metrics
+    """Prints and saves what the test found, and shows how test queries rank and how similar pairs are."""
+    from lightning_models import LitTBPS
+    from utils.cluster_pictures import outliers_picture, tsne_picture
+    from utils.pictures import rank_queries
+    from utils.run_report import RunReport
+    from utils.similarity_pictures import pair_similarities
 
     if not trainer.is_global_zero:
         return
-    facts, found = _run_facts(cfg, data), module.encodings
-    print(metrics_table(module.metrics, facts), flush=True)
-    saved = save_metrics(cfg.run_dir, module.metrics, facts)
-    captions = data.test_captions
+    facts = _run_facts(cfg, data)
+    report = RunReport(cfg.run_dir, facts, trainer.loggers, trainer.global_step)
+    found, captions = module.encodings, data.test_captions
+    report.metrics(module.metrics, pair_similarities(found.texts, found.images, found.text_pids, found.image_pids))
     some = range(0, len(captions), max(1, len(captions) // cfg.shown_queries))[: cfg.shown_queries]
-    queries = rank_queries(
-        found.texts[some],
-        found.images,
-        found.text_pids[some],
-        found.image_pids,
-        [captions[i] for i in some],
-        data.test_image_paths,
+    report.ranked(
+        rank_queries(
+            found.texts[some],
+            found.images,
+            found.text_pids[some],
+            found.image_pids,
+            [captions[i] for i in some],
+            data.test_image_paths,
+        )
     )
-    picture = Path(cfg.run_dir) / "ranked.jpg"
-    ranked_picture(queries, picture)
-    log_ranked(trainer.loggers, queries, key="test/ranked", step=trainer.global_step)
-    print(f"saved   {saved}, {picture}", flush=True)
+    if isinstance(module, LitTBPS):
+        says_most = max(some, key=lambda i: len(set(captions[i].lower().split())))
+        _draw_word_maps(report, module, data, says_most)
+        if module.labeller is not None:
+            epochs = cfg.pseudo_label.every_n_epochs
+            report.draw("outliers.png", outliers_picture, module.labeller.history, epochs)
+    title = f"{facts['strategy']} on {facts['dataset']}: ten persons of the test split"
+    report.draw("tsne.png", tsne_picture, found.images, found.texts, found.image_pids, found.text_pids, title)
+    _draw_parts(report, module, data, some)
+    report.close()
+
+
+def _draw_word_maps(report: RunReport, module: LitTBPS, data: TBPSDataModule, caption: int) -> None:
+    """Draws what EFA, where it is a loss, compares of a test caption and its image: words with patches."""
+    from torchvision.transforms.v2.functional import to_pil_image
+
+    from data.batch import IMAGE, TEXT
+    from data.words import rarest, words_of
+    from utils.similarity_pictures import word_maps_picture
+
+    pair, captions = data.test_pair(caption), data.test_captions
+    maps = module.word_maps(pair)
+    if maps is not None:
+        photo, grid = to_pil_image(pair[IMAGE][0]), module.encoder.backbone.grid
+        words = rarest(words_of(data.tokenize.tokenizer, pair[TEXT].ids[0].tolist()), captions)
+        report.draw("word_maps.jpg", word_maps_picture, photo, captions[caption], words, *maps, grid)
+
+
+def _draw_parts(report: RunReport, module: LitRanker, data: TBPSDataModule, captions: Iterable[int]) -> None:
+    """Draws what a part head, where there is one with parts, attends to in test captions and their images."""
+    from data.batch import INDEX, TEXT
+    from data.words import words_of
+    from utils.part_pictures import PartAttention, attention_picture
+
+    samples = []
+    for caption in captions:
+        pair = data.test_pair(caption)
+        attention = module.part_attention(pair)
+        if attention is None:
+            return
+        words = words_of(data.tokenize.tokenizer, pair[TEXT].ids[0].tolist())
+        path, grid = data.test_image_paths[int(pair[INDEX])], module.encoder.backbone.grid
+        samples.append(PartAttention(path=path, words=words, grid=grid, foreground=attention[0], of_words=attention[1]))
+    report.draw("part_attention.jpg", attention_picture, samples)
 
 
 if __name__ == "__main__":

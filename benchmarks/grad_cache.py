@@ -28,7 +28,7 @@ from torch import nn
 from transformers import SiglipConfig, SiglipModel
 
 from benchmarks.efa_memory import MIB, peak_on_cpu, peak_on_gpu
-from model.backbones import GridEmbeddings, SiglipBackbone
+from model.backbones.vision_language import SiglipBackbone
 from model.features import Features
 from model.grad_cache import GradCache
 from model.heads import GlobalHead
@@ -74,9 +74,8 @@ def make_model(size: Size) -> nn.ModuleDict:
         "eos_token_id": 1,
     }
     model = SiglipModel(SiglipConfig(text_config=text, vision_config={**tower, "patch_size": PATCH}))
-    embeddings = model.vision_model.embeddings
-    model.vision_model.embeddings = GridEmbeddings(embeddings, size.height // PATCH, size.breadth // PATCH)
-    encoder = TBPS(SiglipBackbone(model, [0.5] * 3, [0.5] * 3, sigmoid=True), GlobalHead(size.width))
+    grid = size.height // PATCH, size.breadth // PATCH
+    encoder = TBPS(SiglipBackbone(model, [0.5] * 3, [0.5] * 3, grid, sigmoid=True), GlobalHead(size.width))
     with initialize_config_dir(str(CONFIG), version_base="1.3"):
         terms = compose("demo", overrides=["loss=hybrid_circle"]).loss.terms
     facts = Facts(size.width, size.width, num_classes=1, vocab_size=VOCABULARY)

@@ -10,11 +10,13 @@ a text view           `Tokens` of int64 ids ``(B, L)`` and bool mask ``(B, L)``;
 `PIDS`                int64 ``(B,)``, identities relabelled densely from 0. Absent under methods
                       that may not read them.
 `MLM_LABELS`          int64 ``(B, L)``, the masked word's id where `TEXT_MASKED` has one to predict,
-                      -100 elsewhere; comes with that view
+                      `NOT_PREDICTED` elsewhere; comes with that view
 `MLM_POSITIONS`       int64 ``(M,)``, where in the flattened `MLM_LABELS` the M ids are: known before the
                       batch reaches the device, which need not be asked how many there are
 `INDEX`               int64 ``(B,)``, position of the pair in the training set
 ====================  ==========================================================================
+
+Pseudo labels, `IMAGE_LABELS` and `TEXT_LABELS`, are not in a batch: they are looked up by `INDEX`.
 
 An evaluation batch holds one modality, `IMAGE` or `TEXT`, with `PIDS` (the raw ids of the annotation file)
 and `INDEX`. A training sample with `TEXT_MASKED` also carries its `MASK_DRAWS`, which the batch no longer needs.
@@ -33,6 +35,8 @@ TEXT_MASKED: Final = "text_masked"
 PIDS: Final = "pids"
 MLM_LABELS: Final = "mlm_labels"
 MLM_POSITIONS: Final = "mlm_positions"
+IMAGE_LABELS: Final = "image_labels"
+TEXT_LABELS: Final = "text_labels"
 MASK_DRAWS: Final = "mask_draws"
 INDEX: Final = "index"
 
@@ -40,6 +44,7 @@ IMAGE_VIEWS: Final = (IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2)
 TEXT_VIEWS: Final = (TEXT, TEXT_MASKED)
 VIEWS: Final = (*IMAGE_VIEWS, *TEXT_VIEWS)
 LABELS: Final = (PIDS, MLM_LABELS, MLM_POSITIONS)
+NOT_PREDICTED: Final = -100  # what PyTorch's cross-entropy, and with it the `mlm` loss, leaves out
 
 Batch = dict[str, Any]
 

@@ -6,20 +6,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from data.batch import Tokens
+from data.batch import NOT_PREDICTED, Tokens
 
 MASKED_SHARE: Final = 0.15
 ADDED_MASK_TOKEN: Final = "<|mask|>"
 DRAWS: Final = 3
 _TO_MASK, _TO_RANDOM = 0.8, 0.9
-_NOT_PREDICTED = -100
 
 
 class MaskedTokens(NamedTuple):
     """Tokens of which some are masked, and what is to be told.
 
-    labels: ``(B, L)``, the id that was there, -100 where none is to be told.
-    positions: ``(M,)``, where in the flattened labels the others are.
+    labels: ``(B, L)``, the id that was there, elsewhere `NOT_PREDICTED`.
+    positions: ``(M,)``, where in the flattened labels the ids are.
     """
 
     tokens: Tokens
@@ -38,13 +37,13 @@ class Masker:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        special = {*tokenizer.all_special_ids}
+        special = set(tokenizer.all_special_ids)
         self._words = torch.tensor([i for i in sorted(tokenizer.get_vocab().values()) if i not in special])
         self.added = tokenizer.mask_token is None
         if self.added:
             tokenizer.add_special_tokens({"mask_token": ADDED_MASK_TOKEN})
         self.mask_id = int(tokenizer.mask_token_id)
-        self._special = torch.tensor(sorted({*tokenizer.all_special_ids}))
+        self._special = torch.tensor(sorted(set(tokenizer.all_special_ids)))
 
     @property
     def max_id(self) -> int:
@@ -62,9 +61,9 @@ class Masker:
         whether, how, which = draws.unbind(1)
         maskable = tokens.mask & ~torch.isin(ids, self._special)
         whether = whether.masked_fill(~maskable, 1.0)
-        first = whether == whether.min(dim=1, keepdim=True).values
-        masked = maskable & ((whether < MASKED_SHARE) | first)
-        labels = ids.where(masked, _NOT_PREDICTED)
+        lowest = whether == whether.min(dim=1, keepdim=True).values
+        masked = maskable & ((whether < MASKED_SHARE) | lowest)
+        labels = ids.where(masked, NOT_PREDICTED)
         words = self._words[(which * len(self._words)).long()]
         changed = torch.where(how < _TO_MASK, self.mask_id, torch.where(how < _TO_RANDOM, words, ids))
         positions = masked.flatten().nonzero().squeeze(1)

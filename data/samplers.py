@@ -100,6 +100,29 @@ class RandomSampler(EpochSampler):
         return order[: self._batches * self._batch_size].reshape(self._batches, -1)
 
 
+class StagedSampler(RandomSampler):
+    """Batches of the pairs of stage 1 in random order, then batches of those of stage 2; pairs of stage 0 never.
+
+    An epoch has as many batches as one of all pairs, whatever the stages, so that schedules know its length.
+    Pairs of stage 2 come at most once; those that do not fill a batch are left to another epoch. The pairs of
+    stage 1 take turns in the rest of the batches.
+
+    Args:
+        stages: ``(N,)`` stage of each pair, read anew at the beginning of an epoch.
+        batch_size, seed, rank, world_size: as for `EpochSampler`.
+    """
+
+    def __init__(self, stages: Indices, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(len(stages), batch_size, seed=seed, rank=rank, world_size=world_size)
+        self._stages = stages
+
+    def _indices(self, rng: np.random.Generator) -> Indices:
+        first, second = (rng.permutation(np.flatnonzero(self._stages == stage)) for stage in (1, 2))
+        last = len(second) // self._batch_size if len(first) else self._batches
+        in_turn = np.resize(first, (self._batches - last, self._batch_size))
+        return np.concatenate([in_turn, second[: last * self._batch_size].reshape(-1, self._batch_size)])
+
+
 class IdentitySampler(EpochSampler):
     """Batches of P different persons with K pairs each.
 

@@ -82,11 +82,10 @@ class Views:
     def __init__(
         self, needs: Collection[str], size: tuple[int, int], text_length: int, augmentation: Augmentation
     ) -> None:
-        self.needs = frozenset(needs)
         self._size = size
         self._draws = (DRAWS, text_length)
-        self._images = {view: _transforms(view, augmentation) for view in IMAGE_VIEWS if view in self.needs}
-        self._texts = [view for view in TEXT_VIEWS if view in self.needs]
+        self._images = {view: _transforms(view, augmentation) for view in IMAGE_VIEWS if view in needs}
+        self._texts = [view for view in TEXT_VIEWS if view in needs]
         self._text = _transforms(TEXT, augmentation) if self._texts else ()
 
     def __call__(self, record: Record, caption: str) -> dict[str, Tensor | str]:

@@ -18,14 +18,31 @@ class Encoded:
         concatenated unit-norm blocks, so that an inner product is a sum of K cosines.
     tokens: ``(B, L, D)`` the sequence behind `pooled`, in the same space.
     mask: ``(B, L)`` bool, true on content: words for a text (not padding), patches for an image (not [CLS]).
-    prefix: how many tokens of an image come before its patches; the same that `mask` says, known on the host.
     """
 
     pooled: Tensor
     embedding: Tensor
     tokens: Tensor
     mask: Tensor
-    prefix: int = 0
+
+    @property
+    def slots(self) -> Tensor:
+        """``(B, K, D)``: what the K blocks of `embedding` are before they are normalised."""
+        return self.pooled[:, None]
+
+
+@dataclass(frozen=True)
+class PartEncoded(Encoded):
+    """An encoded view with several embeddings per sample.
+
+    parts: ``(B, K, D)``, not normalised, global first.
+    """
+
+    parts: Tensor
+
+    @property
+    def slots(self) -> Tensor:
+        return self.parts
 
 
 class Encoder(Protocol):
@@ -44,9 +61,9 @@ def alone(tensor: Tensor) -> Tensor:
 class Features:
     """The encoded views of one training step, each computed the first time a loss asks for it.
 
-    Image views that `expect` announced are encoded in one pass through the vision tower. `embedding` and
-    `pooled` come gathered over all processes, with gradient, and so do `pids`: a loss sees the global
-    batch. `image`, `text` and `label` return this process' rows only, tokens included. Encoding runs under
+    Image views that `expect` announced are encoded in one pass through the vision tower. `embedding`, `pooled`
+    and `slots` come gathered over all processes, with gradient, and so do `pids` and `labels`: a loss sees the
+    global batch. `image`, `text` and `label` return this process' rows only, tokens included. Encoding runs under
     the AMP mode that was on when the object was made, also when a loss asks from within its own fp32 region.
 
     Args:
@@ -81,6 +98,7 @@ class Features:
         self._one_pass = one_pass
         self._encoded: dict[str, Encoded] = {}
         self._gathered: dict[tuple[str, str], Tensor] = {}
+        self._offered: dict[str, Callable[[str], Tensor]] = {}
         self._expected: tuple[str, ...] = ()
         device = next(iter({**images, **{k: v[0] for k, v in texts.items()}}.values())).device.type
         self._device = device
@@ -124,13 +142,37 @@ class Features:
         """Gathered pooled features ``(W*B, D)`` of an image or text view, not normalised."""
         return self._global(view, "pooled")
 
+    def slots(self, view: str) -> Tensor:
+        """Gathered embeddings ``(W*B, K, D)`` of an image or text view before they are normalised, global first."""
+        slots = self._global(view, "slots")
+        if isinstance(self._encoded[view], PartEncoded):
+            self.accessed.add("parts")
+        return slots
+
+    def offer(self, name: str, compute: Callable[[str], Tensor]) -> None:
+        """Lets losses read ``compute(view)`` as ``derived(name, view)``; it runs once for each view asked for."""
+        self._offered[name] = compute
+
+    def derived(self, name: str, view: str) -> Tensor:
+        """What one loss makes of a view for all of them, such as the "id_logits" of the identity classifier."""
+        self.accessed.add(name)
+        if name not in self._offered:
+            raise LookupError(f"no loss offers {name!r}: a loss that reads it must list {name!r} in needs")
+        if (view, name) not in self._gathered:
+            self._gathered[view, name] = self._offered[name](view)
+        return self._gathered[view, name]
+
     @property
     def pids(self) -> Tensor:
         """Gathered identities ``(W*B,)``."""
-        own = self.label("pids")
-        if ("pids", "") not in self._gathered:
-            self._gathered["pids", ""] = self._gather(own)
-        return self._gathered["pids", ""]
+        return self.labels("pids")
+
+    def labels(self, name: str) -> Tensor:
+        """Gathered labels ``(W*B, ...)`` of that name."""
+        own = self.label(name)
+        if (name, "") not in self._gathered:
+            self._gathered[name, ""] = self._gather(own)
+        return self._gathered[name, ""]
 
     def label(self, name: str) -> Tensor:
         """This process' label ``(B, ...)`` of that name."""
@@ -157,9 +199,8 @@ class Features:
         sizes = [len(self._images[view]) for view in views]
         with self.amp():
             encoded = self._encoder.encode_image(torch.cat([self._images[view] for view in views]))
-        parts = (encoded.pooled, encoded.embedding, encoded.tokens, encoded.mask)
-        for view, pooled, embedding, tokens, mask in zip(views, *(part.split(sizes) for part in parts), strict=True):
-            self._encoded[view] = Encoded(pooled, embedding, tokens, mask, encoded.prefix)
+        for view, *rows in zip(views, *(part.split(sizes) for part in vars(encoded).values()), strict=True):
+            self._encoded[view] = type(encoded)(*rows)
 
     def _refuse_no_grad(self, view: str) -> None:
         if not torch.is_grad_enabled():

@@ -1,6 +1,7 @@
 """Contrastive losses over a large batch at the memory of a micro-batch: GradCache."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -45,9 +46,12 @@ class GradCache:
         return self._encoder.temperature()
 
     def _encode(self, encode: Callable[..., Encoded], *inputs: Tensor) -> Encoded:
-        def compared(*rows: Tensor) -> tuple[Tensor, Tensor]:
+        def without_tokens(*rows: Tensor) -> Encoded:
             encoded = encode(*rows)
-            return encoded.pooled, encoded.embedding
+            batch, _, width = encoded.tokens.shape
+            return replace(
+                encoded, tokens=encoded.tokens.new_empty(batch, 0, width), mask=encoded.mask.new_empty(batch, 0)
+            )
 
         device = inputs[0].device.type
         # Every micro-batch casts the weights itself: a cast that they share would add up gradients in 16 bits.
@@ -58,12 +62,10 @@ class GradCache:
             cache_enabled=False,
         ):
             parts = [
-                checkpoint(compared, *rows, use_reentrant=False)
+                checkpoint(without_tokens, *rows, use_reentrant=False)
                 for rows in zip(*(whole.split(self._micro_batch) for whole in inputs), strict=True)
             ]
-        pooled, embedding = (torch.cat(column) for column in zip(*parts, strict=True))
-        none = len(pooled), 0
-        return Encoded(pooled, embedding, pooled.new_empty(*none, pooled.shape[1]), pooled.new_empty(none).bool())
+        return type(parts[0])(*(torch.cat(rows) for rows in zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 def refuse_tokens(objective: Objective) -> None:

@@ -1,5 +1,6 @@
 """Contrastive pre-training of a tiny backbone, so that methods have something to fine-tune."""
 
+import re
 from collections.abc import Sequence
 from math import cos, log, pi
 
@@ -21,7 +22,9 @@ WEIGHT_DECAY = 0.05
 WARMUP_STEPS = 25
 
 
-def pretrain(backbone: Backbone, images: Tensor, texts: Sequence[Tensor], *, steps: int, seed: int = 0) -> None:
+def pretrain(
+    backbone: Backbone, images: Tensor, texts: Sequence[tuple[Tensor, Tensor]], *, steps: int, seed: int = 0
+) -> None:
     """Trains `backbone` in place with ITC, each image against a caption of every language.
 
     It sees pairs and no identities, so that methods which do without them can start from it.
@@ -31,7 +34,7 @@ def pretrain(backbone: Backbone, images: Tensor, texts: Sequence[Tensor], *, ste
 
     Args:
         images: uint8 ``(N, 3, H, W)``.
-        texts: for each language, the token ids of the C captions of every image ``(N, C, L)``.
+        texts: for each language, the token ids of the C captions of every image ``(N, C, L)``, and their mask.
         steps: optimizer steps.
         seed: of batches.
     """
@@ -48,10 +51,9 @@ def pretrain(backbone: Backbone, images: Tensor, texts: Sequence[Tensor], *, ste
         image = encoder.encode_image(images[rows]).embedding
         scale, _ = encoder.temperature()
         losses = []
-        for ids in texts:
+        for ids, mask in texts:
             chosen = torch.randint(ids.shape[1], rows.shape, generator=random)
-            tokens = ids[rows, chosen]
-            text = encoder.encode_text(tokens, torch.ones_like(tokens, dtype=torch.bool)).embedding
+            text = encoder.encode_text(ids[rows, chosen], mask[rows, chosen]).embedding
             losses.append(itc(image, text, scale))
         backbone.zero_grad()
         torch.stack(losses).sum().backward()
@@ -68,9 +70,10 @@ def _optimizers(backbone: Backbone) -> list[Optimizer]:
 
     The token table learns faster than the rest, because each of its rows is seen seldom.
     """
-    layers = [p for name, p in backbone.named_parameters() if p.ndim == 2 and ".layers." in name]
+    named = [(name, p) for name, p in backbone.named_parameters() if p.requires_grad]
+    layers = [p for name, p in named if p.ndim == 2 and re.search(r"\.layers?\.", name)]
     apart = {id(p) for p in (*layers, backbone.token_table)}
-    rest = [p for p in backbone.parameters() if id(p) not in apart]
+    rest = [p for _, p in named if id(p) not in apart]
     groups = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": WEIGHT_DECAY},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},

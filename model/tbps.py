@@ -10,9 +10,15 @@ from model.features import Encoded
 
 
 class Head(Protocol):
-    """What `TBPS` needs of a head; a head is an `nn.Module` as well."""
+    """What `TBPS` needs of a head; a head is an `nn.Module` as well.
+
+    slots: how many embeddings of each level a sample has, in the order of the blocks of `Encoded.embedding`.
+    """
 
     embed_dim: int
+
+    @property
+    def slots(self) -> Mapping[str, int]: ...
 
     def image(self, output: BackboneOutput) -> Encoded: ...
     def text(self, output: BackboneOutput) -> Encoded: ...
@@ -32,6 +38,11 @@ class TBPS(nn.Module):
     @property
     def embed_dim(self) -> int:
         return self.head.embed_dim
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """What a loss may need of the encoder: "parts", where the head tells several levels of embeddings apart."""
+        return frozenset({"parts"} if len(self.head.slots) > 1 else ())
 
     def encode_image(self, pixels: Tensor) -> Encoded:
         """Encodes uint8 pixels ``(B, 3, H, W)``."""

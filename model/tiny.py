@@ -1,4 +1,4 @@
-"""Tiny SigLIP and CLIP models from scratch: real classes and tokenizers, small enough to train on a CPU."""
+"""Tiny SigLIP, CLIP and ResNet-BERT from scratch: real classes and tokenizers, small enough to train on a CPU."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,30 +12,37 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     BaseImageProcessor,
+    BertConfig,
+    BertModel,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
+    ConvNextImageProcessor,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    ResNetConfig,
+    ResNetModel,
     SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
 )
 from transformers.utils import logging
 
+from model.backbones.bert import join_towers
+
 WIDTH: Final = 128
 PATCH_SIZE: Final = 16
 IMAGE_SIZE: Final = 128
 TEXT_LENGTH: Final = 48
-TEXT_POSITIONS: Final = {"siglip": 64, "clip": 77}
+TEXT_POSITIONS: Final = {"siglip": 64, "clip": 77, "bert": 64}
 VOCAB_SIZE: Final = 2000
-TOWER: Final = {
+_TOWER: Final[dict[str, Any]] = {
     "hidden_size": WIDTH,
     "intermediate_size": 4 * WIDTH,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
 }
-VISION: Final = {**TOWER, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
+_VISION: Final = {**_TOWER, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
 _SQUARE: Final = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
 _Parts = tuple[PreTrainedModel, PreTrainedTokenizerFast, BaseImageProcessor]
 
@@ -47,7 +54,7 @@ def make_tiny(name: str, captions: Iterable[str], folder: Path, seed: int = 0) -
     all; of several processes that make it at once, the first one wins.
 
     Args:
-        name: ``tiny_siglip`` or ``tiny_clip``.
+        name: ``tiny_siglip``, ``tiny_clip`` or ``tiny_resnet_bert``.
         captions: what the tokenizer learns from, in every language that the model will see.
         folder: where to write; must not exist.
     """
@@ -59,7 +66,6 @@ def make_tiny(name: str, captions: Iterable[str], folder: Path, seed: int = 0) -
     ):
         torch.manual_seed(seed)
         parts = MAKERS[name](captions)
-        _ease_learning(parts[0])
         for part in parts:
             part.save_pretrained(Path(temporary) / "made")
         try:
@@ -68,6 +74,18 @@ def make_tiny(name: str, captions: Iterable[str], folder: Path, seed: int = 0) -
             if not folder.is_dir():
                 raise
     return folder
+
+
+@torch.no_grad()
+def _ease_reading(bert: BertModel) -> None:
+    """Does for a BERT what `_ease_learning` does for the text tower of a SigLIP or CLIP."""
+    embeddings = bert.embeddings
+    embeddings.word_embeddings.weight.normal_(std=0.3)
+    positions = embeddings.position_embeddings.weight
+    positions.copy_(0.3 * _sinusoids(len(positions), WIDTH))
+    for layer in bert.encoder.layer[:2]:
+        for projection in (layer.attention.self.query, layer.attention.self.key):
+            projection.weight.mul_(0.5).add_(0.7 * torch.eye(WIDTH))
 
 
 @torch.no_grad()
@@ -102,14 +120,15 @@ def _siglip(captions: Iterable[str]) -> _Parts:
     specials = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     tokenizer = _tokenizer(captions, specials, template="$A </s>", max_length=TEXT_POSITIONS["siglip"])
     text = {
-        **TOWER,
+        **_TOWER,
         "vocab_size": len(tokenizer),
         "max_position_embeddings": tokenizer.model_max_length,
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
     }
-    model = SiglipModel(SiglipConfig(text_config=text, vision_config=VISION))
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config=_VISION))
+    _ease_learning(model)
     with torch.no_grad():
         model.logit_scale.fill_(log(10))
         model.logit_bias.fill_(-10)
@@ -122,7 +141,7 @@ def _clip(captions: Iterable[str]) -> _Parts:
     specials = {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": "<unk>"}
     tokenizer = _tokenizer(captions, specials, template=f"{start} $A {end}", max_length=TEXT_POSITIONS["clip"])
     text = {
-        **TOWER,
+        **_TOWER,
         "projection_dim": WIDTH,
         "vocab_size": len(tokenizer),
         "max_position_embeddings": tokenizer.model_max_length,
@@ -130,9 +149,35 @@ def _clip(captions: Iterable[str]) -> _Parts:
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
-    vision = {**VISION, "projection_dim": WIDTH}
+    vision = {**_VISION, "projection_dim": WIDTH}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH))
+    _ease_learning(model)
     return model, tokenizer, CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=_SQUARE)
+
+
+def _resnet_bert(captions: Iterable[str]) -> _Parts:
+    """A ResNet and a BERT, joined: texts begin with [CLS] and end with [SEP]."""
+    specials = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
+    tokenizer = _tokenizer(captions, specials, template="[CLS] $A [SEP]", max_length=TEXT_POSITIONS["bert"])
+    text = BertConfig(
+        **_TOWER,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=tokenizer.model_max_length,
+        pad_token_id=tokenizer.pad_token_id,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    bert = BertModel(text)
+    _ease_reading(bert)
+    vision = ResNetConfig(embedding_size=16, hidden_sizes=[16, 32, 64, WIDTH], depths=[1, 1, 1, 1], layer_type="basic")
+    model = join_towers(ResNetModel(vision), bert, WIDTH)
+    return model, tokenizer, ConvNextImageProcessor(size={"shortest_edge": IMAGE_SIZE}, do_resize=False)
 
 
 def _tokenizer(
@@ -180,4 +225,4 @@ def _silent_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-MAKERS: Final = {"tiny_siglip": _siglip, "tiny_clip": _clip}
+MAKERS: Final = {"tiny_siglip": _siglip, "tiny_clip": _clip, "tiny_resnet_bert": _resnet_bert}

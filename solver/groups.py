@@ -1,6 +1,8 @@
 """Named parameter groups: which parameter is optimised how."""
 
+import itertools
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -14,6 +16,17 @@ DEFAULT: Final = "default"
 RATES: Final = ("lr", "lr_start", "lr_end")
 SHARED: Final = (*RATES, "weight_decay", "betas", "eps")
 CONFIG: Final = "optimizer.param_groups"
+FROZEN: Final = "frozen"
+PARTS: Final = {
+    "LoRA adapters": r"\.lora_",
+    "image tower": r"\bvision_model\.|\bvisual_projection\.",
+    "token table": r"\btoken_embedding\.",
+    "text tower": r"\btext_model\.|\btext_projection\.",
+    "temperature": r"\blogit_(scale|bias)$",
+    "losses": r"^objective\.",
+    "head": r"\bhead\.",
+    "other": "",
+}
 
 
 @dataclass(frozen=True)
@@ -79,19 +92,39 @@ def split_parameters(
     return list(groups.values())
 
 
-def group_table(named_parameters: Iterable[tuple[str, nn.Parameter]], param_groups: Mapping[str, Any]) -> PrettyTable:
-    """Returns a table with a row per group and weight decay, and a row of totals."""
-    table = PrettyTable(["group", "lr", "weight decay", "tensors", "parameters"], align="r")
-    table.align["group"] = "l"
-    everything: list[nn.Parameter] = []
-    for group in split_parameters(named_parameters, param_groups):
-        for decay, tensors in group.by_decay():
-            size = sum(p.numel() for p in tensors)
-            table.add_row([group.name, f"{group.lr:g}", f"{decay:g}", len(tensors), f"{size:,}"])
-            everything += tensors
+def parameter_table(named_parameters: Iterable[tuple[str, nn.Parameter]], param_groups: Mapping[str, Any]) -> str:
+    """Returns a table with a row for each part of the model and group that trains it, then totals.
+
+    A row's weight decay is that of its matrices; vectors and scalars have none.
+
+    Args:
+        named_parameters, param_groups: as in `split_parameters`; what is frozen has rows of its own.
+    """
+    parameters = dict(named_parameters)
+    groups = split_parameters(parameters.items(), param_groups)
+    owners = {name: group.name for group in groups for name in group.parameters}
+    rates = {**{group.name: f"{group.lr:g}" for group in groups}, FROZEN: ""}
+    decays = {tensor: decay for group in groups for decay, tensors in group.by_decay() for tensor in tensors}
+    rows: defaultdict[tuple[str, str], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in parameters.items():
+        part = next(part for part, pattern in PARTS.items() if re.search(pattern, name))
+        rows[part, owners.get(name, FROZEN)].append(parameter)
+
+    table = PrettyTable(["part", "group", "lr", "weight decay", "parameters"], align="r")
+    table.align.update(part="l", group="l")
+    for part, owner in itertools.product(PARTS, rates):
+        if tensors := rows.get((part, owner)):
+            decay = "" if owner == FROZEN else f"{max(decays[tensor] for tensor in tensors):g}"
+            table.add_row([part, owner, rates[owner], decay, f"{_size(tensors):,}"])
     table.add_divider()
-    table.add_row(["trainable", "", "", len(everything), f"{sum(p.numel() for p in everything):,}"])
-    return table
+    trained, everything = _size(decays), _size(parameters.values())
+    table.add_row(["trainable", f"{trained / everything:.1%}", "", "", f"{trained:,}"])
+    table.add_row(["all", "", "", "", f"{everything:,}"])
+    return str(table)
+
+
+def _size(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
 def _group(name: str, own: Any, param_groups: Mapping[str, Any]) -> ParamGroup:

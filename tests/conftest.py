@@ -1,4 +1,4 @@
-"""Shared fixtures: small backbones in Hugging Face format."""
+"""Shared fixtures: small backbones in Hugging Face format, a small dataset with tiny backbones beside it."""
 
 import json
 from pathlib import Path
@@ -6,16 +6,26 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import (
+    BertConfig,
+    BertModel,
     CLIPConfig,
     CLIPModel,
     CLIPTextConfig,
     CLIPVisionConfig,
     PreTrainedModel,
+    ResNetConfig,
+    ResNetModel,
     SiglipConfig,
     SiglipModel,
     SiglipTextConfig,
     SiglipVisionConfig,
+    ViTConfig,
+    ViTModel,
 )
+
+from data.synthetic import SyntheticSpec, generate
+from model.backbones.bert import join_towers
+from prepare_checkpoints import prepare
 
 TEXT = {
     "vocab_size": 40,
@@ -49,14 +59,38 @@ def small_model(family: str) -> PreTrainedModel:
     return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=24))
 
 
+def small_towers(vision: str) -> tuple[PreTrainedModel, BertModel]:
+    """A seeded ResNet (feature maps of 48 channels) or ViT (width 32, 32x32 images), and a BERT (12 positions)."""
+    torch.manual_seed(0)
+    text = BertModel(BertConfig(**TEXT, pad_token_id=1))
+    if vision == "vit":
+        return ViTModel(ViTConfig(**VISION)), text
+    config = ResNetConfig(embedding_size=16, hidden_sizes=[16, 24, 32, 48], depths=[1, 1, 1, 1], layer_type="basic")
+    return ResNetModel(config), text
+
+
+def save_model(model: PreTrainedModel, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    pixels = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 0.2]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(pixels))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def hub_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Family -> folder as `prepare_checkpoints.py` leaves it, without a tokenizer."""
-    folders = {}
-    for family in FAMILIES:
-        folder = tmp_path_factory.mktemp(family)
-        small_model(family).save_pretrained(folder)
-        pixels = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 0.2]}
-        (folder / "preprocessor_config.json").write_text(json.dumps(pixels))
-        folders[family] = folder
-    return folders
+    """Family, or image tower of a BERT -> folder as `prepare_checkpoints.py` leaves it, without a tokenizer."""
+    models = {family: small_model(family) for family in FAMILIES}
+    models |= {vision: join_towers(*small_towers(vision), width=24) for vision in ("resnet", "vit")}
+    folders = {name: save_model(model, tmp_path_factory.mktemp(name)) for name, model in models.items()}
+    return {**folders, "vision-text-dual-encoder": folders["resnet"]}
+
+
+@pytest.fixture(scope="session")
+def small_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `dataset_root_dir` with 12 + 4 + 4 drawn persons, two pictures of each, and the tiny backbones."""
+    folder = tmp_path_factory.mktemp("root")
+    spec = SyntheticSpec(train=12, val=4, test=4, images_per_identity=2, height=64, width=32)
+    generate(folder, spec, workers=1)
+    for name in ("tiny_siglip", "tiny_clip", "tiny_resnet_bert"):
+        prepare(name, folder, steps=1)
+    return folder

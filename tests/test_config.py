@@ -1,5 +1,6 @@
 """Every YAML of config/ composes into the default config and instantiates."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from model.objectives import Facts, build_objective
 from model.tbps import TBPS
 from solver.groups import split_parameters
 from utils.config import register_resolvers
+from utils.errors import UserError
 from utils.loggers import build_loggers
 
 register_resolvers()
@@ -58,7 +60,7 @@ def check_backbone(cfg: DictConfig, folders: dict[str, Path]) -> None:
 
 def check_head(cfg: DictConfig, folders: dict[str, Path]) -> None:
     cfg.backbone.folder, cfg.backbone.max_length = folders[cfg.backbone.family], 12
-    encoder = TBPS(instantiate(cfg.backbone), instantiate(cfg.head)(32))
+    encoder = TBPS(instantiate(cfg.backbone), instantiate(cfg.head)(32, (4, 4)))
     pixels = torch.zeros(2, 3, *cfg.img_size, dtype=torch.uint8)
     assert encoder.encode_image(pixels).embedding.shape == (2, encoder.embed_dim)
 
@@ -136,7 +138,8 @@ def test_every_experiment_composes_with_every_backbone_and_dataset(experiment: s
     cfg = composed(f"experiment={experiment}", f"dataset={dataset}", name=primary)
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert cfg.dataset.name == dataset
-    assert cfg.backbone.name == {"demo": "tiny_clip"}.get(primary, primary)
+    embedded = "tiny_resnet_bert" if experiment == "part_cmr" else "tiny_clip_young"
+    assert cfg.backbone.name == {"demo": embedded}.get(primary, primary)
     needs = build_objective(instantiate(cfg.loss.terms), FACTS).needs & set(VIEWS)
     assert Views(needs, tuple(cfg.img_size), cfg.backbone.max_length, instantiate(cfg.aug))
     assert split_parameters(linear().named_parameters(), cfg.optimizer.param_groups)
@@ -175,6 +178,7 @@ ABLATIONS = {
     ("irra", "~loss.terms.id"): {"sdm", "mlm"},
     ("fmfa", "~loss.terms.efa"): {"a_sdm", "id", "mlm"},
     ("irra", "+loss/term@loss.terms.efa=efa"): {"sdm", "id", "mlm", "efa"},
+    ("part_cmr", "~loss.terms.cmr"): {"id", "ranking"},
 }
 
 
@@ -182,6 +186,17 @@ ABLATIONS = {
 def test_each_row_of_the_papers_ablations_is_one_override(experiment: str, override: str) -> None:
     cfg = composed(f"experiment={experiment}", override)
     assert set(build_objective(instantiate(cfg.loss.terms), FACTS).terms) == ABLATIONS[experiment, override]
+
+
+def test_settings_of_a_loss_that_is_not_there_end_in_the_overrides_that_help() -> None:
+    without = ("experiment=fmfa", "loss=sdm", "dataset=icfg_pedes")
+    with pytest.raises(UserError, match=r"^loss\.terms\.efa cannot be built: there is no such loss") as caught:
+        build_objective(instantiate(composed(*without).loss.terms), FACTS)
+    added, dropped = re.findall(r"'(.*?)'", str(caught.value))
+    cfg = composed(*without, *added.split())
+    assert (cfg.loss.terms.efa.margin_text, cfg.loss.terms.efa.margin_image) == (0.2, 1.0)
+    assert set(build_objective(instantiate(cfg.loss.terms), FACTS).terms) == {"sdm", "efa"}
+    assert set(build_objective(instantiate(composed(*without, dropped).loss.terms), FACTS).terms) == {"sdm"}
 
 
 PAPER_TBPS = (

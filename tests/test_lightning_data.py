@@ -15,6 +15,7 @@ from data.augmentation import Augmentation, RandomWordDeletion
 from data.batch import (
     IMAGE,
     IMAGE_AUG,
+    IMAGE_LABELS,
     IMAGE_SS1,
     IMAGE_SS2,
     INDEX,
@@ -22,6 +23,7 @@ from data.batch import (
     MLM_POSITIONS,
     PIDS,
     TEXT,
+    TEXT_LABELS,
     TEXT_MASKED,
     Batch,
     Tokens,
@@ -133,6 +135,21 @@ class TestTraining:
         with pytest.raises(UserError, match="sampler=identity reads identities"):
             TBPSDataModule(dataset, **settings | {"sampler": "identity"})
 
+    def test_pseudo_labels_take_the_place_of_pids(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
+        labels = {IMAGE_LABELS, TEXT_LABELS}
+        assert TBPSDataModule(dataset, **settings).provides & {*labels, PIDS} == {PIDS}
+        assert TBPSDataModule(dataset, **settings | {"with_pids": False}).provides & {*labels, PIDS} == labels
+
+    def test_without_pids_pairs_come_in_stages(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
+        data = TBPSDataModule(dataset, **settings | {"with_pids": False})
+        data.set_views({TEXT})
+        assert data.text_images.tolist() == [pair // 2 for pair in range(48)]
+        loader = data.train_dataloader()
+        data.set_stages(torch.tensor([2] * 16 + [1] * 32))
+        assert [int(batch[INDEX].max() < 16) for batch in loader] == [0, 0, 0, 0, 1, 1]
+        with pytest.raises(UserError, match="pseudo labels of 47 pairs, but this training set has 48"):
+            data.set_stages(torch.ones(47))
+
     def test_masked_captions_come_with_their_labels_and_stay_below_the_grown_table(
         self, dataset: DatasetSplits, settings: dict[str, Any]
     ) -> None:
@@ -172,6 +189,12 @@ class TestTraining:
 
 
 class TestEvaluation:
+    def test_the_training_set_is_encoded_as_it_is(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
+        images, texts = map(list, TBPSDataModule(dataset, **settings).relabel_dataloaders())
+        greys = torch.cat([batch[IMAGE] for batch in images])[:, 0, 0, 0]
+        assert greys.tolist() == [5 * image for image in range(24)]
+        assert torch.cat([batch[INDEX] for batch in texts]).tolist() == list(range(48))
+
     @pytest.mark.parametrize(("name", "persons", "captions"), [("val", 3, 1), ("test", 5, 2)])
     def test_images_once_then_captions_with_raw_identities(
         self, dataset: DatasetSplits, settings: dict[str, Any], name: str, persons: int, captions: int
@@ -257,7 +280,7 @@ class TestDescription:
         data = TBPSDataModule(dataset, **settings)
         assert data.num_classes == 12
         assert data.max_token_id == WORDS.index("zebra")
-        assert data.counts() == {"train": (12, 24, 48, 24), "val": (3, 6, 6, 0), "test": (5, 10, 20, 0)}
+        assert data.counts.splits == {"train": (12, 24, 48, 24), "val": (3, 6, 6, 0), "test": (5, 10, 20, 0)}
         assert data.describe() == (
             "toy (en): train 24 images, 48 captions, 12 identities; val 6 images, 6 captions, 3 identities; "
             "test 10 images, 20 captions, 5 identities; 24 captions cut to 5 tokens (the longest has 7)"
@@ -273,6 +296,11 @@ class TestDescription:
         data = TBPSDataModule(dataset, **settings)
         assert data.test_captions == ["a bag", "red"] * 10
         assert data.test_image_paths == [record.image_path for record in dataset.test]
+        pair = data.test_pair(7)
+        images, captions = (list(loader) for loader in data.test_dataloader())
+        assert torch.equal(pair["image"][0], torch.cat([batch["image"] for batch in images])[3])
+        for own, every in zip(pair["text"], zip(*(batch["text"] for batch in captions), strict=True), strict=True):
+            assert torch.equal(own[0], torch.cat(every)[7])
 
     def test_validation_on_test_is_said(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
         paper = DatasetSplits("toy", "en", dataset.folder, dataset.train, dataset.test, dataset.test, validation="test")

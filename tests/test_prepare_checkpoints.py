@@ -9,13 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import constants
 from PIL import Image
 from safetensors.numpy import save
 
 import prepare_checkpoints
+from model.backbones import load_backbone
 from prepare_checkpoints import CHECKPOINTS, prepare
+from tests.conftest import save_model, small_towers
 from tests.http_server import COMMIT, WebServer, web_server
+from tests.model.openai_clip import PATCH, TEXT_WIDTH, VOCABULARY, WIDTH, Irra
 from utils.checkpoint_folder import Architecture, check_folder
 from utils.errors import UserError
 
@@ -33,6 +37,13 @@ MODEL = {
         }
     ),
 }
+TOKENIZER = json.dumps(
+    {
+        "version": "1.0",
+        "added_tokens": [],
+        "model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "[PAD]": 1}, "unk_token": "[UNK]"},
+    }
+)
 WEIGHTS = "/cdn/model.safetensors"
 # The command line with an m_siglip that is small enough to serve.
 SMALL_COMMAND = f"""
@@ -230,7 +241,43 @@ def test_a_folder_of_another_architecture_is_never_written_into(tmp_path: Path) 
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("name", ["tiny_siglip", "tiny_clip"])
+@pytest.mark.parametrize("vision", ["resnet", "vit"])
+def test_an_image_tower_and_bert_are_downloaded_and_joined(
+    server: WebServer, tmp_path: Path, vision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    name = {"resnet": "resnet50_bert", "vit": "vit_bert"}[vision]
+    published = CHECKPOINTS[name]
+    for repo, tower in zip((published.vision, published.repo), small_towers(vision), strict=True):
+        source = save_model(tower, tmp_path / "hub" / str(repo))
+        (source / "tokenizer.json").write_text(TOKENIZER)
+        server.serve_model(str(repo), {path.name: path.read_bytes() for path in source.iterdir()})
+    width, patch = {"resnet": (48, 7), "vit": (32, 8)}[vision]
+    small = Architecture("vision-text-dual-encoder", text_width=32, vision_width=width, patch=patch, vocab=40)
+    monkeypatch.setitem(CHECKPOINTS, name, published._replace(architecture=small))
+
+    folder = prepare(name, tmp_path)
+    check_folder(folder, small)
+    backbone = load_backbone(name, small.model_type, folder, (32, 32), sigmoid=False, max_length=12)
+    assert backbone.embed_dim == 768
+    weights = (folder / "model.safetensors").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"hub", "downloads", folder.name}
+
+    (folder / "model.safetensors").write_bytes(weights[:-1] + b"!")
+    sent = len(server.requests)
+    prepare(name, tmp_path)
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert not any("resolve" in request.path for request in server.requests[sent:]), "what was downloaded is kept"
+
+
+def test_without_network_a_joined_backbone_says_what_to_do(tmp_path: Path) -> None:
+    done = run(refused_endpoint(), "resnet50_bert", "--root", str(tmp_path), small=False)
+    assert_one_sentence(done, "microsoft/resnet-50", "Connection refused", "resnet50_bert --from FOLDER", "HF_ENDPOINT")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["tiny_siglip", "tiny_clip", "tiny_resnet_bert"])
 def test_a_tiny_model_is_made_once_and_learns_words_from_train_alone(name: str, tmp_path: Path) -> None:
     write_synthetic(tmp_path)
     folder = prepare(name, tmp_path, steps=2)
@@ -250,3 +297,58 @@ def test_an_unfinished_tiny_folder_is_not_guessed_about(tmp_path: Path) -> None:
     write(tmp_path / "tiny_clip_checkpoints", {"notes.txt": b"mine"})
     with pytest.raises(UserError, match=r"config\.json does not exist; delete .*tiny_clip_checkpoints"):
         prepare("tiny_clip", tmp_path)
+
+
+@pytest.fixture
+def small_clip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A file in the layout of IRRA, of the width that "clip" is expected to have here."""
+    small = Architecture("clip", TEXT_WIDTH, WIDTH, PATCH, VOCABULARY)
+    monkeypatch.setitem(CHECKPOINTS, "clip", CHECKPOINTS["clip"]._replace(architecture=small))
+    torch.save({"model": Irra(patches=12, identities=7).state_dict()}, tmp_path / "irra.pth")
+    return tmp_path / "irra.pth"
+
+
+CLIP_FILES = {name: content for name, content in MODEL.items() if name != "model.safetensors"}
+
+
+def test_a_file_in_openais_layout_is_converted_beside_the_tokenizer_of_clip(
+    small_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "clip_checkpoints", CLIP_FILES)
+    folder = prepare("clip", tmp_path, source=small_clip, target=tmp_path / "irra_checkpoints")
+    assert folder == tmp_path / "irra_checkpoints"
+    assert {file.name for file in folder.iterdir()} == {
+        *("config.json", "preprocessor_config.json", "tokenizer.json"),
+        *("model.safetensors", "heads.safetensors", "positions.safetensors"),
+    }
+    assert json.loads((folder / "config.json").read_text())["vision_config"]["hidden_size"] == WIDTH
+    assert "6 x 2" in capsys.readouterr().out
+    prepare("clip", tmp_path, source=small_clip, target=folder)
+    assert f"complete and kept; {small_clip} was not read" in capsys.readouterr().out
+
+
+def test_the_tokenizer_alone_is_downloaded_where_there_is_none(
+    small_clip: Path, tmp_path: Path, server: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.serve_model(CHECKPOINTS["clip"].repo or "", MODEL, large=("model.safetensors",))
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    folder = prepare("clip", tmp_path, source=small_clip)
+    assert (folder / "tokenizer.json").read_bytes() == MODEL["tokenizer.json"]
+    assert (folder / "heads.safetensors").is_file()
+    monkeypatch.setattr(constants, "ENDPOINT", refused_endpoint())
+    with pytest.raises(UserError, match=r"only the tokenizer of openai/clip-vit-base-patch16 is needed: fill"):
+        prepare("clip", tmp_path / "elsewhere", source=small_clip)
+
+
+def test_a_file_of_another_width_or_for_another_backbone_leaves_nothing_behind(
+    small_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "clip_checkpoints", CLIP_FILES)
+    with pytest.raises(UserError, match="is copied from folders only; files are converted for clip"):
+        prepare("siglip", tmp_path, source=small_clip)
+    wide = Architecture("clip", 2 * TEXT_WIDTH, WIDTH, PATCH, VOCABULARY)
+    monkeypatch.setitem(CHECKPOINTS, "clip", CHECKPOINTS["clip"]._replace(architecture=wide))
+    with pytest.raises(UserError, match=r"irra.pth holds a clip model \(text width 128.* expected a clip model"):
+        prepare("clip", tmp_path, source=small_clip, target=tmp_path / "irra_checkpoints")
+    assert {path.name for path in tmp_path.iterdir()} == {"clip_checkpoints", "irra.pth"}

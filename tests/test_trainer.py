@@ -2,10 +2,12 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,49 +15,32 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import trainer
-from data.synthetic import SyntheticSpec, generate
-from prepare_checkpoints import prepare
+from tests.small_run import ANY_METHOD, CONFIG_DIR, SMALL
 from utils.checkpoints import read_checkpoint
 from utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-SMALL = (
-    "img_size_str=64x32",
-    "dataset.batch_size=8",
-    "dataset.num_instance=2",
-    "dataset.num_workers=0",
-    "scheduler.warmup_epochs=0.5",
-    "loss.terms.simclr.hidden_dim=16",
-    "shown_queries=2",
-    "logger=csv",
-    "trainer.log_every_n_steps=2",
-)
+LOGGED = ("logger=csv", "trainer.log_every_n_steps=2")
+
+
+def config(root: Path, out: Path, *overrides: str, small: tuple[str, ...] = SMALL) -> DictConfig:
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return compose("demo", overrides=[*small, *LOGGED, f"dataset_root_dir={root}", f"run_dir={out}", *overrides])
+
+
+def steps(out: Path) -> list[dict[str, str]]:
+    with (out / "logs" / "steps.csv").open() as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 12 + 4 + 6 persons, two pictures of each."""
-    folder = tmp_path_factory.mktemp("root")
-    spec = SyntheticSpec(train=12, val=4, test=6, images_per_identity=2, height=64, width=32)
-    generate(folder, spec, workers=1)
-    for name in ("tiny_siglip", "tiny_clip"):
-        prepare(name, folder, steps=1)
-    return folder
-
-
-def config(root: Path, out: Path, *overrides: str, name: str = "demo") -> DictConfig:
-    with initialize_config_dir(str(ROOT / "config"), version_base="1.3"):
-        return compose(name, overrides=[*SMALL, f"dataset_root_dir={root}", f"run_dir={out}", *overrides])
-
-
-@pytest.fixture(scope="module")
-def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+def trained(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
     """A run of two epochs with the default strategy: its folder and what `train` returned."""
     out = tmp_path_factory.mktemp("run")
-    return out, trainer.train(config(root, out, "trainer.max_epochs=2"))
+    return out, trainer.train(config(small_root, out, "trainer.max_epochs=2"))
 
 
 def test_train_returns_and_saves_both_splits(trained: tuple[Path, dict[str, float]]) -> None:
@@ -69,10 +54,15 @@ def test_train_returns_and_saves_both_splits(trained: tuple[Path, dict[str, floa
     assert saved["metrics"]["t2i"]["R1"] == metrics["test/t2i/R1"]
     assert saved["run"]["strategy"] == "hybrid_circle"
     assert saved["run"]["val_protocol"] == "held_out"
+    last = steps(out)[-1]
+    assert saved["similarity"] == {
+        n: float(last[f"test/similarity/{n}"]) for n in ("same_mean", "other_mean", "overlap")
+    }
     assert {file.name for file in out.iterdir()} >= {
         "config.yaml",
         "metrics.csv",
         "ranked.jpg",
+        "similarities.png",
         "checkpoints",
         "logs",
     }
@@ -82,28 +72,50 @@ def test_train_returns_and_saves_both_splits(trained: tuple[Path, dict[str, floa
 
 
 def test_every_term_is_logged_raw_and_weighted(trained: tuple[Path, dict[str, float]]) -> None:
-    with (trained[0] / "logs" / "steps.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = steps(trained[0])
     logged = {key for row in rows for key, value in row.items() if value}
     for term in ("nitc", "cross_modal_circle", "citc", "simclr"):
         assert {f"train/loss/{term}", f"train/weighted/{term}"} <= logged
     assert {"train/grad_norm", "train/logit_scale", "train/logit_bias", "lr/backbone", "lr/simclr"} <= logged
+    assert {f"test/similarity/{name}" for name in ("same_mean", "other_mean", "overlap")} <= logged
     assert {"val/t2i/R1", "val/i2t/mINP", "throughput/images_per_s", "memory/peak_gib"} <= logged
     row = next(row for row in rows if row["train/loss/simclr"])
     assert float(row["train/weighted/simclr"]) == pytest.approx(0.4 * float(row["train/loss/simclr"]), rel=1e-4)
 
 
+def test_the_validation_curve_has_one_point_an_epoch_though_the_best_checkpoint_is_validated_again(
+    trained: tuple[Path, dict[str, float]],
+) -> None:
+    out, metrics = trained
+    curve = [(int(row["epoch"]), float(row["val/t2i/R1"])) for row in steps(out) if row["val/t2i/R1"]]
+    assert [epoch for epoch, _ in curve] == [0, 1]
+    assert metrics["val/t2i/R1"] == pytest.approx(max(value for _, value in curve))
+
+
 def test_a_checkpoint_is_tested_on_another_dataset_by_its_own_config(
-    trained: tuple[Path, dict[str, float]], root: Path, tmp_path: Path
+    trained: tuple[Path, dict[str, float]], small_root: Path, tmp_path: Path
 ) -> None:
     out, metrics = trained
     best = next((out / "checkpoints").glob("best-*"))
     common = ("task=test", f"ckpt_path={best}")
-    again = trainer.test(config(root, tmp_path / "same", *common, "seed=7", "loss=baseline"))
+    again = trainer.test(config(small_root, tmp_path / "same", *common, "seed=7", "loss=baseline"))
     assert again == {name: value for name, value in metrics.items() if name.startswith("test/")}
     assert json.loads((tmp_path / "same" / "metrics.json").read_text())["run"]["strategy"] == "hybrid_circle"
-    vietnamese = trainer.test(config(root, tmp_path / "vi", *common, "dataset.language=vi"))
+    vietnamese = trainer.test(config(small_root, tmp_path / "vi", *common, "dataset.language=vi"))
     assert set(vietnamese) == set(again)
+
+
+def test_a_backbone_is_tested_as_it_is(small_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "published_checkpoints"
+    shutil.copytree(small_root / "tiny_clip_checkpoints", folder)
+    save_file({"id.classifier.weight": torch.zeros(11_003, 128)}, folder / "heads.safetensors")
+    overrides = ("task=test", "backbone=tiny_clip", f"backbone.folder={folder}")
+    metrics = trainer.test(config(small_root, tmp_path / "run", *overrides))
+    assert metrics["test/t2i/mAP"] > 0
+    saved = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert saved["run"]["strategy"] == "published_checkpoints"
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
+    assert notes == [f"note    {folder} was trained on 11,003 identities, this dataset has 12: ranking needs neither"]
 
 
 def test_the_checkpoint_holds_the_config_and_loads_without_code(
@@ -116,23 +128,69 @@ def test_the_checkpoint_holds_the_config_and_loads_without_code(
 
 
 @pytest.mark.parametrize("strategy", ["baseline", "in_modal_circle", "nc_itc", "pure_circle", "tbps_clip"])
-def test_every_strategy_trains_on_the_same_path(strategy: str, root: Path, tmp_path: Path) -> None:
-    metrics = trainer.train(config(root, tmp_path, f"loss={strategy}", "trainer.max_epochs=1"))
+def test_every_strategy_trains_on_the_same_path(strategy: str, small_root: Path, tmp_path: Path) -> None:
+    metrics = trainer.train(config(small_root, tmp_path, f"loss={strategy}", "trainer.max_epochs=1"))
     assert metrics["test/t2i/mAP"] > 0
 
 
-def test_lora_saves_what_it_trains_and_reloads(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["irra", "fmfa"])
+def test_methods_with_masked_words_train_and_are_tested_from_their_checkpoint(
+    method: str, small_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method_of = partial(config, small_root, small=ANY_METHOD)
+    overrides = (f"experiment={method}", "backbone=tiny_clip")
+    metrics = trainer.train(method_of(tmp_path, *overrides))
+    assert (tmp_path / "word_maps.jpg").is_file() == (method == "fmfa")
+    drawn = ["ranked.jpg", "similarities.png", "tsne.png", *(["word_maps.jpg"] if method == "fmfa" else [])]
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("saved ")]
+    assert set(line.removeprefix(f"saved   {tmp_path}: ").split(", ")) == {"metrics.json", *drawn}
+    logged = {key for row in steps(tmp_path) for key, value in row.items() if value}
+    assert {"train/stat/mlm/accuracy", "train/stat/id/image_accuracy"} <= logged
+    assert ("train/stat/a_sdm/mean_weight" in logged) == (method == "fmfa")
+    best = next((tmp_path / "checkpoints").glob("best-*"))
+    again = trainer.test(method_of(tmp_path / "test", *overrides, "task=test", f"ckpt_path={best}"))
+    assert again == {name: value for name, value in metrics.items() if name.startswith("test/")}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "head"), [("tiny_clip", "part"), ("tiny_resnet_bert", "part"), ("tiny_siglip", "part_baseline")]
+)
+def test_the_part_head_trains_shows_what_it_looks_at_and_is_tested_from_its_checkpoint(
+    backbone: str, head: str, small_root: Path, tmp_path: Path
+) -> None:
+    method_of = partial(config, small_root, small=ANY_METHOD)
+    overrides = ("experiment=part_cmr", f"backbone={backbone}", f"head={head}", "trainer.max_epochs=1")
+    metrics = trainer.train(method_of(tmp_path, *overrides))
+    assert (tmp_path / "part_attention.jpg").is_file() == (head == "part")
+    logged = {key for row in steps(tmp_path) for key, value in row.items() if value}
+    assert {"train/loss/id", "train/loss/ranking", "train/loss/cmr"} <= logged
+    common_parts = {f"train/stat/cmr/{m}_commonality_fine_{n}" for m in ("image", "text") for n in (1, 2, 3, 4)}
+    assert logged & common_parts == (common_parts if head == "part" else set())
+    best = next((tmp_path / "checkpoints").glob("best-*"))
+    again = trainer.test(method_of(tmp_path / "test", *overrides, "task=test", f"ckpt_path={best}"))
+    assert again == {name: value for name, value in metrics.items() if name.startswith("test/")}
+    saved = {name for name in read_checkpoint(best)["state_dict"] if name.startswith("encoder.")}
+    assert any(name.startswith("encoder.head.") for name in saved) == (head == "part")
+    assert any("text_model.encoder" in name for name in saved) == (backbone != "tiny_resnet_bert")  # BERT is frozen
+
+
+def test_cmr_without_a_part_head_does_not_start(small_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"loss.terms.cmr needs 'parts', which this run lacks: set head=part"):
+        trainer.train(config(small_root, tmp_path, "+loss/term@loss.terms.cmr=cmr", "+loss/term@loss.terms.id=id"))
+
+
+def test_lora_saves_what_it_trains_and_reloads(small_root: Path, tmp_path: Path) -> None:
     overrides = (
         "lora=default",
         "backbone=tiny_clip",
         "trainer.max_epochs=1",
         "backbone.gradient_checkpointing=true",
     )
-    metrics = trainer.train(config(root, tmp_path / "run", *overrides))
+    metrics = trainer.train(config(small_root, tmp_path / "run", *overrides))
     best = next((tmp_path / "run" / "checkpoints").glob("best-*"))
     saved = read_checkpoint(best)["state_dict"]
     assert all("lora_" in name or "logit_scale" in name for name in saved if name.startswith("encoder."))
-    again = trainer.test(config(root, tmp_path / "test", "task=test", f"ckpt_path={best}"))
+    again = trainer.test(config(small_root, tmp_path / "test", "task=test", f"ckpt_path={best}"))
     assert again["test/t2i/mAP"] == metrics["test/t2i/mAP"]
     adapters = load_file(tmp_path / "run" / "adapters" / "adapter_model.safetensors")
     trained = {name: tensor for name, tensor in saved.items() if "lora_" in name}
@@ -142,9 +200,9 @@ def test_lora_saves_what_it_trains_and_reloads(root: Path, tmp_path: Path) -> No
         assert torch.equal(tensor, next(value for key, value in trained.items() if key.endswith(own)))
 
 
-def test_a_run_without_validation_says_that_it_has_no_best_checkpoint(root: Path, tmp_path: Path) -> None:
+def test_a_run_without_validation_says_that_it_has_no_best_checkpoint(small_root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no epoch was validated"):
-        trainer.train(config(root, tmp_path / "run", "trainer.max_epochs=1", "trainer.limit_val_batches=0"))
+        trainer.train(config(small_root, tmp_path / "run", "trainer.max_epochs=1", "trainer.limit_val_batches=0"))
 
 
 def last_weights(out: Path) -> dict[str, torch.Tensor]:
@@ -152,13 +210,13 @@ def last_weights(out: Path) -> dict[str, torch.Tensor]:
 
 
 def command(root: Path, out: Path, *overrides: str) -> list[str]:
-    arguments = [*SMALL, f"dataset_root_dir={root}", f"output_dir={out}", "trainer.max_epochs=3", *overrides]
+    arguments = [*SMALL, *LOGGED, f"dataset_root_dir={root}", f"output_dir={out}", "trainer.max_epochs=3", *overrides]
     return [sys.executable, str(ROOT / "trainer.py"), *arguments]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_in_the_middle_of_an_epoch_and_continued_is_bit_identical(
-    root: Path, tmp_path: Path, workers: int
+    small_root: Path, tmp_path: Path, workers: int
 ) -> None:
     overrides = (
         f"dataset.num_workers={workers}",
@@ -168,9 +226,9 @@ def test_killed_in_the_middle_of_an_epoch_and_continued_is_bit_identical(
         "lora=default",  # its dropout draws from the random state of the step
     )
     straight = tmp_path / "straight"
-    trainer.train(config(root, straight, "trainer.max_epochs=3", *overrides))
+    trainer.train(config(small_root, straight, "trainer.max_epochs=3", *overrides))
 
-    process = subprocess.Popen(command(root, tmp_path / "killed", *overrides), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command(small_root, tmp_path / "killed", *overrides), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (found := list((tmp_path / "killed").rglob("last.ckpt"))) and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -179,7 +237,9 @@ def test_killed_in_the_middle_of_an_epoch_and_continued_is_bit_identical(
     assert found, "no checkpoint before the deadline"
     loops: Any = read_checkpoint(found[0])["loops"]["fit_loop"]
     done = loops["epoch_loop.batch_progress"]["current"]["completed"]
-    subprocess.run(command(root, tmp_path / "killed", *overrides, "ckpt_path=last"), check=True, capture_output=True)
+    subprocess.run(
+        command(small_root, tmp_path / "killed", *overrides, "ckpt_path=last"), check=True, capture_output=True
+    )
 
     runs = list((tmp_path / "killed").glob("*/*"))
     assert len(runs) == 1, "the continued run has to stay in its folder"
@@ -189,14 +249,14 @@ def test_killed_in_the_middle_of_an_epoch_and_continued_is_bit_identical(
     assert done > 0
 
 
-def test_cached_gradients_train_to_the_weights_of_the_plain_step(root: Path, tmp_path: Path) -> None:
+def test_cached_gradients_train_to_the_weights_of_the_plain_step(small_root: Path, tmp_path: Path) -> None:
     overrides = (
         "trainer.max_epochs=2",
         "trainer.accumulate_grad_batches=2",
         "optimizer.param_groups.default.eps=1e-3",  # Adam would make steps of gradients that are rounding alone
     )
     for micro_batch in ("null", "3"):
-        trainer.train(config(root, tmp_path / micro_batch, *overrides, f"grad_cache.micro_batch={micro_batch}"))
+        trainer.train(config(small_root, tmp_path / micro_batch, *overrides, f"grad_cache.micro_batch={micro_batch}"))
     expected, found = last_weights(tmp_path / "null"), last_weights(tmp_path / "3")
     assert expected.keys() == found.keys()
     for name in expected:
@@ -212,28 +272,28 @@ def test_cached_gradients_train_to_the_weights_of_the_plain_step(root: Path, tmp
     ],
 )
 def test_a_micro_batch_that_cannot_be_is_refused(
-    overrides: tuple[str, ...], message: str, root: Path, tmp_path: Path
+    overrides: tuple[str, ...], message: str, small_root: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        trainer.train(config(root, tmp_path, *overrides))
+        trainer.train(config(small_root, tmp_path, *overrides))
 
 
-def test_a_missing_checkpoint_folder_names_the_command(root: Path, tmp_path: Path) -> None:
+def test_a_missing_checkpoint_folder_names_the_command(small_root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"clip_checkpoints does not exist; run 'uv run prepare_checkpoints.py clip'"):
-        trainer.train(config(root, tmp_path, "backbone=clip", "img_size_str=32x16"))
+        trainer.train(config(small_root, tmp_path, "backbone=clip", "img_size_str=32x16"))
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(
-    trained: tuple[Path, dict[str, float]], root: Path, tmp_path: Path
+    trained: tuple[Path, dict[str, float]], small_root: Path, tmp_path: Path
 ) -> None:
     last = trained[0] / "checkpoints" / "last.ckpt"
     with pytest.raises(UserError, match=r"is of another architecture: .* backbone 'tiny_siglip', not 'tiny_clip'"):
-        trainer.train(config(root, tmp_path, f"ckpt_path={last}", "backbone=tiny_clip"))
+        trainer.train(config(small_root, tmp_path, f"ckpt_path={last}", "backbone=tiny_clip"))
     with pytest.raises(UserError, match=r"is of another architecture: it (lacks|has in addition|has in another shape)"):
-        trainer.train(config(root, tmp_path, f"ckpt_path={last}", "img_size_str=32x32"))
+        trainer.train(config(small_root, tmp_path, f"ckpt_path={last}", "img_size_str=32x32"))
 
 
-def test_a_loss_that_becomes_nan_stops_with_term_and_step(root: Path, tmp_path: Path) -> None:
+def test_a_loss_that_becomes_nan_stops_with_term_and_step(small_root: Path, tmp_path: Path) -> None:
     overrides = ("optimizer.param_groups.default.lr=1e12", "trainer.max_epochs=2")
     with pytest.raises(UserError, match=r"loss term '\w+' became (nan|-?inf) at step \d+: lower"):
-        trainer.train(config(root, tmp_path, *overrides))
+        trainer.train(config(small_root, tmp_path, *overrides))

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,20 +11,15 @@ from typing import Any
 
 import pytest
 import wandb
-from wandb.proto import wandb_internal_pb2
+from PIL import Image
 
-from data.synthetic import SyntheticSpec, generate
+from tests.small_run import SMALL
+from tests.wandb_files import of_kind, records, values
 
 ROOT = Path(__file__).parents[1]
 SAVED_AFTER, KILLED_AFTER = 2, 3  # of the six steps of an epoch
 OVERRIDES = (
-    "img_size_str=64x32",
-    "dataset.batch_size=8",
-    "dataset.num_instance=2",
-    "dataset.num_workers=0",
-    "scheduler.warmup_epochs=0.5",
-    "loss.terms.simclr.hidden_dim=16",
-    "shown_queries=2",
+    *SMALL,
     "trainer.log_every_n_steps=1",
     "trainer.max_epochs=1",
     f"callbacks.last.every_n_steps={SAVED_AFTER}",
@@ -35,7 +29,6 @@ STARTS_AND_CONTINUES = f"""
 import os, runpy, signal, sys
 from pathlib import Path
 import lightning_data, lightning_models  # the slow imports, once for all processes
-from prepare_checkpoints import prepare
 from utils.callbacks import LastCheckpoint
 
 def status_of(work, *arguments):
@@ -54,8 +47,7 @@ def saves_and_dies(self, trainer, *rest):
     if trainer.global_step == {KILLED_AFTER}:
         os.kill(os.getpid(), signal.SIGKILL)
 
-root, *arguments = sys.argv[1:]
-assert status_of(lambda: prepare("tiny_siglip", Path(root), steps=1)) == 0
+arguments = sys.argv[1:]
 assert "wandb" not in sys.modules
 saves, LastCheckpoint.on_train_batch_end = LastCheckpoint.on_train_batch_end, saves_and_dies
 killed = status_of(trainer, *arguments)
@@ -76,40 +68,14 @@ class Continued:
     records: list[Any]
 
     def of_kind(self, kind: str) -> list[Any]:
-        return [getattr(record, kind) for record in self.records if record.WhichOneof("record_type") == kind]
-
-
-def records(file: Path) -> list[Any]:
-    """Returns what a .wandb file holds: LevelDB's log format, in blocks of 32 KiB, behind a header of 7 bytes."""
-    found: list[Any] = []
-    data, position, pending = file.read_bytes(), 7, b""
-    while position + 7 <= len(data):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        _, size, kind = struct.unpack("<IHB", data[position : position + 7])
-        pending += data[position + 7 : position + 7 + size]
-        position += 7 + size
-        if kind in (1, 4):  # whole, or the last part
-            record: Any = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
-            record.ParseFromString(pending)
-            found.append(record)
-            pending = b""
-    return found
-
-
-def values(items: Any) -> dict[str, Any]:
-    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+        return of_kind(kind, self.records)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Continued:
+def run(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Continued:
     """Started where the calling process has a W&B service of its own, which both starts inherit."""
-    root, home = tmp_path_factory.mktemp("root"), tmp_path_factory.mktemp("home")
-    spec = SyntheticSpec(train=12, val=2, test=4, images_per_identity=2, height=64, width=32)
-    generate(root, spec, workers=1)
-    arguments = [str(root), *OVERRIDES, f"dataset_root_dir={root}", f"output_dir={root / 'out'}"]
+    out, home = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("home")
+    arguments = [*OVERRIDES, f"dataset_root_dir={small_root}", f"output_dir={out}"]
     with wandb.init(mode="offline", dir=home, settings=wandb.Settings(silent=True)):
         environment = {name: value for name, value in os.environ.items() if name != "WANDB_DATA_DIR"}
         environment |= {"WANDB_MODE": "offline", "HOME": str(home), "XDG_DATA_HOME": str(home)}
@@ -118,7 +84,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Continued:
         process = subprocess.run([sys.executable, "-c", STARTS_AND_CONTINUES, *arguments], **options)
     wandb.teardown()
     assert process.returncode == 0, process.stderr
-    [folder] = (root / "out").glob("*/*")
+    [folder] = out.glob("*/*")
     files = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
     ids = [file.stem.removeprefix("run-") for file in files]
     return Continued(folder, process.stdout, process.stderr, ids, records(files[-1]))
@@ -163,6 +129,8 @@ def test_every_figure_is_there_over_the_optimizer_step(run: Continued) -> None:
     expected |= {"lr/backbone", "lr/simclr", "train/loss", "train/grad_norm", "train/logit_scale", "train/logit_bias"}
     expected |= {"throughput/images_per_s", "memory/peak_gib"}
     expected |= {f"{split}/{metric}" for split in ("val", "test") for metric in metrics}
+    expected |= {"test/ranked/nrows", "test/similarities/filenames"}
+    expected |= {f"test/similarity/{name}" for name in ("same_mean", "other_mean", "overlap")}
     assert expected <= {name for row in history for name in row}
     assert all("trainer/global_step" in row for row in history)
 
@@ -170,8 +138,16 @@ def test_every_figure_is_there_over_the_optimizer_step(run: Continued) -> None:
     assert defined["*"].step_metric == "trainer/global_step"
     assert all(defined[f"val/{metric}"].summary.max for metric in metrics)
     summary = {k: v for change in run.of_kind("summary") for k, v in values(change.update).items()}
-    best = max(row["val/t2i/R1"] for row in history if "val/t2i/R1" in row)
-    assert summary["val/t2i/R1"]["max"] == best
+    [validated] = [row["val/t2i/R1"] for row in history if "val/t2i/R1" in row]
+    assert summary["val/t2i/R1"] == {"max": validated, "last": validated}
+
+
+def test_pictures_lie_in_the_runs_folder(run: Continued) -> None:
+    history = [values(row.item) for row in run.of_kind("history")]
+    [[picture]] = [row["test/similarities/filenames"] for row in history if "test/similarities/filenames" in row]
+    [file] = run.folder.glob(f"wandb/offline-run-*/files/{picture}")
+    with Image.open(file) as logged, Image.open(run.folder / "similarities.png") as saved:
+        assert logged.convert("RGB").tobytes() == saved.tobytes()
 
 
 def test_the_table_of_queries_lies_with_its_images_in_the_runs_folder(run: Continued) -> None:

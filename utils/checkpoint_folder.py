@@ -24,8 +24,16 @@ SMALL_FILES: Final = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-_TOKEN_TABLE: Final = "text_model.embeddings.token_embedding.weight"
-_PATCHES: Final = "vision_model.embeddings.patch_embedding.weight"
+_TOKEN_TABLES: Final = (
+    "text_model.embeddings.token_embedding.weight",
+    "text_model.embeddings.word_embeddings.weight",  # BERT
+)
+_PATCHES: Final = (
+    "vision_model.embeddings.patch_embedding.weight",
+    "vision_model.embeddings.patch_embeddings.projection.weight",  # ViT
+    "vision_model.embedder.embedder.convolution.weight",  # ResNet
+)
+_PROJECTION: Final = "visual_projection.weight"
 
 
 class IncompleteError(UserError):
@@ -36,8 +44,8 @@ class IncompleteError(UserError):
 class Architecture:
     """What tells one dual encoder from another.
 
-    text_width, vision_width: hidden sizes of the towers. patch: side of an image patch in pixels.
-    vocab: rows of the token table; None stands for any number.
+    text_width, vision_width: hidden sizes of the towers. patch: side of an image patch in pixels, or of the first
+    convolution of a ResNet. vocab: rows of the token table; None stands for any number.
     """
 
     model_type: str
@@ -54,7 +62,9 @@ class Architecture:
         )
 
 
-def check_folder(folder: Path, expected: Architecture, *, weights: Path | None = None) -> None:
+def check_folder(
+    folder: Path, expected: Architecture, *, weights: Path | None = None, source: Path | None = None
+) -> None:
     """Returns None if `folder` is a whole checkpoint of the architecture.
 
     Looks at the configs, at header and length of the weights, for a vocabulary and, where the folder was
@@ -62,6 +72,7 @@ def check_folder(folder: Path, expected: Architecture, *, weights: Path | None =
 
     Args:
         weights: the safetensors file, if it is not the one in `folder`.
+        source: what errors name, if that is not `folder`.
 
     Raises:
         IncompleteError: a file is missing or damaged.
@@ -70,7 +81,7 @@ def check_folder(folder: Path, expected: Architecture, *, weights: Path | None =
     configs = {name: _read_json(folder / name) for name in CONFIGS}
     found = _architecture(weights or folder / WEIGHTS, str(configs["config.json"].get("model_type")))
     if expected != (replace(found, vocab=None) if expected.vocab is None else found):
-        raise UserError(f"{folder} holds a {found}; expected a {expected}: choose another folder")
+        raise UserError(f"{source or folder} holds a {found}; expected a {expected}: choose another one")
     if not any(all((folder / name).is_file() for name in names) for names in VOCABULARIES):
         raise IncompleteError(f"{folder} has no tokenizer (tokenizer.json or spiece.model)")
     for name, sha256 in read_record(folder).get("sha256", {}).items():
@@ -106,7 +117,8 @@ def copy_folder(source: Path, folder: Path, expected: Architecture) -> None:
             if converted:
                 to_safetensors(source / PICKLED, staging / WEIGHTS)
             check_folder(source, expected, weights=staging / WEIGHTS if converted else None)
-            for name in (*SMALL_FILES, WEIGHTS, RECORD):
+            copy_small_files(source, staging)
+            for name in (WEIGHTS, RECORD):
                 if (source / name).is_file():
                     shutil.copyfile(source / name, staging / name)
             folder.mkdir(exist_ok=True)
@@ -116,6 +128,13 @@ def copy_folder(source: Path, folder: Path, expected: Architecture) -> None:
                 file.replace(folder / file.name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def copy_small_files(source: Path, folder: Path) -> None:
+    """Copies configs and tokenizer, whatever of them `source` has, into `folder`."""
+    for name in SMALL_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def make_way(path: Path) -> None:
@@ -159,10 +178,14 @@ def _architecture(weights: Path, model_type: str) -> Architecture:
         raise IncompleteError(f"{weights} does not exist")
     try:
         with safe_open(weights, framework="numpy") as tensors:
-            if not {_TOKEN_TABLE, _PATCHES} <= set(tensors.keys()):
-                raise UserError(f"{weights} is not a dual encoder: no {_TOKEN_TABLE} or no {_PATCHES} in it")
-            vocab, text_width = tensors.get_slice(_TOKEN_TABLE).get_shape()
-            vision_width, _, patch, _ = tensors.get_slice(_PATCHES).get_shape()
+            names = set(tensors.keys())
+            tables, convolutions = ([name for name in kinds if name in names] for kinds in (_TOKEN_TABLES, _PATCHES))
+            if not tables or not convolutions:
+                raise UserError(f"{weights} is not a dual encoder: no {_TOKEN_TABLES[0]} or no {_PATCHES[0]} in it")
+            vocab, text_width = tensors.get_slice(tables[0]).get_shape()
+            vision_width, _, patch, _ = tensors.get_slice(convolutions[0]).get_shape()
+            if _PROJECTION in names:
+                vision_width = tensors.get_slice(_PROJECTION).get_shape()[1]
     except (SafetensorError, OSError) as error:
         raise IncompleteError(f"{weights} is damaged ({error})") from error
     return Architecture(model_type, text_width, vision_width, patch, vocab)

@@ -72,7 +72,7 @@ def frozen_names(module: nn.Module) -> set[str]:
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], *, source: str | Path) -> None:
-    """Loads `weights` into `module`; only frozen parameters may be missing.
+    """Loads `weights` into `module`; only frozen parameters may be missing, only `resizable` buffers may change length.
 
     Raises:
         UserError: other names or shapes than the module's: a checkpoint of another architecture.
@@ -80,14 +80,21 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], *, source: st
     own = module.state_dict()
     missing = own.keys() - weights.keys() - frozen_names(module)
     unknown = weights.keys() - own.keys()
-    reshaped = {name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape}
+    resizable = {
+        f"{prefix}.{name}" for prefix, part in module.named_modules() for name in getattr(part, "resizable", ())
+    }
+    reshaped = {
+        name
+        for name in own.keys() & weights.keys()
+        if own[name].shape[name in resizable :] != weights[name].shape[name in resizable :]
+    }
     problems = {"lacks": missing, "has in addition": unknown, "has in another shape": reshaped}
     for problem, names in problems.items():
         if names:
             raise UserError(
                 f"ckpt_path: {source} is of another architecture: it {problem} {len(names)} of the model's "
-                f"tensors, the first {min(names)!r}; choose the backbone, head, lora, loss and img_size_str "
-                "that it was trained with"
+                f"tensors, the first {min(names)!r}; choose the backbone, head, lora, loss, pseudo_label and "
+                "img_size_str that it was trained with"
             )
     module.load_state_dict(dict(weights), strict=False)
 

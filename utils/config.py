@@ -1,18 +1,38 @@
-"""Config resolvers. Imports nothing heavy, so that --help and a misspelt key answer at once."""
+"""Config resolvers, and what the config says of a run.
+
+Imports nothing heavy, so that --help and a misspelt key answer at once.
+"""
 
 import re
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from omegaconf import OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 
 from utils.errors import UserError
 
+# Overrides that `run_facts` tells by themselves, or that change no result.
+IN_FACTS = (
+    "task",
+    "seed",
+    "dataset",
+    "dataset.language",
+    "backbone",
+    "lora",
+    "loss",
+    "logger",
+    "output_dir",
+    "dataset_root_dir",
+    "run_name",
+    "ckpt_path",
+)
 _SIZE = re.compile(r"\(?\s*(\d+)\s*[x,]\s*(\d+)\s*\)?")
 
 
-def parse_size(text: str) -> list[int]:
+def parse_size(text: str, key: str = "img_size_str") -> list[int]:
     """Returns [height, width] from ``(384,128)``, ``384x128`` or ``384,128``.
 
     >>> parse_size("(384,128)"), parse_size("384x128"), parse_size("384, 128")
@@ -20,7 +40,7 @@ def parse_size(text: str) -> list[int]:
     """
     match = _SIZE.fullmatch(str(text).strip().strip("'\""))
     if match is None or "0" in match.groups():
-        raise UserError(f"img_size_str: {text!r} is not a size; write height and width as (384,128) or 384x128")
+        raise UserError(f"{key}: {text!r} is not a size; write height and width as (384,128) or 384x128")
     return [int(match[1]), int(match[2])]
 
 
@@ -46,6 +66,29 @@ def run_dir(task: str, output_dir: str, run_name: str, ckpt_path: str | None, da
         return str(Path(output_dir) / run_name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     return str(run / f"test-{dataset}" if task == "test" else run)
+
+
+def task_overrides() -> list[str]:
+    """Returns the overrides of the command line, none where the config was composed by other code."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def run_facts(cfg: DictConfig, *, language: str, val_is_test: bool) -> dict[str, Any]:
+    """Returns what tells this run from others, in tables and on dashboards.
+
+    Args:
+        language: of the captions.
+        val_is_test: whether the checkpoint is chosen on the test split.
+    """
+    return {
+        "strategy": cfg.loss.name,
+        "dataset": f"{cfg.dataset.name}-{language}",
+        "backbone": cfg.backbone.name,
+        "lora": cfg.lora.name,
+        "seed": cfg.seed,
+        "val_protocol": "paper" if val_is_test else "held_out",
+        "variant": " ".join(o for o in task_overrides() if o.split("=")[0] not in IN_FACTS),
+    }
 
 
 def register_resolvers() -> None:

@@ -41,8 +41,8 @@ class RemoteFile:
         return self.git_sha1 in (None, blob.hexdigest())
 
 
-def download_folder(repo: str, folder: Path) -> None:
-    """Fills `folder` with config, tokenizer and weights of `repo`; keeps the files that are right already.
+def download_folder(repo: str, folder: Path, *, weights: bool = True) -> None:
+    """Fills `folder` with config, tokenizer and `weights` of `repo`; keeps the files that are right already.
 
     The library's own `snapshot_download` starts a killed download from its first byte; this one goes on
     where it stopped. Weights come last, so that a folder with weights is whole. Where the hub has only
@@ -53,18 +53,20 @@ def download_folder(repo: str, folder: Path) -> None:
         UserError: no such model, a file that is not what the hub says, or a full disk.
     """
     revision, files = list_files(repo)
-    weights = files.get(WEIGHTS) or files.get(PICKLED)
-    if weights is None:
+    large = files.get(WEIGHTS) or files.get(PICKLED)
+    if large is None:
         raise UserError(f"{repo} has neither {WEIGHTS} nor {PICKLED} at {constants.ENDPOINT}")
     small = [files[name] for name in SMALL_FILES if name in files]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for file in small:
             _download_file(repo, revision, file, folder)
-        if weights.name == WEIGHTS:
-            _download_file(repo, revision, weights, folder)
+        if not weights:
+            return
+        if large.name == WEIGHTS:
+            _download_file(repo, revision, large, folder)
         elif not _was_converted(folder, revision):
-            _download_file(repo, revision, weights, folder)
+            _download_file(repo, revision, large, folder)
             make_way(folder / WEIGHTS)
             to_safetensors(folder / PICKLED, folder / WEIGHTS)
             (folder / PICKLED).unlink()

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
 
 from utils.errors import UserError, nearest
 from utils.metrics import DIRECTIONS, METRICS
@@ -61,11 +62,21 @@ def log_ranked(loggers: Sequence[Logger], queries: Sequence[RankedQuery], *, key
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             columns, rows = _ranked_table(queries)
-            with _staged_in(Path(logger.save_dir or ".") / "wandb"):
+            with _staged(logger):
                 logger.log_table(key, columns, rows, step=step)
         elif isinstance(logger, TensorBoardLogger):
-            picture = np.asarray(ranked_picture(queries))
-            logger.experiment.add_image(key, picture, step, dataformats="HWC")
+            logger.experiment.add_image(key, np.asarray(ranked_picture(queries)), step, dataformats="HWC")
+
+
+@rank_zero_only
+def log_picture(loggers: Sequence[Logger], picture: Image.Image, *, key: str, step: int) -> None:
+    """Shows a picture on W&B and TensorBoard."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            with _staged(logger):
+                logger.log_image(key, [picture], step=step)
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(key, np.asarray(picture), step, dataformats="HWC")
 
 
 class AppendingCSVLogger(CSVLogger):
@@ -106,7 +117,7 @@ def _wandb_logger(
     # A process that logs to W&B itself hands its service down to the commands it starts. There a killed run would
     # stay open, and refuse its continuation: "run ID ... is in use".
     os.environ.pop("WANDB_SERVICE", None)
-    wandb.finish()  # the run of the job before, in a multirun
+    wandb.finish()  # what this process has trained before
     if mode in ("auto", "online"):
         mode = _checked_login(mode)
     kind = "-".join(str(run[fact]) for fact in TAGS if fact != "seed")
@@ -187,13 +198,13 @@ def _short(name: str) -> str:
 
 
 @contextmanager
-def _staged_in(folder: Path) -> Iterator[None]:
-    """Lets W&B keep the images of a table in `folder` until they are uploaded, not in the user's home.
+def _staged(logger: WandbLogger) -> Iterator[None]:
+    """Lets W&B keep images in the run's folder until they are uploaded, not in the user's home.
 
     An offline run then is complete in its own folder. The user's WANDB_DATA_DIR comes first.
     """
     chosen = "WANDB_DATA_DIR" in os.environ
-    os.environ.setdefault("WANDB_DATA_DIR", str(folder.resolve()))
+    os.environ.setdefault("WANDB_DATA_DIR", str((Path(logger.save_dir or ".") / "wandb").resolve()))
     try:
         yield
     finally:

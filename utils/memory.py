@@ -20,8 +20,8 @@ _BLOCK: Final = 512  # bytes; what the CUDA allocator rounds up to
 class MemoryTracker(TorchDispatchMode):
     """Counts the bytes of all storages that are alive, by kind, and remembers the moment when they were most.
 
-    What an operator makes is counted from then on, as `OTHER`, until its last reference is gone; tensors from
-    before are counted by `count`, which also says of what kind they are. What a kernel takes and frees within itself is not seen. Under
+    What an operator makes is counted from then on, as `OTHER`, until its last reference is gone; `count` adds tensors
+    from before, and says of what kind tensors are. What a kernel takes and frees within itself is not seen. Under
     FakeTensorMode, whose tensors live as long as real ones would, nothing is allocated.
 
     Decision: not torch.distributed._tools.MemTracker, which refuses a module that is called twice in a step and

@@ -83,8 +83,8 @@ def ranked_picture(queries: Sequence[RankedQuery], path: str | Path | None = Non
     Raises:
         UserError: an image that cannot be read.
     """
-    text = _font(TEXT_SIZE)
-    captions = [_wrap(unicodedata.normalize("NFC", query.caption), text) for query in queries]
+    text = font(TEXT_SIZE)
+    captions = [_wrap(composed(query.caption), text) for query in queries]
     heights = [max(THUMB[1] + LINE, (len(lines) + 2) * LINE) for lines in captions]
     columns = max(len(query.images) for query in queries)
     left = MARGIN + CAPTION_WIDTH + 2 * GAP
@@ -111,9 +111,19 @@ def ranked_picture(queries: Sequence[RankedQuery], path: str | Path | None = Non
             picture.paste(marked(image), (left + column * (THUMB[0] + GAP), top))
             centred(column, top + THUMB[1] + LINE // 2 + 4, f"{image.score:.2f}", RIGHT if image.right else WRONG)
         top += height + ROW_GAP
+    return saved(picture, path)
+
+
+def saved(picture: Image.Image, path: str | Path | None) -> Image.Image:
+    """Returns `picture`; writes it to `path`, if there is one, as its suffix says. Photos go into a .jpg."""
     if path is not None:
         picture.save(path, quality=90)
     return picture
+
+
+def composed(text: str) -> str:
+    """Returns `text` with every letter and its marks as one character, which is how fonts draw them well."""
+    return unicodedata.normalize("NFC", text)
 
 
 def marked(image: RankedImage) -> Image.Image:
@@ -146,7 +156,7 @@ def _badge(right: bool) -> Image.Image:
 
 
 @lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which has the letters of Vietnamese and comes with matplotlib."""
     import matplotlib
 

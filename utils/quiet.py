@@ -11,6 +11,7 @@ NOISE = (
     r".*`is_gradient_checkpointing` is deprecated.*",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r".*Checkpoint directory .* exists and is not empty.*",
+    r".*module\(s\) in eval mode at the start of training.*",  # frozen towers are
 )
 
 

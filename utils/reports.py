@@ -3,38 +3,21 @@
 python -m utils.reports FOLDER_OR_FILE...      compares the runs in the folders, over seeds
 """
 
-from __future__ import annotations
-
 import argparse
 import json
+import math
 import os
-import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prettytable import PrettyTable
 
 from utils.comparison import CHOSEN_ON_TEST, METRICS_FILE, as_csv, compare_runs, find_metrics
 from utils.errors import run_command
 from utils.metrics import DIRECTIONS, METRICS, RetrievalMetrics
-
-if TYPE_CHECKING:
-    from torch import nn
-
-PARTS = {
-    "LoRA adapters": r"\.lora_",
-    "image tower": r"\bvision_model\.|\bvisual_projection\.",
-    "token table": r"\btoken_embedding\.",
-    "text tower": r"\btext_model\.|\btext_projection\.",
-    "temperature": r"\blogit_(scale|bias)$",
-    "losses": r"^objective\.",
-    "head": r"\bhead\.",
-    "other": "",
-}
 
 
 def metrics_table(metrics: Mapping[str, RetrievalMetrics], run: Mapping[str, Any], *, split: str = "test") -> str:
@@ -65,6 +48,7 @@ def save_metrics(
     run: Mapping[str, Any],
     *,
     split: str = "test",
+    similarity: Mapping[str, float] | None = None,
 ) -> Path:
     """Writes metrics.json and metrics.csv, in full precision, into `folder`; returns the path of the first.
 
@@ -74,35 +58,19 @@ def save_metrics(
             where the checkpoint was chosen on the test split; and, where a sweep goes over anything else,
             variant: those overrides as text.
         split: what was ranked.
+        similarity: figures on the similarities of its pairs, for metrics.json; one that is NaN is null there.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = {direction: asdict(metrics[direction]) for direction in DIRECTIONS}
     finished = datetime.now(UTC).isoformat(timespec="microseconds")
     report = {"run": dict(run), "split": split, "finished": finished, "metrics": rows}
+    if similarity is not None:
+        report["similarity"] = {name: None if math.isnan(value) else value for name, value in similarity.items()}
     table = [{**run, "split": split, "task": direction, **row} for direction, row in rows.items()]
     _write_whole(folder / "metrics.csv", as_csv(table))
     _write_whole(folder / METRICS_FILE, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return folder / METRICS_FILE
-
-
-def parameter_table(module: nn.Module) -> str:
-    """Returns a table of how many parameters the parts of `module` have, and how many of them train."""
-    total: Counter[str] = Counter()
-    trained: Counter[str] = Counter()
-    for name, parameter in module.named_parameters():
-        part = next(part for part, pattern in PARTS.items() if re.search(pattern, name))
-        total[part] += parameter.numel()
-        trained[part] += parameter.numel() * parameter.requires_grad
-    table = PrettyTable(["part", "parameters", "trainable", "share"], align="r")
-    table.align["part"] = "l"
-    rows = [(part, total[part], trained[part]) for part in PARTS if total[part]]
-    for part, everything, some in [*rows, ("all", total.total(), trained.total())]:
-        table.add_row(
-            [part, f"{everything:,}", f"{some:,}", f"{some / everything:.1%}"],
-            divider=bool(rows) and part == rows[-1][0],
-        )
-    return str(table)
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.metrics import RetrievalMetrics
+from utils.ranks import Grouped, Strip, count_ranks, group_by_identity, whole_tiles
 
 CHUNK_SIZE = 128
-TILE = 64
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def retrieval_metrics(
     query_pids: Tensor,
     gallery_pids: Tensor,
     *,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
     skip_unmatched: bool = False,
 ) -> RetrievalMetrics:
     """Metrics of ranking `gallery` by inner product for every query, exact in fp32.
@@ -46,15 +46,17 @@ def retrieval_metrics(
     positives do not matter.
 
     A positive's rank is 1 + the positives before it + the negatives that score at least as much. Counting
-    those takes one comparison pass per positive over a chunk that is still in cache; nothing is sorted but
-    the positives. Time grows with Q x G x (D + K), memory with chunk_size x G.
+    those takes one comparison pass per positive over a block of scores that is still in cache; nothing is sorted
+    but the positives. Time grows with Q x G x (D + K), memory with the gallery, the positive pairs and
+    chunk_size squared.
 
     Args:
         query: Features. Shape: ``(Q, D)``, unit norm (or K unit-norm blocks), on any device.
         gallery: Features. Shape: ``(G, D)``, same device.
         query_pids: Identities. Shape: ``(Q,)``, integers.
         gallery_pids: Identities. Shape: ``(G,)``, integers.
-        chunk_size: queries that are scored at once, rounded up to whole tiles of 64.
+        chunk_size: queries, and items of the gallery, of a block that is scored at once, rounded up to whole tiles
+            of 64; None: 512 on a CPU, 4096 on a GPU.
         skip_unmatched: leave out queries without a positive, and count them, instead of raising.
 
     Raises:
@@ -67,36 +69,46 @@ def retrieval_metrics(
     >>> metrics.R1, metrics.R5, metrics.mAP
     (50.0, 100.0, 75.0)
     """
-    _check_features(query, gallery)
-    _check_pids(query, query_pids, "query")
-    _check_pids(gallery, gallery_pids, "gallery")
+    _check_sides({"query": query, "gallery": gallery}, {"query": query_pids, "gallery": gallery_pids})
+    sides = group_by_identity(query_pids, gallery_pids)
+    if not skip_unmatched:
+        _check_positives(sides[0], query_pids, "query", "gallery", "pass skip_unmatched=True")
+    elif not sides[0].matches.any():
+        raise UserError(f"no query of {len(query)} has a positive in the gallery: are both of one split?")
+    size = chunk_size or _block_size(query.device)
+    return _metrics(count_ranks(query, gallery, sides, size, both=False)[0])
 
-    by_pid = gallery_pids.argsort(stable=True)
-    sorted_pids = gallery_pids[by_pid].long()
-    first = torch.searchsorted(sorted_pids, query_pids.long())
-    count = torch.searchsorted(sorted_pids, query_pids.long(), right=True) - first
-    by_count = count.argsort(stable=True)
-    skipped = int((count == 0).sum())
-    if skipped and not skip_unmatched:
-        lost = int((count == 0).nonzero()[0])
-        raise UserError(
-            f"query {lost} (pid {int(query_pids[lost])}) has no positive in the gallery ({skipped} such of"
-            f" {len(query)} queries): add its identity to the gallery or pass skip_unmatched=True"
-        )
-    if skipped == len(query):
-        raise UserError(f"no query of {skipped} has a positive in the gallery: are both of one split?")
 
-    chunks = score_chunks(query, by_count[skipped:], gallery, by_pid, chunk_size)
-    measured = [_measure(_ranks(scores, first[rows], count[rows]), count[rows]) for rows, scores in chunks]
-    r1, r5, r10, ap, inp = (100 * torch.cat(measured).mean(dim=0)).tolist()
-    return RetrievalMetrics(r1, r5, r10, ap, inp, queries=len(query) - skipped, skipped=skipped)
+@torch.no_grad()
+@full_precision()
+def both_directions(
+    texts: Tensor, images: Tensor, text_pids: Tensor, image_pids: Tensor, *, chunk_size: int | None = None
+) -> tuple[RetrievalMetrics, RetrievalMetrics]:
+    """Returns (text-to-image, image-to-text) metrics as of `retrieval_metrics`, from one pass over the scores.
+
+    Args:
+        texts: Features. Shape: ``(Q, D)``.
+        images: Features. Shape: ``(G, D)``, same device.
+        text_pids: Identities. Shape: ``(Q,)``, integers.
+        image_pids: Identities. Shape: ``(G,)``, integers.
+        chunk_size: as of `retrieval_metrics`.
+
+    Raises:
+        UserError: as `retrieval_metrics`; a text or an image without a positive.
+    """
+    _check_sides({"text": texts, "image": images}, {"text": text_pids, "image": image_pids})
+    sides = group_by_identity(text_pids, image_pids)
+    _check_positives(sides[0], text_pids, "text", "images", "leave it out")
+    _check_positives(sides[1], image_pids, "image", "texts", "leave it out")
+    text_strips, image_strips = count_ranks(texts, images, sides, chunk_size or _block_size(texts.device), both=True)
+    return _metrics(text_strips), _metrics(image_strips)
 
 
 @torch.no_grad()
 @full_precision()
 def top_k(query: Tensor, gallery: Tensor, k: int, *, chunk_size: int = CHUNK_SIZE) -> tuple[Tensor, Tensor]:
     """Gallery indices ``(Q, min(k, G))`` by falling score, and those scores, for features as above."""
-    _check_features(query, gallery)
+    _check_features({"query": query, "gallery": gallery})
     rows, columns = (torch.arange(len(side), device=side.device) for side in (query, gallery))
     chunks = score_chunks(query, rows, gallery, columns, chunk_size)
     best = [scores.topk(min(k, len(gallery)), dim=1) for _, scores in chunks]
@@ -113,9 +125,9 @@ def score_chunks(
     """
     width, dim = gallery.shape
     height = min(chunk_size, len(rows))
-    block = gallery.new_zeros(_whole_tiles(width), dim, dtype=torch.float32)
+    block = gallery.new_zeros(whole_tiles(width), dim, dtype=torch.float32)
     block[:width] = gallery[columns]
-    chunk = query.new_zeros(_whole_tiles(height), dim, dtype=torch.float32)
+    chunk = query.new_zeros(whole_tiles(height), dim, dtype=torch.float32)
     scores = chunk.new_empty(len(chunk), len(block))
     for some in rows.split(height):
         chunk[: len(some)] = query[some]
@@ -123,42 +135,55 @@ def score_chunks(
         yield some, scores[: len(some), :width]
 
 
-def _whole_tiles(size: int) -> int:
-    return -(-size // TILE) * TILE
+def _block_size(device: torch.device) -> int:
+    """Returns how many items of a side a block of scores spans: one stays in cache, one keeps a GPU busy."""
+    return 512 if device.type == "cpu" else 4096
 
 
-def _ranks(scores: Tensor, first: Tensor, count: Tensor) -> Tensor:
-    """Ranks ``(C, K)`` of each row's positives, best first; a row with fewer than K ends in filling.
-
-    Row i's positives are the columns first[i] .. first[i] + count[i] - 1 of `scores` ``(C, G)``, which is
-    used up.
-    """
-    slots = torch.arange(int(count.max()), device=scores.device)
-    columns = first[:, None] + slots.minimum(count[:, None] - 1)
-    positives = scores.gather(1, columns).masked_fill_(slots >= count[:, None], -torch.inf)
-    positives = positives.sort(dim=1, descending=True).values
-    scores.scatter_(1, columns, -torch.inf)
-    # Comparing into a float buffer keeps comparison and sum vectorised; sums are exact below 2^24 items.
-    at_least = torch.empty_like(scores)
-    ranks = torch.empty_like(positives)
-    for slot in range(len(slots)):
-        torch.ge(scores, positives[:, slot, None], out=at_least)
-        torch.sum(at_least, dim=1, out=ranks[:, slot])
-    return ranks + slots + 1
+def _metrics(strips: list[Strip]) -> RetrievalMetrics:
+    """Returns the averages over all items of the strips that have a positive."""
+    counts = torch.cat([strip.matches for strip in strips]).cpu()
+    measured = torch.cat([_measure(strip.ranks(), strip.matches) for strip in strips])[counts > 0]
+    r1, r5, r10, ap, inp = (100 * measured.mean(dim=0)).tolist()
+    return RetrievalMetrics(r1, r5, r10, ap, inp, queries=len(measured), skipped=len(counts) - len(measured))
 
 
 def _measure(ranks: Tensor, count: Tensor) -> Tensor:
-    """(R@1, R@5, R@10, AP, INP) of each query, fp64 ``(C, 5)`` on the CPU, from `_ranks`."""
+    """(R@1, R@5, R@10, AP, INP) of each item, fp64 ``(n, 5)`` on the CPU; without meaning where `count` is 0.
+
+    Args:
+        ranks: of its positives, the best first. Shape: ``(n, K)``.
+        count: how many of them there are. Shape: ``(n,)``.
+    """
     ranks, count = ranks.cpu().double(), count.cpu()
+    if ranks.shape[1] == 0:
+        return ranks.new_zeros(len(ranks), 5)
     slots = torch.arange(ranks.shape[1])
     precision = ((slots + 1) / ranks).masked_fill(slots >= count[:, None], 0)
-    hardest = ranks.gather(1, count[:, None] - 1)[:, 0]
+    hardest = ranks.gather(1, (count[:, None] - 1).clamp_min(0))[:, 0]
     hits = [ranks[:, 0] <= k for k in (1, 5, 10)]
     return torch.stack([*hits, precision.sum(dim=1) / count, count / hardest], dim=1)
 
 
-def _check_features(query: Tensor, gallery: Tensor) -> None:
-    for name, features in (("query", query), ("gallery", gallery)):
+def _check_positives(side: Grouped, pids: Tensor, name: str, others: str, way_out: str) -> None:
+    lost = side.order[side.matches == 0]
+    if len(lost):
+        first = int(lost.min())
+        raise UserError(
+            f"{name} {first} (pid {int(pids[first])}) has no positive in the {others} ({len(lost)} such of"
+            f" {len(pids)}): add its identity to the {others} or {way_out}"
+        )
+
+
+def _check_sides(features: dict[str, Tensor], pids: dict[str, Tensor]) -> None:
+    _check_features(features)
+    for name, side in features.items():
+        _check_pids(side, pids[name], name)
+
+
+def _check_features(sides: dict[str, Tensor]) -> None:
+    """Passes what can be ranked: two sides by name."""
+    for name, features in sides.items():
         if features.ndim != 2 or not features.is_floating_point():
             raise UserError(
                 f"{name} features must be floating point of shape (number, dimension),"
@@ -172,10 +197,11 @@ def _check_features(query: Tensor, gallery: Tensor) -> None:
                 f"{name} feature {int(finite.logical_not().nonzero()[0])} is not finite"
                 f" ({int((~finite).sum())} such of {len(features)}): the model that made it holds NaN or inf"
             )
-    if query.shape[1] != gallery.shape[1] or query.device != gallery.device:
+    (name, one), (other_name, other) = sides.items()
+    if one.shape[1] != other.shape[1] or one.device != other.device:
         raise UserError(
-            f"query features {tuple(query.shape)} on {query.device} and gallery features"
-            f" {tuple(gallery.shape)} on {gallery.device} must share dimension and device"
+            f"{name} features {tuple(one.shape)} on {one.device} and {other_name} features"
+            f" {tuple(other.shape)} on {other.device} must share dimension and device"
         )
 
 

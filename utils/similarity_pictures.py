@@ -1,7 +1,6 @@
 """Pictures of similarities: of the pairs of a ranked split, and of the words of a caption with image patches."""
 
 import textwrap
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from utils.pictures import FAINT, INK, RIGHT, WRONG
+from utils.pictures import FAINT, INK, RIGHT, WRONG, composed, saved
 
 CHUNK_SIZE = 256
 FINE_BINS, SHOWN_BINS = 4096, 80
@@ -104,7 +103,7 @@ def histogram_picture(found: PairSimilarities, title: str, path: str | Path | No
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    return _drawn(figure, path)
+    return drawn(figure, path)
 
 
 def word_maps_picture(
@@ -129,7 +128,7 @@ def word_maps_picture(
     """
     height, width = grid
     tile = max(TILE * width / height, 1.1)
-    lines = textwrap.wrap(unicodedata.normalize("NFC", caption), width=round(12 * tile * (len(words) + 1)))
+    lines = textwrap.wrap(composed(caption), width=round(12 * tile * (len(words) + 1)))
     size = ((len(words) + 1) * tile + 1.6, 2 * TILE + 0.5 + 0.25 * len(lines))
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     figure.suptitle("\n".join(lines), color=INK, x=0.01, ha="left")
@@ -146,7 +145,7 @@ def word_maps_picture(
             place.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=whole)
             heat = place.imshow(patches, cmap=HEAT, vmin=0, vmax=1, extent=whole, alpha=0.7 * left)
             if row == 0:
-                place.set_title(unicodedata.normalize("NFC", text), color=INK)
+                place.set_title(composed(text), color=INK)
             else:
                 place.set_xlabel(f"{int(left.sum())} of {left.size}", color=FAINT)
     axes[1, 0].set_xlabel("patches left", color=FAINT)
@@ -154,13 +153,11 @@ def word_maps_picture(
         place.set_xticks([])
         place.set_yticks([])
     figure.colorbar(heat, ax=axes, label="similarity, from a word's least to its most similar patch")
-    return _drawn(figure, path)
+    return drawn(figure, path)
 
 
-def _drawn(figure: Figure, path: str | Path | None) -> Image.Image:
+def drawn(figure: Figure, path: str | Path | None) -> Image.Image:
+    """Returns `figure` as a picture; saves it to `path`."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    if path is not None:
-        picture.save(path, quality=90)
-    return picture
+    return saved(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), path)

@@ -23,7 +23,8 @@ class CompareRuns(Callback):
 
     A job is a folder in `hydra.sweep.dir`; one without metrics.json has failed. Then the process ends with
     status 1. Sweepers raise the error of the first failed job when all have run, and Hydra leaves
-    `on_multirun_end` out: the table is then printed as the process ends.
+    `on_multirun_end` out: the table is then printed as the process ends. The W&B run of a job ends with it, as
+    failed or not.
     """
 
     def __init__(self) -> None:
@@ -34,14 +35,13 @@ class CompareRuns(Callback):
         atexit.register(self._report)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        if config.hydra.mode != RunMode.MULTIRUN or job_return.status != JobStatus.FAILED:
+        if config.hydra.mode != RunMode.MULTIRUN:
             return
-        try:
-            _ = job_return.return_value
-        except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            log.error("job %s failed: %s", config.hydra.job.num, reason)
-            Path(config.hydra.runtime.output_dir, ERROR_FILE).write_text(reason + "\n", encoding="utf-8")
+        failed = job_return.status == JobStatus.FAILED
+        if failed:
+            _record_failure(config, job_return)
+        if wandb := sys.modules.get("wandb"):
+            wandb.finish(exit_code=int(failed))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         atexit.unregister(self._report)
@@ -63,3 +63,13 @@ class CompareRuns(Callback):
             why = reason.read_text(encoding="utf-8").strip() if reason.exists() else "see its messages above"
             print(f"failed and missing from the table: {job} ({why})", file=sys.stderr, flush=True)
         return failed
+
+
+def _record_failure(config: DictConfig, job_return: JobReturn) -> None:
+    """Logs why a job failed, and writes it into the job's folder."""
+    try:
+        _ = job_return.return_value
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        log.error("job %s failed: %s", config.hydra.job.num, reason)
+        Path(config.hydra.runtime.output_dir, ERROR_FILE).write_text(reason + "\n", encoding="utf-8")

@@ -15,18 +15,23 @@ from model.objectives.distribution import ASDM, CMPM, SDM, a_sdm, cmpm, sdm
 from model.objectives.efa import EFA, efa
 from model.objectives.identity import ID, id_loss
 from model.objectives.mlm import MLM, mlm_loss
+from model.objectives.prototypes import ICPM, PCM, icpm, pcm
+from model.objectives.ranking import CMR, Ranking, cmr_loss, commonality, ranking_loss
 from model.objectives.self_supervised import SimCLR, simclr
 
 __all__ = [
     "ASDM",
     "CITC",
     "CMPM",
+    "CMR",
     "EFA",
+    "ICPM",
     "ID",
     "ITC",
     "MLM",
     "NCITC",
     "NITC",
+    "PCM",
     "RITC",
     "SDM",
     "CrossModalCircle",
@@ -35,6 +40,7 @@ __all__ = [
     "LossReport",
     "LossTerm",
     "Objective",
+    "Ranking",
     "SimCLR",
     "Stats",
     "a_sdm",
@@ -42,14 +48,19 @@ __all__ = [
     "check_needs",
     "citc",
     "cmpm",
+    "cmr_loss",
+    "commonality",
     "cross_modal_circle",
     "efa",
+    "icpm",
     "id_loss",
     "in_modal_circle",
     "itc",
     "mlm_loss",
     "nc_itc",
     "nitc",
+    "pcm",
+    "ranking_loss",
     "ritc",
     "sdm",
     "simclr",

@@ -1,25 +1,33 @@
 """LossTerm, Objective and LossReport: how losses are composed and reported."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from model.features import Features
+from model.prototypes import Modality
+from utils.errors import UserError
 
 Stats = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a loss term may need to know of the composed model and data before training."""
+    """What a loss term may need to know of the composed model and data before training.
+
+    slots: how many embeddings of each level a sample has, in the order of the blocks of `embedding`.
+    patches: of an image, which are the last of its tokens; None: it has no others.
+    """
 
     embed_dim: int
     pooled_dim: int
     num_classes: int
     vocab_size: int
+    slots: Mapping[str, int] = field(default_factory=lambda: {"global": 1})
+    patches: int | None = None
 
 
 class LossTerm(nn.Module):
@@ -28,12 +36,13 @@ class LossTerm(nn.Module):
     `needs` names what the term reads from `Features`: views ("image", "image_aug", "text", ...), "pids", ...
     The datamodule builds exactly the views that the terms of the objective need. `reads_tokens` says whether
     the term looks at tokens, not only at embeddings and pooled features. Parameters of its own (a classifier,
-    a projector) are built from `facts`.
+    a projector) are built from `facts`. `provides` names what other terms may read of it.
 
     Shape: ``forward(features) -> (scalar, {name: detached scalar})``.
     """
 
     needs: frozenset[str] = frozenset({"image", "text"})
+    provides: frozenset[str] = frozenset()
     reads_tokens: ClassVar[bool] = False
 
     def __init__(self, *, facts: Facts, weight: float = 1.0) -> None:
@@ -42,6 +51,15 @@ class LossTerm(nn.Module):
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         raise NotImplementedError
+
+    def offer_to(self, features: Features) -> None:
+        """Offers what the term `provides`; runs before the first term of a step."""
+
+    def fill(self, images: Modality, texts: Modality, seed: int) -> None:
+        """Starts from new pseudo labels of the training set; terms that keep nothing of them do nothing."""
+
+    def after_step(self, features: Features) -> None:
+        """Learns, after the backward pass, from the features of the step; terms that keep nothing do nothing."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +77,20 @@ class Objective(nn.Module):
 
     Args:
         terms: name -> term; the name is what the loss is logged under.
+
+    Raises:
+        UserError: two terms provide the same.
     """
 
     def __init__(self, terms: Mapping[str, LossTerm]) -> None:
         super().__init__()
+        providers: dict[str, str] = {}
+        for name, term in terms.items():
+            for provided in term.provides:
+                if provided in providers:
+                    both = f"loss.terms.{providers[provided]} and loss.terms.{name}"
+                    raise UserError(f"{both} both provide {provided!r}; leave one out")
+                providers[provided] = name
         self.terms = nn.ModuleDict(terms)
 
     @property
@@ -70,8 +98,15 @@ class Objective(nn.Module):
         """The union of what the terms need."""
         return frozenset().union(*(term.needs for term in self._terms().values()))
 
+    @property
+    def provides(self) -> frozenset[str]:
+        """The union of what the terms provide to each other."""
+        return frozenset().union(*(term.provides for term in self._terms().values()))
+
     def forward(self, features: Features) -> LossReport:
         features.expect(self.needs)
+        for term in self._terms().values():
+            term.offer_to(features)
         raw: dict[str, Tensor] = {}
         weighted: dict[str, Tensor] = {}
         stats: dict[str, Stats] = {}
@@ -82,6 +117,16 @@ class Objective(nn.Module):
             shares.append(term.weight * loss)
             raw[name], weighted[name] = loss.detach(), shares[-1].detach()
         return LossReport(torch.stack(shares).sum(), raw, weighted, stats)
+
+    def fill(self, images: Modality, texts: Modality, seed: int) -> None:
+        """Starts every term from new pseudo labels of the training set."""
+        for term in self._terms().values():
+            term.fill(images, texts, seed)
+
+    def after_step(self, features: Features) -> None:
+        """Lets every term learn, after the backward pass, from the features of the step."""
+        for term in self._terms().values():
+            term.after_step(features)
 
     def _terms(self) -> dict[str, LossTerm]:
         return dict(self.terms.items())  # type: ignore[arg-type]

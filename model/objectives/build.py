@@ -1,10 +1,12 @@
 """From the config's loss terms to an objective whose needs are met."""
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Final
+from typing import Any, Final
 
 from model.objectives.base import Facts, LossTerm, Objective
 from utils.errors import UserError, nearest
+
+Make = Callable[..., LossTerm] | Mapping[str, Any]
 
 # What is not there under every configuration -> the option that brings it.
 PROVIDERS: Final[Mapping[str, str]] = {
@@ -12,14 +14,16 @@ PROVIDERS: Final[Mapping[str, str]] = {
     "image_labels": "pseudo_label=dbscan",
     "text_labels": "pseudo_label=dbscan",
     "parts": "head=part",
+    "id_logits": "+loss/term@loss.terms.id=id",
 }
 
 
-def build_objective(terms: Mapping[str, Callable[..., LossTerm]], facts: Facts) -> Objective:
+def build_objective(terms: Mapping[str, Make], facts: Facts) -> Objective:
     """Returns the objective of `terms`.
 
     Args:
-        terms: name -> partial that still takes `facts`, as Hydra instantiates `loss.terms`.
+        terms: name -> partial that still takes `facts`, as Hydra instantiates `loss.terms`; a mapping of settings
+            where there is no loss that they are for.
         facts: of the composed model and data.
 
     Raises:
@@ -31,11 +35,12 @@ def build_objective(terms: Mapping[str, Callable[..., LossTerm]], facts: Facts) 
 
 
 def check_needs(objective: Objective, provided: Collection[str]) -> None:
-    """Passes an objective that needs nothing beyond `provided`, the views and labels of this run.
+    """Passes an objective that needs nothing beyond `provided`, the views and labels of this run, and its terms.
 
     Raises:
         UserError: naming the term, the need, and the option that provides it.
     """
+    provided = {*provided, *objective.provides}
     for name, term in objective.terms.items():
         missing = sorted(term.needs - set(provided))  # type: ignore[operator]
         if missing:
@@ -49,7 +54,16 @@ def _remedy(need: str, provided: Collection[str]) -> str:
     return f"which is unknown; expected one of {', '.join(sorted(known))}.{nearest(need, known)}"
 
 
-def _build_term(name: str, make: Callable[..., LossTerm], facts: Facts) -> LossTerm:
+def _build_term(name: str, make: Make, facts: Facts) -> LossTerm:
+    if isinstance(make, Mapping):
+        term, settings = (
+            f"loss.terms.{name}",
+            " ".join(f"loss.terms.{name}.{key}={value}" for key, value in make.items()),
+        )
+        raise UserError(
+            f"{term} cannot be built: there is no such loss in this composition, only settings for it; add it with "
+            f"'+loss/term@{term}={name} {settings}', or drop the settings with '~{term}'"
+        )
     try:
         return make(facts=facts)
     except TypeError as error:

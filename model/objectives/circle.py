@@ -7,16 +7,15 @@ papers/circle_msiglip.md prints the loss without the offsets 1 - m and m; they a
 Embeddings are unit-norm ``(B, D)``, `pids` int64 ``(B,)``. Every function returns a scalar in fp32 or wider.
 """
 
-from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Final, Literal, Unpack
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from model.features import Features
-from model.objectives.base import Facts, Stats
-from model.objectives.pairs import PairTerm, masked_mean, same_identity, similarities
+from model.objectives.base import Stats
+from model.objectives.pairs import PairOptions, PairTerm, masked_mean, same_identity, similarities
 from utils.errors import UserError, nearest
 
 Scope = Literal["batch", "anchor"]
@@ -137,32 +136,40 @@ def _hard_shares(similarity: Tensor, positive: Tensor, negative: Tensor, margin:
 
 
 class _CircleTerm(PairTerm):
-    """Holds the settings of a Circle loss.
+    """Holds what the Circle losses share; watches the pairs of images and texts.
 
     Args:
         margin: m; positives aim at 1 - m and above, negatives at m and below.
         gamma: scale.
+        pair: facts, weight, views, as in `PairTerm`.
+    """
+
+    def __init__(self, *, margin: float, gamma: float, **pair: Unpack[PairOptions]) -> None:
+        super().__init__(**pair)
+        self.margin = margin
+        self.gamma = gamma
+
+    def pair_stats(self, image: Tensor, text: Tensor, features: Features) -> Stats:
+        same = same_identity(features.pids)
+        return _hard_shares(similarities(image, text), same, ~same, self.margin)
+
+
+class _ScopedCircle(_CircleTerm):
+    """A Circle loss over a batch or over each anchor's pairs.
+
+    Args:
         scope: "batch" or "anchor".
     """
 
     def __init__(
-        self,
-        *,
-        facts: Facts,
-        weight: float = 1.0,
-        views: Sequence[str] = ("image",),
-        margin: float = 0.25,
-        gamma: float = 128.0,
-        scope: Scope = "batch",
+        self, *, margin: float = 0.25, gamma: float = 128.0, scope: Scope = "batch", **pair: Unpack[PairOptions]
     ) -> None:
-        super().__init__(facts=facts, weight=weight, views=views)
+        super().__init__(margin=margin, gamma=gamma, **pair)
         _check_option("scope", scope, SCOPES)
-        self.margin = margin
-        self.gamma = gamma
         self.scope = scope
 
 
-class InModalCircle(_CircleTerm):
+class InModalCircle(_ScopedCircle):
     """Mean of `in_modal_circle` of the image branch (mean over its views) and of the text branch."""
 
     def pair_loss(self, image: Tensor, text: Tensor, features: Features) -> Tensor:
@@ -175,45 +182,26 @@ class InModalCircle(_CircleTerm):
         return _hard_shares(similarities(image, image), *_others(features.pids), self.margin)
 
 
-class CrossModalCircle(_CircleTerm):
+class CrossModalCircle(_ScopedCircle):
     """`cross_modal_circle`."""
 
     def pair_loss(self, image: Tensor, text: Tensor, features: Features) -> Tensor:
         return cross_modal_circle(image, text, features.pids, self.margin, self.gamma, self.scope)
 
-    def pair_stats(self, image: Tensor, text: Tensor, features: Features) -> Stats:
-        same = same_identity(features.pids)
-        return _hard_shares(similarities(image, text), same, ~same, self.margin)
 
-
-class NCITC(PairTerm):
+class NCITC(_CircleTerm):
     """`nc_itc`.
 
     Args:
-        margin: m; positives aim at 1 - m and above, negatives at m and below.
-        gamma: scale.
         reduction: "mean" or "row".
     """
 
     def __init__(
-        self,
-        *,
-        facts: Facts,
-        weight: float = 1.0,
-        views: Sequence[str] = ("image",),
-        margin: float = 0.35,
-        gamma: float = 80.0,
-        reduction: Reduction = "mean",
+        self, *, margin: float = 0.35, gamma: float = 80.0, reduction: Reduction = "mean", **pair: Unpack[PairOptions]
     ) -> None:
-        super().__init__(facts=facts, weight=weight, views=views)
+        super().__init__(margin=margin, gamma=gamma, **pair)
         _check_option("reduction", reduction, REDUCTIONS)
-        self.margin = margin
-        self.gamma = gamma
         self.reduction = reduction
 
     def pair_loss(self, image: Tensor, text: Tensor, features: Features) -> Tensor:
         return nc_itc(image, text, features.pids, self.margin, self.gamma, self.reduction)
-
-    def pair_stats(self, image: Tensor, text: Tensor, features: Features) -> Stats:
-        same = same_identity(features.pids)
-        return _hard_shares(similarities(image, text), same, ~same, self.margin)

@@ -5,6 +5,7 @@ function returns a scalar in fp32 or wider.
 """
 
 from collections.abc import Sequence
+from typing import Final, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,15 +16,26 @@ from model.objectives.base import Facts, Stats
 from model.objectives.pairs import PairTerm, masked_mean, same_identity, similarities
 from utils.errors import UserError
 
+Pairs = Literal["all", "outliers"]
+PAIRS: Final = get_args(Pairs)
 
-def itc(image: Tensor, text: Tensor, logit_scale: float | Tensor) -> Tensor:
+
+def itc(image: Tensor, text: Tensor, logit_scale: float | Tensor, chosen: Tensor | None = None) -> Tensor:
     """Returns the image-text contrastive loss: InfoNCE with the diagonal as target, mean of both directions.
 
     Source: CLIP (ICML 2021), Fig. 3.
+
+    Args:
+        chosen: bool ``(B,)``, true for the pairs that count; the others are no negatives either. All, if not
+            given; a zero that is connected to the graph, if none is chosen.
     """
     logits = logit_scale * similarities(image, text)
     pair = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, pair) + F.cross_entropy(logits.T, pair)) / 2
+    if chosen is None:
+        return (F.cross_entropy(logits, pair) + F.cross_entropy(logits.T, pair)) / 2
+    logits = logits.masked_fill(~((chosen[:, None] & chosen) | (pair[:, None] == pair)), -torch.inf)
+    losses = [F.cross_entropy(rows, pair, reduction="none") for rows in (logits, logits.T)]
+    return masked_mean(torch.stack(losses).mean(dim=0), chosen)
 
 
 def nitc(
@@ -105,13 +117,30 @@ def citc(
 
 
 class ITC(PairTerm):
-    """`itc` under the temperature of the backbone."""
+    """`itc` under the temperature of the backbone.
+
+    Args:
+        pairs: "all", or "outliers": those of which a side is in no cluster (CPCL, supplementary learning stage).
+    """
 
     reads_pids = False
 
+    def __init__(
+        self, *, facts: Facts, weight: float = 1.0, views: Sequence[str] = ("image",), pairs: Pairs = "all"
+    ) -> None:
+        super().__init__(facts=facts, weight=weight, views=views)
+        if pairs not in PAIRS:
+            raise UserError(f"pairs: {pairs!r} given, expected one of {', '.join(PAIRS)}")
+        self.pairs = pairs
+        if pairs == "outliers":
+            self.needs |= {"image_labels", "text_labels"}
+
     def pair_loss(self, image: Tensor, text: Tensor, features: Features) -> Tensor:
         scale, _ = features.temperature
-        return itc(image, text, scale)
+        if self.pairs == "all":
+            return itc(image, text, scale)
+        outliers = (features.labels("image_labels") < 0) | (features.labels("text_labels") < 0)
+        return itc(image, text, scale, outliers)
 
 
 class NITC(PairTerm):

@@ -1,4 +1,4 @@
-"""Identity classification: one classifier for images and texts."""
+"""Identity classification: one classifier for images and texts, for each embedding of a sample."""
 
 import torch
 from torch import Tensor, nn
@@ -15,32 +15,59 @@ def id_loss(image_logits: Tensor, text_logits: Tensor, pids: Tensor) -> Tensor:
     Source: Zheng et al. (TOMM 2020), the instance loss, as in IRRA (CVPR 2023).
 
     Args:
-        image_logits, text_logits: scores ``(B, C)`` of C identities.
+        image_logits, text_logits: scores ``(B, C)`` of C identities, or of K slots ``(B, K, C)``, which are summed.
         pids: int64 ``(B,)`` from 0 to C - 1.
     """
-    both = [F.cross_entropy(at_least_fp32(logits), pids) for logits in (image_logits, text_logits)]
-    return torch.stack(both).mean()
+    entropies = []
+    for logits in (image_logits, text_logits):
+        slots = logits[:, None] if logits.ndim == 2 else logits
+        targets = pids[:, None].expand(slots.shape[:2])
+        entropy = F.cross_entropy(at_least_fp32(slots).flatten(0, 1), targets.flatten(), reduction="sum")
+        entropies.append(entropy / len(pids))
+    return torch.stack(entropies).mean()
+
+
+class SlotClassifier(nn.Linear):
+    """A linear classifier for each of K slots, in fp32.
+
+    The classifiers' weights ``(K * C, D)`` lie one below the other; with one slot it is a plain `nn.Linear`. They
+    start close to zero (normal, std 0.001), so all identities start equal.
+    """
+
+    def __init__(self, width: int, slots: int, classes: int) -> None:
+        super().__init__(width, slots * classes)
+        self.slots = slots
+        nn.init.normal_(self.weight, std=0.001)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Returns scores ``(B, K, C)`` of slots ``(B, K, D)``."""
+        weight, bias = self.weight.unflatten(0, (self.slots, -1)), self.bias.unflatten(0, (self.slots, -1))
+        return torch.einsum("bkd,kcd->bkc", at_least_fp32(input), weight) + bias
 
 
 class ID(LossTerm):
-    """`id_loss` of the pooled features behind one linear classifier that both modalities share.
+    """`id_loss` of every embedding of a sample, before it is normalised, behind classifiers that both modalities share.
 
-    The classifier runs in fp32. It starts close to zero (normal, std 0.001), so all identities start equal.
+    Other terms read the scores ``(W*B, K, C)`` as "id_logits".
     """
 
-    needs = frozenset({"image", "text", "pids"})
+    provides = frozenset({"id_logits"})
 
     def __init__(self, *, facts: Facts, weight: float = 1.0) -> None:
         super().__init__(facts=facts, weight=weight)
-        self.classifier = nn.Linear(facts.pooled_dim, facts.num_classes)
-        nn.init.normal_(self.classifier.weight, std=0.001)
-        nn.init.zeros_(self.classifier.bias)
+        parts = {"parts"} if len(facts.slots) > 1 else set()
+        self.needs = frozenset({"image", "text", "pids"} | parts)
+        self.classifier = SlotClassifier(facts.pooled_dim, sum(facts.slots.values()), facts.num_classes)
+
+    def offer_to(self, features: Features) -> None:
+        features.offer("id_logits", lambda view: self.classifier(features.slots(view)))
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
-        image, text = (self.classifier(at_least_fp32(features.pooled(view))) for view in ("image", "text"))
+        image, text = (features.derived("id_logits", view) for view in ("image", "text"))
         pids = features.pids
         stats = {
-            f"{modality}_accuracy": (logits.argmax(dim=1) == pids).float().mean()
+            f"{modality}_accuracy": (logits.argmax(dim=2) == pids[:, None]).float().mean()
             for modality, logits in (("image", image), ("text", text))
         }
         return id_loss(image, text, pids), stats

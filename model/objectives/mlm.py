@@ -12,7 +12,7 @@ from model.features import Features
 from model.objectives.base import Facts, LossTerm, Stats
 from model.objectives.pairs import at_least_fp32, masked_mean
 
-NOT_PREDICTED: Final = -100
+NOT_PREDICTED: Final = -100  # what PyTorch's cross-entropy leaves out
 
 
 def mlm_loss(scores: Tensor, labels: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def mlm_loss(scores: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         scores: ``(..., V)`` of the V ids of the vocabulary.
-        labels: int64 ``(...)``, the masked id, -100 where nothing is to be predicted.
+        labels: int64 ``(...)``, the masked id, `NOT_PREDICTED` where nothing is to be predicted.
     """
     entropy = F.cross_entropy(
         at_least_fp32(scores).flatten(0, -2), labels.flatten(), ignore_index=NOT_PREDICTED, reduction="sum"

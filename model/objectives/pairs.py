@@ -1,7 +1,7 @@
 """What losses over paired images and texts share: similarities, identity masks, multi-view supervision."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -29,6 +29,14 @@ def same_identity(pids: Tensor) -> Tensor:
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Returns the mean of `values` where the bool `mask` of the same shape is true, 0 for an empty mask."""
     return values.masked_fill(~mask, 0).sum() / mask.sum().clamp_min(1)
+
+
+class PairOptions(TypedDict):
+    """The arguments of `PairTerm`, for subclasses that hand them on."""
+
+    facts: Facts
+    weight: NotRequired[float]
+    views: NotRequired[Sequence[str]]
 
 
 class PairTerm(LossTerm):

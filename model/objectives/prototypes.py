@@ -1,7 +1,7 @@
 """Losses of CPCL, which learns from pseudo labels: prototypical matching (PCM) and instance matching (ICPM).
 
 Labels are int64 ``(B,)``, the cluster of each sample in its own modality, -1 for an outlier. A loss is a
-scalar in fp32 or wider.
+scalar in fp32 or wider. The terms learn from clustered pairs, those of which both sides are in a cluster.
 """
 
 from typing import Final, Literal, get_args
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from model.features import Features
 from model.objectives.base import Facts, LossTerm, Stats
 from model.objectives.distribution import divergences
-from model.objectives.pairs import same_identity, similarities
+from model.objectives.pairs import masked_mean, same_identity, similarities
 from model.prototypes import Modality, PrototypeMemory
 from model.prototypes.memory import Start
 from utils.errors import UserError
@@ -53,16 +53,18 @@ def icpm(
     """Returns instance-level cross-modal projection matching: KL(p || q) as in `sdm`, both directions summed.
 
     Source: CPCL, eqs. (9)-(13), where logit_scale is 1 / tau. Positives of sample i are its own pair, and
-    every j whose label in the target modality is that of i's pair. Decision: an outlier in the target
-    modality matches its own pair only.
+    every j whose label in the target modality is that of i's pair. The mean is over the pairs of which both
+    sides are in a cluster; where there are none the loss is a zero that is connected to the graph.
+    Decision: the others stay among the targets, where an outlier matches its own pair only.
 
     Args:
         image, text: Shape: ``(B, D)``, unit norm; row i of both is one pair.
         eps: added to q before its logarithm.
     """
     logits = logit_scale * similarities(image, text)
-    to_text = divergences(logits, _outliers_apart(text_labels), eps).mean()
-    to_image = divergences(logits.T, _outliers_apart(image_labels), eps).mean()
+    clustered = (image_labels >= 0) & (text_labels >= 0)
+    to_text = masked_mean(divergences(logits, _outliers_apart(text_labels), eps), clustered)
+    to_image = masked_mean(divergences(logits.T, _outliers_apart(image_labels), eps), clustered)
     return to_text + to_image
 
 
@@ -73,8 +75,6 @@ def _outliers_apart(labels: Tensor) -> Tensor:
 
 class PCM(LossTerm):
     """`pcm` in both directions, summed, against the prototypes of both modalities that it keeps.
-
-    The trainer calls `fill` before an epoch, with that epoch's clusters, and `after_step` after every step.
 
     Args:
         matching: "cross_modal", an image against the text prototypes with its caption's label and the mirror,
@@ -108,7 +108,7 @@ class PCM(LossTerm):
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         image, text = features.embedding("image"), features.embedding("text")
-        image_labels, text_labels = _labels(features)
+        image_labels, text_labels = _clustered_labels(features)
         to_images = (self.image_memory.prototypes, image_labels, _temperature(self.image_log_temperature))
         to_texts = (self.text_memory.prototypes, text_labels, _temperature(self.text_log_temperature))
         if self.matching == "cross_modal":
@@ -118,13 +118,13 @@ class PCM(LossTerm):
         return loss, {"image_temperature": to_images[2].detach(), "text_temperature": to_texts[2].detach()}
 
     def fill(self, images: Modality, texts: Modality, seed: int) -> None:
-        """Starts both memories from a new clustering; `seed` draws the members of `start="member"`."""
+        """Starts both memories from new pseudo labels; `seed` draws the members of `start="member"`."""
         self.image_memory.fill(*images, seed=seed)
         self.text_memory.fill(*texts, seed=seed)
 
     def after_step(self, features: Features) -> None:
-        """Moves the prototypes towards the features of the step that has ended."""
-        image_labels, text_labels = _labels(features)
+        """Moves the prototypes towards the features of the step."""
+        image_labels, text_labels = _clustered_labels(features)
         self.image_memory.update(features.embedding("image").detach(), image_labels)
         self.text_memory.update(features.embedding("text").detach(), text_labels)
 
@@ -159,4 +159,11 @@ def _temperature(logarithm: Tensor) -> Tensor:
 
 def _labels(features: Features) -> tuple[Tensor, Tensor]:
     """Returns the pseudo labels of images and texts, both ``(B,)``."""
-    return features.label("image_labels"), features.label("text_labels")
+    return features.labels("image_labels"), features.labels("text_labels")
+
+
+def _clustered_labels(features: Features) -> tuple[Tensor, Tensor]:
+    """Returns the pseudo labels of images and texts, both ``(B,)``, -1 where the pair is not clustered."""
+    image, text = _labels(features)
+    clustered = (image >= 0) & (text >= 0)
+    return image.where(clustered, -1), text.where(clustered, -1)

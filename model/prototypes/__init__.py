@@ -1,12 +1,18 @@
 """Pseudo labels without identities: distances, clusters, outlier mining, and the prototypes of clusters."""
 
-from model.prototypes.clustering import dbscan, kmeans
+from model.prototypes.clustering import JaccardDBSCAN, KMeans, dbscan, kmeans
 from model.prototypes.jaccard import k_reciprocal_jaccard
+from model.prototypes.labeller import Found, Labeller, Labels
 from model.prototypes.memory import PrototypeMemory
 from model.prototypes.mining import Modality, mine_outliers
 from model.prototypes.statistics import cluster_statistics
 
 __all__ = [
+    "Found",
+    "JaccardDBSCAN",
+    "KMeans",
+    "Labeller",
+    "Labels",
     "Modality",
     "PrototypeMemory",
     "cluster_statistics",

@@ -1,18 +1,44 @@
 """Pseudo labels: which samples belong to one cluster, int64 ``(N,)``, clusters numbered from 0, outliers -1."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix
-from sklearn.cluster import DBSCAN
-from sklearn.neighbors import sort_graph_by_row_values
 from torch import Tensor
 
+from model.prototypes.jaccard import k_reciprocal_jaccard
 from model.prototypes.neighbours import unit_features
 from utils.errors import UserError
 
 ROUNDS = 25
 ROWS = 1_024
 MAX_NEIGHBOURS = 100_000_000
+
+
+@dataclass(frozen=True)
+class JaccardDBSCAN:
+    """Clusters features with `dbscan` on their `k_reciprocal_jaccard` distances."""
+
+    k1: int
+    k2: int
+    eps: float
+    min_samples: int
+
+    def __call__(self, features: Tensor, seed: int) -> Tensor:
+        """Returns the labels ``(N,)`` of `features` ``(N, D)``, -1 for outliers; nothing is drawn with `seed`."""
+        return dbscan(k_reciprocal_jaccard(features, self.k1, self.k2, radius=self.eps), self.eps, self.min_samples)
+
+
+@dataclass(frozen=True)
+class KMeans:
+    """Clusters features with `kmeans`."""
+
+    clusters: int
+
+    def __call__(self, features: Tensor, seed: int) -> Tensor:
+        """Returns the labels ``(N,)`` of `features` ``(N, D)``."""
+        return kmeans(features, self.clusters, seed)
 
 
 def dbscan(distances: csr_matrix, eps: float, min_samples: int) -> Tensor:
@@ -27,6 +53,9 @@ def dbscan(distances: csr_matrix, eps: float, min_samples: int) -> Tensor:
     Raises:
         UserError: numbers out of range, or more neighbours than memory holds.
     """
+    from sklearn.cluster import DBSCAN
+    from sklearn.neighbors import sort_graph_by_row_values
+
     if not 0 < eps < 1:
         raise UserError(f"eps: {eps} given, expected a Jaccard distance above 0 and below 1")
     if min_samples < 1:

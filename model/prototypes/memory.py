@@ -1,21 +1,21 @@
 """Prototypical memory (CPCL, section 3.2): one unit-norm prototype for every cluster of one modality."""
 
-from collections.abc import Mapping
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from model.prototypes.clustering import cluster_means
+from model.prototypes.resizable import Resizable
 from utils.errors import UserError
 
 Start = Literal["mean", "member"]
 STARTS: Final = get_args(Start)
 
 
-class PrototypeMemory(nn.Module):
+class PrototypeMemory(Resizable):
     """The prototypes ``(C, D)`` of C clusters, none before the first `fill`.
 
     They travel in `state_dict`; loading takes over the checkpoint's number of clusters.
@@ -24,13 +24,10 @@ class PrototypeMemory(nn.Module):
         dim: D.
         momentum: m, the share of a prototype that an update keeps; 1 never updates.
         start: "mean", a prototype starts as the mean of its cluster; "member", as one of its samples.
-
-    Attributes:
-        resizable: buffers whose length a checkpoint decides.
     """
 
     prototypes: Tensor
-    resizable: Final = frozenset({"prototypes"})
+    resizable = frozenset({"prototypes"})
 
     def __init__(self, dim: int, *, momentum: float = 0.9, start: Start = "mean") -> None:
         super().__init__()
@@ -78,12 +75,6 @@ class PrototypeMemory(nn.Module):
         kept = self.momentum ** same[last].sum(dim=1, keepdim=True)
         clusters = labels[last]
         self.prototypes[clusters] = F.normalize(kept * self.prototypes[clusters] + shares @ features, dim=1)
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        saved = state_dict.get(f"{prefix}prototypes")
-        if saved is not None:
-            self.prototypes = self.prototypes.new_zeros(len(saved), self.prototypes.shape[1])
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _random_members(labels: Tensor, seed: int) -> Tensor:

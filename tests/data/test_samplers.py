@@ -3,7 +3,7 @@ from itertools import chain, pairwise
 import numpy as np
 import pytest
 
-from data.samplers import Draw, EpochSampler, IdentitySampler, RandomSampler
+from data.samplers import Draw, EpochSampler, IdentitySampler, RandomSampler, StagedSampler
 from utils.errors import UserError
 
 
@@ -38,11 +38,13 @@ def indices(batches: list[list[Draw]]) -> list[int]:
 def make(kind: str, *, seed: int = 5, **share: int) -> EpochSampler:
     if kind == "random":
         return RandomSampler(203, 12, seed=seed, **share)
+    if kind == "staged":
+        return StagedSampler(np.array([1, 1, 2, 1, 1, 2, 1] * 29), 12, seed=seed, **share)
     pids, images = pairs_of(irregular_persons(40))
     return IdentitySampler(pids, images, 12, 3, seed=seed, **share)
 
 
-@pytest.mark.parametrize("kind", ["random", "identity"])
+@pytest.mark.parametrize("kind", ["random", "identity", "staged"])
 class TestEverySampler:
     def test_an_epoch_is_as_long_as_len_says_and_every_batch_full(self, kind: str) -> None:
         sampler = make(kind)
@@ -105,6 +107,63 @@ class TestRandomSampler:
     def test_fewer_pairs_than_processes_are_refused(self) -> None:
         with pytest.raises(UserError, match="1 image-caption pairs for 2 processes"):
             RandomSampler(1, 64, seed=0, world_size=2)
+
+
+def staged(first: int, second: int, left_out: int = 0) -> StagedSampler:
+    """Batches of 8 of so many pairs of stage 1, 2 and 0, whose numbers begin at 0, 100 and 200."""
+    stages = np.zeros(300, dtype=np.int64)
+    stages[:first], stages[100 : 100 + second] = 1, 2
+    kept = np.r_[:first, 100 : 100 + second, 200 : 200 + left_out]
+    sampler = StagedSampler(stages[kept], 8, seed=0)
+    sampler.numbers = kept  # type: ignore[attr-defined]
+    return sampler
+
+
+def numbers(sampler: StagedSampler) -> list[list[int]]:
+    return [[sampler.numbers[draw.pair] for draw in batch] for batch in sampler]  # type: ignore[attr-defined]
+
+
+class TestStagedSampler:
+    @pytest.mark.parametrize(("first", "second"), [(40, 24), (43, 29), (61, 3), (64, 0), (13, 50), (9, 8)])
+    def test_stage_2_follows_stage_1_in_batches_of_its_own(self, first: int, second: int) -> None:
+        batches = numbers(staged(first, second))
+        assert len(batches) == (first + second) // 8
+        stages = [{number // 100 for number in batch} for batch in batches]
+        assert stages == [{0}] * (len(batches) - second // 8) + [{1}] * (second // 8)
+        assert all(len(set(batch)) == 8 for batch in batches)
+        drawn = [number for batch in batches for number in batch]
+        later = [number for number in drawn if number >= 100]
+        assert len(set(later)) == len(later)
+        counts = np.bincount([number for number in drawn if number < 100], minlength=first)
+        assert counts.max() - counts.min() <= 1
+
+    def test_left_out_pairs_never_come_and_the_others_take_turns(self) -> None:
+        batches = numbers(staged(20, 0, left_out=44))
+        assert len(batches) == 8
+        counts = np.bincount([number for batch in batches for number in batch])
+        assert len(counts) == 20
+        assert set(counts) == {3, 4}
+
+    def test_stage_2_alone_is_a_random_epoch(self) -> None:
+        batches = numbers(staged(0, 64))
+        assert sorted(number for batch in batches for number in batch) == list(range(100, 164))
+
+    def test_fewer_clustered_pairs_than_a_batch_repeat_or_wait(self) -> None:
+        assert [{number // 100 for number in batch} for batch in numbers(staged(5, 19))] == [{0}, {1}, {1}]
+        assert [{number // 100 for number in batch} for batch in numbers(staged(5, 16))] == [{1}, {1}]
+
+    def test_stages_are_read_when_an_epoch_begins(self) -> None:
+        stages = np.ones(32, dtype=np.int64)
+        sampler = StagedSampler(stages, 8, seed=0)
+        before = list(sampler)
+        stages[:8] = 2
+        assert len(before) == len(list(sampler)) == 4
+        assert sorted(draw.pair for draw in list(sampler)[-1]) == list(range(8))
+
+    def test_a_set_smaller_than_a_batch_is_one_batch(self) -> None:
+        (batch,) = StagedSampler(np.array([1, 2, 1]), 8, seed=0)
+        assert {draw.pair for draw in batch} == {0, 2}
+        assert len(batch) == 3
 
 
 class TestIdentitySampler:

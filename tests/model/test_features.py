@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.features import Encoded, Features
+from model.features import Encoded, Features, PartEncoded
 
 BATCH, WIDTH = 3, 4
 
@@ -43,6 +43,15 @@ class CountingEncoder(nn.Module):
         pooled = tokens.mean(dim=1)
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool)
         return Encoded(pooled, F.normalize(pooled.float(), dim=-1), tokens, mask)
+
+
+class PartialEncoder(CountingEncoder):
+    """Has two slots: the pooled feature, and the first token."""
+
+    def _encode(self, tokens: Tensor) -> Encoded:
+        one = super()._encode(tokens)
+        slots = torch.stack([one.pooled, tokens[:, 0]], dim=1)
+        return PartEncoded(one.pooled, F.normalize(slots, dim=2).flatten(1), one.tokens, one.mask, slots)
 
 
 @pytest.fixture
@@ -131,6 +140,40 @@ def test_every_tensor_is_gathered_once_with_gradient(encoder: CountingEncoder, c
     assert encoder.language.weight.grad is not None
 
 
+def test_slots_are_the_embeddings_before_they_are_normalised(encoder: CountingEncoder, calls: Calls) -> None:
+    features = make(encoder)
+    assert torch.equal(features.slots("image"), features.pooled("image")[:, None])
+    assert features.accessed == {"image"}
+    parts = make(PartialEncoder(calls))
+    parts.expect({"image", "image_aug"})
+    for view in ("image", "image_aug", "text"):
+        slots = parts.slots(view)
+        assert slots.shape == (2 * BATCH, 2, WIDTH)
+        assert parts.slots(view) is slots
+        torch.testing.assert_close(F.normalize(slots, dim=2).flatten(1), parts.embedding(view))
+    assert parts.accessed == {"image", "image_aug", "text", "parts"}
+    assert calls.images == [BATCH, 2 * BATCH]
+
+
+def test_what_a_loss_offers_is_computed_once_for_each_view_that_is_asked_for(encoder: CountingEncoder) -> None:
+    features = make(encoder)
+    computed: list[str] = []
+
+    def double(view: str) -> Tensor:
+        computed.append(view)
+        return 2 * features.pooled(view)
+
+    features.offer("double", double)
+    assert computed == []
+    for _ in range(2):
+        assert torch.equal(features.derived("double", "image"), 2 * features.pooled("image"))
+    assert torch.equal(features.derived("double", "text"), 2 * features.pooled("text"))
+    assert computed == ["image", "text"]
+    assert features.accessed == {"image", "text", "double"}
+    with pytest.raises(LookupError, match="no loss offers 'half': a loss that reads it must list 'half' in needs"):
+        features.derived("half", "image")
+
+
 def test_encoding_runs_under_the_amp_mode_of_the_step(encoder: CountingEncoder) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         features = make(encoder)
@@ -162,3 +205,11 @@ def test_a_batch_without_a_label_says_so(encoder: CountingEncoder) -> None:
         _ = make(encoder).pids
     with pytest.raises(LookupError, match="carries no 'mlm_labels'"):
         make(encoder, pids=torch.arange(BATCH)).label("mlm_labels")
+
+
+def test_labels_of_any_name_are_gathered_once(encoder: CountingEncoder, calls: Calls) -> None:
+    features = make(encoder, image_labels=torch.tensor([0, -1, 2]))
+    for _ in range(2):
+        assert features.labels("image_labels").tolist() == [0, -1, 2, 0, -1, 2]
+    assert calls.gathers == [BATCH]
+    assert features.accessed == {"image_labels"}

@@ -1,6 +1,6 @@
 """GradCache: the gradients of the plain step, under dropout, AMP, LoRA, checkpointing and several processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 
-from model.backbones import Backbone, load_backbone
+from model.backbones import load_backbone
 from model.features import Encoded, Encoder, Features, alone
 from model.grad_cache import GradCache, refuse_tokens
-from model.heads import GlobalHead
+from model.heads import GlobalHead, PartHead
 from model.lora import add_lora
 from model.objectives import Facts, Objective, build_objective
 from model.tbps import TBPS
@@ -24,7 +24,7 @@ from utils.errors import UserError
 
 CONFIG = Path(__file__).parents[2] / "config"
 TOKEN_TERMS = {"mlm", "efa"}
-PRESETS = sorted(path.stem for path in (CONFIG / "loss").glob("*.yaml"))
+PRESETS = sorted({path.stem for path in (CONFIG / "loss").glob("*.yaml")} - {"part_cmr"})  # which asks for a part head
 BATCH, MICRO, WIDTH, VOCABULARY = 7, 3, 8, 20
 END_OF_TEXT = 3
 VIEWS = ("image", "image_aug", "image_ss1", "image_ss2")
@@ -74,18 +74,19 @@ class InMicroBatches:
         return self._join([self.encoder.encode_text(*rows) for rows in both])
 
     def _join(self, parts: list[Encoded]) -> Encoded:
-        fields = ("pooled", "embedding", "tokens", "mask")
-        return Encoded(*(torch.cat([getattr(part, field) for part in parts]) for field in fields))
+        return type(parts[0])(*(torch.cat([getattr(part, field) for part in parts]) for field in vars(parts[0])))
 
 
-def objective_of(preset: str, *, width: int = WIDTH, without: set[str] = TOKEN_TERMS) -> Objective:
+def objective_of(
+    preset: str, *, width: int = WIDTH, slots: Mapping[str, int] = {"global": 1}, without: set[str] = TOKEN_TERMS
+) -> Objective:
     with initialize_config_dir(str(CONFIG), version_base="1.3"):
         loss = compose("demo", overrides=[f"loss={preset}", "loss.softlabel_ratio=0.5"]).loss
     terms = {name: term for name, term in loss.terms.items() if name not in without}
     if "simclr" in terms:
         terms["simclr"].hidden_dim = 16
     torch.manual_seed(1)
-    facts = Facts(embed_dim=width, pooled_dim=width, num_classes=4, vocab_size=VOCABULARY)
+    facts = Facts(sum(slots.values()) * width, width, num_classes=4, vocab_size=VOCABULARY, slots=slots)
     return build_objective({name: instantiate(term) for name, term in terms.items()}, facts)
 
 
@@ -112,7 +113,7 @@ def gradients(
             wrap(encoder),  # type: ignore[arg-type]
             images,
             {"text": (ids, torch.ones_like(ids, dtype=torch.bool))},
-            {"pids": torch.tensor([0, 0, 1, 1, 2, 3, 3])[rows]},
+            dict.fromkeys(("pids", "image_labels", "text_labels"), torch.tensor([0, 0, 1, 1, 2, 3, 3])[rows]),
             epoch=0.5,
             gather=gather,
             one_pass=False,
@@ -183,7 +184,8 @@ def test_real_towers_with_lora_amp_and_activation_checkpointing(
     for name, parameter in backbone.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
-    encoder, objective = encoder_of(backbone), objective_of("tbps_clip", width=backbone.embed_dim)
+    encoder = TBPS(backbone, GlobalHead(backbone.embed_dim)).train()
+    objective = objective_of("tbps_clip", width=backbone.embed_dim)
     cached = gradients(objective, encoder, lambda e: GradCache(e, MICRO), side=32, amp=amp)
     plain = gradients(objective, encoder, lambda e: InMicroBatches(e, MICRO), side=32, amp=amp)
     assert_equal(cached, plain, rtol=1e-4 if amp is None else 0.05)
@@ -192,8 +194,15 @@ def test_real_towers_with_lora_amp_and_activation_checkpointing(
     assert all(gradient.abs().sum() > 0 for gradient in adapters)
 
 
-def encoder_of(backbone: Backbone) -> TBPS:
-    return TBPS(backbone, GlobalHead(backbone.embed_dim)).train()
+def test_the_embeddings_of_a_part_head_are_cached_as_well(hub_folders: dict[str, Path]) -> None:
+    backbone = load_backbone("clip", "clip", hub_folders["clip"], (32, 32), sigmoid=False, max_length=6)
+    torch.manual_seed(0)
+    head = PartHead(backbone.embed_dim, backbone.grid, coarse=2, fine=2)
+    encoder = TBPS(backbone, head)
+    objective = objective_of("part_cmr", width=backbone.embed_dim, slots=head.slots)
+    cached = gradients(objective, encoder, lambda e: GradCache(e, MICRO), side=32)
+    assert_equal(cached, gradients(objective, encoder, lambda e: e, side=32), rtol=1e-4)
+    assert cached["encoder.head.decoder.tokens"].abs().sum() > 0
 
 
 def test_under_amp_micro_batches_add_up_in_fp32() -> None:

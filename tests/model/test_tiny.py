@@ -19,8 +19,9 @@ CAPTIONS = [
     "Người phụ nữ tóc dài màu đen mặc áo thun sọc đỏ, quần bò xanh và đi giày trắng.",
     "Chàng trai trẻ đeo ba lô nâu, đội mũ lưỡi trai xám.",
 ] * 5
-NAMES = ["tiny_siglip", "tiny_clip"]
-LENGTHS = {"tiny_siglip": 64, "tiny_clip": 77}
+VISION_LANGUAGE = ["tiny_siglip", "tiny_clip"]
+NAMES = [*VISION_LANGUAGE, "tiny_resnet_bert"]
+LENGTHS = {"tiny_siglip": 64, "tiny_clip": 77, "tiny_resnet_bert": 64}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def test_the_tokenizer_covers_both_languages_and_ignores_case_and_composition(
     assert unknown not in tokenizer("a jazz quiz 1234567890")["input_ids"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", VISION_LANGUAGE)
 def test_ids_fit_the_token_table_and_special_tokens_agree_with_the_config(folders: dict[str, Path], name: str) -> None:
     tokenizer = tokenizer_of(folders[name])
     model = AutoModel.from_pretrained(folders[name], local_files_only=True)
@@ -124,7 +125,7 @@ def test_clip_pools_at_the_first_end_of_text_whatever_the_padding(folders: dict[
     assert torch.allclose(output.pooler_output[:1], unpadded.pooler_output, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", VISION_LANGUAGE)
 def test_the_model_has_the_promised_size_and_its_images_a_normalisation(folders: dict[str, Path], name: str) -> None:
     model = AutoModel.from_pretrained(folders[name], local_files_only=True)
     vision = model.config.vision_config
@@ -136,6 +137,22 @@ def test_the_model_has_the_promised_size_and_its_images_a_normalisation(folders:
         pooled = model.vision_model(torch.zeros(2, 3, 128, 128)).pooler_output
     assert pooled.shape == (2, 128)
     assert pooled.isfinite().all()
+
+
+def test_a_resnet_and_a_bert_have_the_promised_size_and_agree_with_their_tokenizer(folders: dict[str, Path]) -> None:
+    folder = folders["tiny_resnet_bert"]
+    tokenizer, model = tokenizer_of(folder), AutoModel.from_pretrained(folder, local_files_only=True)
+    text, vision = model.config.text_config, model.config.vision_config
+    assert (text.num_hidden_layers, text.hidden_size, text.num_attention_heads) == (3, 128, 4)
+    assert (vision.model_type, vision.hidden_sizes[-1], model.config.projection_dim) == ("resnet", 128, 128)
+    assert text.vocab_size == len(tokenizer) == max(tokenizer.get_vocab().values()) + 1
+    assert text.max_position_embeddings == tokenizer.model_max_length
+    assert text.pad_token_id == tokenizer.pad_token_id
+    ids = tokenizer("a red cap")["input_ids"]
+    assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    assert tokenizer.mask_token == "[MASK]"
+    processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    assert len(processor.image_mean) == len(processor.image_std) == 3
 
 
 def test_of_two_that_make_it_at_once_the_first_one_wins(folders: dict[str, Path]) -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from solver.groups import group_table, split_parameters
+from solver.groups import parameter_table, split_parameters
 from utils.errors import UserError
 
 DEFAULT = {
@@ -117,14 +117,37 @@ def test_settings_that_cannot_be_are_named(groups: dict, message: str):
     assert message in str(caught.value)
 
 
-def test_table_counts_every_group_and_the_empty_one():
+def rows_of(table: str) -> list[list[str]]:
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_table_has_a_row_for_each_part_and_group_and_adds_up():
     model = Model()
     model.encoder.head.requires_grad_(False)
-    rows = group_table(model.named_parameters(), {"default": DEFAULT, "backbone": BACKBONE, "new": NEW}).rows
-    assert rows == [
-        ["backbone", "1e-05", "0.02", 2, "33"],
-        ["backbone", "1e-05", "0", 4, "10"],
-        ["new", "5e-05", "0.02", 1, "15"],
-        ["new", "5e-05", "0", 1, "5"],
-        ["trainable", "", "", 8, "63"],
+    groups = {"default": DEFAULT, "backbone": BACKBONE, "new": NEW}
+    assert rows_of(parameter_table(model.named_parameters(), groups)) == [
+        ["part", "group", "lr", "weight decay", "parameters"],
+        ["temperature", "backbone", "1e-05", "0", "1"],
+        ["losses", "new", "5e-05", "0.02", "20"],
+        ["head", "frozen", "", "", "8"],
+        ["other", "backbone", "1e-05", "0.02", "42"],
+        ["trainable", "88.7%", "", "", "63"],
+        ["all", "", "", "", "71"],
+    ]
+
+
+def test_table_tells_adapters_and_two_losses_from_the_frozen_rest():
+    text = nn.ModuleDict({"token_embedding": nn.Embedding(10, 4), "lora_A": nn.Linear(4, 1)})
+    terms = nn.ModuleDict({"id": nn.Linear(4, 4, bias=False), "mlm": nn.Linear(4, 2)})
+    model = nn.ModuleDict({"text_model": text, "objective": nn.ModuleDict({"terms": terms})})
+    text.token_embedding.requires_grad_(False)
+    groups = {"default": DEFAULT, "id": {"match": [r"objective\.terms\.id\..*"], "lr": 0.5, "weight_decay": 0.0}}
+    assert rows_of(parameter_table(model.named_parameters(), groups))[1:] == [
+        ["LoRA adapters", "default", "1e-05", "0.02", "5"],
+        ["token table", "frozen", "", "", "40"],
+        ["losses", "default", "1e-05", "0.02", "10"],
+        ["losses", "id", "0.5", "0", "16"],
+        ["trainable", "43.7%", "", "", "31"],
+        ["all", "", "", "", "71"],
     ]

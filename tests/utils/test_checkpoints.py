@@ -2,6 +2,7 @@ import os
 import resource
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,6 +104,28 @@ def test_another_architecture_is_one_sentence(weights: dict[str, torch.Tensor], 
     with pytest.raises(UserError, match=r"x.ckpt is of another architecture: " + message):
         load_weights(module, weights, source="x.ckpt")
     assert torch.equal(module[1].weight, before)
+
+
+class Growing(nn.Module):
+    """A table whose length follows from the training."""
+
+    resizable = frozenset({"table"})
+
+    def __init__(self, rows: int, width: int = 2) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.zeros(rows, width))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        self.table = torch.zeros(len(state_dict[f"{prefix}table"]), 2)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def test_a_resizable_buffer_may_have_another_length_but_no_other_width() -> None:
+    module = nn.ModuleDict({"memory": Growing(3)})
+    load_weights(module, {"memory.table": torch.ones(5, 2)}, source="x.ckpt")
+    assert torch.equal(module["memory"].table, torch.ones(5, 2))
+    with pytest.raises(UserError, match=r"has in another shape 1 of the model's tensors, the first 'memory.table'"):
+        load_weights(module, {"memory.table": torch.ones(5, 3)}, source="x.ckpt")
 
 
 def test_encoder_weights_leave_losses_out() -> None:

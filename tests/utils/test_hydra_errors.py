@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
         (["-cn", "m_sigilp"], r"-cn m_sigilp: there is no config/m_sigilp.yaml. Did you mean 'm_siglip'\?"),
         (["img_size_str=384"], r"img_size_str: 384 is not a size; write height and width as \(384,128\)"),
         (["task=trian"], r"task=trian: no such task. Did you mean 'train'\?"),
-        (["task=test"], r"task=test needs a checkpoint"),
+        (["task=test", "-cn", "clip"], r"clip_checkpoints does not exist; run 'uv run prepare_checkpoints.py clip'"),
         (["ckpt_path=none.ckpt"], r"none.ckpt does not exist"),
         (["ckpt_path=last", "run_name=never"], r"never/<time>/checkpoints/last.ckpt does not exist"),
     ],

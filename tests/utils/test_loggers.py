@@ -16,7 +16,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from utils.errors import UserError
-from utils.loggers import AppendingCSVLogger, build_loggers, log_ranked
+from utils.loggers import AppendingCSVLogger, build_loggers, log_picture, log_ranked
 from utils.pictures import RankedImage, RankedQuery
 
 CONFIG_DIR = Path(__file__).parents[2] / "config" / "logger"
@@ -95,11 +95,14 @@ def test_tensorboard_continues_and_shows_the_picture(tmp_path: Path, ranked: lis
         [logger] = build("tensorboard", tmp_path)
         logger.log_metrics({"train/loss": 0.5 * step}, step=step)
         log_ranked([logger], ranked, key="test/t2i/ranked", step=step)
+        log_picture([logger], Image.new("RGB", (6, 4)), key="test/similarities", step=step)
         logger.finalize("success")
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 0.5), (2, 1.0)]
     assert [event.step for event in events.Images("test/t2i/ranked")] == [1, 2]
+    shown = events.Images("test/similarities")
+    assert [(event.step, event.width, event.height) for event in shown] == [(1, 6, 4), (2, 6, 4)]
 
 
 def test_wandb_run(
@@ -132,6 +135,11 @@ def test_wandb_run(
     assert (run.summary["train/loss"], run.summary["trainer/global_step"]) == (20, 3)
     table = run.summary["test/t2i/ranked"]
     assert (table["nrows"], table["ncols"]) == (2, 6)
+    log_picture([logger], Image.new("RGB", (6, 4)), key="test/similarities", step=3)
+    shown = run.summary["test/similarities"]
+    assert (shown["count"], shown["width"], shown["height"]) == (1, 6, 4)
+    [file] = (tmp_path / "wandb").glob("offline-run-*/files/media/images/test/similarities*.png")
+    assert Image.open(file).size == (6, 4)
 
     [again] = build("wandb", tmp_path)
     assert again.version == run.id

@@ -71,7 +71,7 @@ def test_long_captions_push_the_next_row_down_and_stay_left_of_the_images(photo:
 
 
 def test_every_vietnamese_letter_has_a_glyph(photo: Path) -> None:
-    font = pictures._font(pictures.TEXT_SIZE)
+    font = pictures.font(pictures.TEXT_SIZE)
     missing = font.getmask("\uffff").getbbox(), bytes(font.getmask("\uffff"))
     letters = "ăâđêôơưàảãáạằẳẵắặầẩẫấậèẻẽéẹềểễếệìỉĩíịòỏõóọồổỗốộờởỡớợùủũúụừửữứựỳỷỹýỵ"
     for letter in letters + letters.upper():

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import nn
 
 from utils.comparison import compare_runs, find_metrics
 from utils.errors import UserError
 from utils.metrics import METRICS, RetrievalMetrics
-from utils.reports import metrics_table, parameter_table, save_metrics
+from utils.reports import metrics_table, save_metrics
 
 ROOT = Path(__file__).parents[2]
 PAPER = {
@@ -104,6 +103,16 @@ def test_comparison_over_seeds(tmp_path: Path) -> None:
     assert (rows[0]["R1_std"], float(rows[3]["mAP"]), float(rows[3]["mAP_std"])) == ("", 26, 6)
 
 
+def test_similarities_are_kept_beside_the_metrics_and_leave_the_comparison_as_it_is(tmp_path: Path) -> None:
+    figures = {"same_mean": 0.5, "other_mean": float("nan"), "overlap": 0.25}
+    saved = save_metrics(tmp_path / "with", PAPER, facts(), similarity=figures)
+    content = json.loads(saved.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    assert content["similarity"] == {"same_mean": 0.5, "other_mean": None, "overlap": 0.25}
+    without = save_metrics(tmp_path / "without", PAPER, facts())
+    assert "similarity" not in json.loads(without.read_text(encoding="utf-8"))
+    assert str(compare_runs([saved])) == str(compare_runs([without]))
+
+
 def test_comparison_of_one_kind_of_run_shows_no_deviation(tmp_path: Path) -> None:
     comparison = compare_runs([save_metrics(tmp_path, PAPER, facts())])
     assert rows_of(comparison)[1] == [
@@ -180,19 +189,3 @@ def test_command_line_without_results(tmp_path: Path, folder: str, message: str)
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
-
-
-def test_parameter_table() -> None:
-    module = nn.ModuleDict(
-        {
-            "text_model": nn.ModuleDict({"token_embedding": nn.Embedding(10, 4), "lora_A": nn.Linear(4, 1)}),
-            "objective": nn.Linear(4, 4, bias=False),
-        }
-    )
-    module["text_model"]["token_embedding"].requires_grad_(False)
-    assert [row[1:] for row in rows_of(parameter_table(module))[1:]] == [
-        ["5", "5", "100.0%"],
-        ["40", "0", "0.0%"],
-        ["16", "16", "100.0%"],
-        ["61", "21", "34.4%"],
-    ]

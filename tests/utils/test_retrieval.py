@@ -1,6 +1,8 @@
 """`retrieval_metrics` against the definition in plain Python, and what it must never allocate."""
 
 import doctest
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from utils import retrieval
 from utils.errors import UserError
 from utils.metrics import METRICS
-from utils.retrieval import retrieval_metrics, top_k
+from utils.retrieval import both_directions, retrieval_metrics, top_k
 
 Case = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -44,6 +46,13 @@ def case(queries: int, gallery: int, identities: int, dim: int = 16, *, seed: in
         for pids in (query_pids, gallery_pids)
     )
     return query, items, 7 * query_pids - 3, 7 * gallery_pids - 3
+
+
+def both_sided(texts: int, images: int, identities: int, **options: float) -> Case:
+    """A case in which every identity has a text and an image."""
+    text, image, text_pids, image_pids = case(texts, images, identities, **options)
+    paired = torch.isin(image_pids, text_pids)
+    return text, image[paired], text_pids, image_pids[paired]
 
 
 def quantised(features: Tensor, steps: int = 1) -> Tensor:
@@ -163,16 +172,100 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("rank", ["metrics", "top_k"])
-def test_memory_is_bounded_by_the_chunk(rank: str) -> None:
-    query, gallery, query_pids, gallery_pids = case(1500, 1100, 400, dim=8)
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_memory_of_top_k_is_bounded_by_the_chunk() -> None:
+    query, gallery, *_ = case(1500, 1100, 400, dim=8)
     with LargestTensor() as largest:
-        if rank == "metrics":
-            retrieval_metrics(query, gallery, query_pids, gallery_pids, chunk_size=64)
-        else:
-            top_k(query, gallery, 10, chunk_size=64)
+        top_k(query, gallery, 10, chunk_size=64)
     tiled_width = 1152
     assert 64 * 1100 <= largest.elements <= 64 * tiled_width < len(query) * len(gallery) / 20
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("rank", [retrieval_metrics, both_directions])
+def test_memory_of_ranking_is_bounded_by_features_and_blocks(rank: Callable[..., object]) -> None:
+    features = both_sided(1500, 1100, 200, dim=8)
+    with LargestTensor() as largest:
+        rank(*features, chunk_size=192)
+    assert 192 * 192 <= largest.elements < 1.1 * 192 * 192 < 1500 * 1100 / 40
+
+
+BOTH = {
+    "as many": both_sided(90, 80, 25),
+    "two texts an image": both_sided(200, 100, 40, seed=11),
+    "one identity": both_sided(5, 7, 1, seed=12),
+    "one pair": both_sided(1, 1, 1, seed=13),
+    "uneven": tuple(
+        torch.cat(parts) for parts in zip(both_sided(60, 90, 2, seed=14), both_sided(50, 40, 20, seed=15), strict=True)
+    ),
+    "ties": tuple(quantised(part) if part.is_floating_point() else part for part in both_sided(80, 70, 12, dim=6)),
+}
+
+
+@pytest.mark.parametrize("chunk_size", [1, 128, None])
+@pytest.mark.parametrize("name", BOTH)
+def test_both_directions_equal_the_definition(name: str, chunk_size: int | None) -> None:
+    texts, images, text_pids, image_pids = BOTH[name]
+    t2i, i2t = both_directions(*BOTH[name], chunk_size=chunk_size)
+    assert t2i.as_dict() == pytest.approx(oracle(texts, images, text_pids, image_pids), abs=1e-9)
+    assert i2t.as_dict() == pytest.approx(oracle(images, texts, image_pids, text_pids), abs=1e-9)
+    assert (t2i.queries, i2t.queries) == (len(texts), len(images))
+
+
+@pytest.mark.parametrize(("texts", "items", "dim"), [(2, 9, 513), (33, 30, 512), (150, 70, 64), (700, 300, 100)])
+def test_equal_features_tie_in_both_directions(texts: int, items: int, dim: int) -> None:
+    """Texts of identities 1000 on are those of 0 on again, and so are images: right and wrong always tie."""
+    features = both_sided(texts, items, items, dim=dim, noise=0.3, seed=16)
+    text, image, text_pids, image_pids = features
+    alone = both_directions(*features, chunk_size=128)
+    assert min(metrics.R1 for metrics in alone) > 90
+    pids = (torch.cat([ids, ids + 1000]) for ids in (text_pids, image_pids))
+    t2i, i2t = both_directions(text.repeat(2, 1), image.repeat(2, 1), *pids, chunk_size=128)
+    assert t2i.R1 == i2t.R1 == 0
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_threads_change_nothing_and_leave_torch_as_it_was(threads: int) -> None:
+    features = both_sided(900, 700, 150, seed=17)
+    expected = both_directions(*features, chunk_size=64)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert both_directions(*features, chunk_size=64) == expected
+        assert torch.get_num_threads() == threads
+        assert in_new_thread(torch.get_num_threads) == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def in_new_thread(work: Callable[[], int]) -> int:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
+
+
+def test_a_gradient_of_the_features_is_not_recorded() -> None:
+    texts, images, *pids = BOTH["as many"]
+    assert both_directions(texts.clone().requires_grad_(), images, *pids) == both_directions(*BOTH["as many"])
+
+
+def test_both_directions_name_the_side_without_a_positive() -> None:
+    texts, images, text_pids, image_pids = BOTH["as many"]
+    lost = text_pids.clone()
+    lost[[4, 11]] = torch.tensor([999, 1001])
+    with pytest.raises(UserError, match=r"text 4 \(pid 999\) has no positive in the images \(2 such of 90\)"):
+        both_directions(texts, images, lost, image_pids)
+    lost = image_pids.clone()
+    lost[3] = 999
+    with pytest.raises(UserError, match=r"image 3 \(pid 999\) has no positive in the texts \(1 such of"):
+        both_directions(texts, images, text_pids, lost)
 
 
 def test_a_query_without_a_positive_is_named_or_counted() -> None:

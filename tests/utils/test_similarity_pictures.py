@@ -3,7 +3,6 @@
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +10,8 @@ import torch
 from PIL import Image, ImageChops
 from torch import Tensor
 from torch.nn.functional import normalize
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.memory import LargestTensor
 from utils import similarity_pictures
 from utils.similarity_pictures import (
     FINE_BINS,
@@ -91,17 +90,6 @@ def test_overlap_is_none_for_kinds_that_lie_apart_and_all_for_kinds_that_do_not_
     collapsed = pair_similarities(axes[:1].expand(6, -1), axes[:1].expand(6, -1), pids, pids)
     assert collapsed.overlap == pytest.approx(1)
     assert len(collapsed.same) == 1
-
-
-class LargestTensor(TorchDispatchMode):
-    numel = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        results = func(*args, **(kwargs or {}))
-        for result in results if isinstance(results, tuple | list) else [results]:
-            if isinstance(result, Tensor):
-                self.numel = max(self.numel, result.numel())
-        return results
 
 
 def test_the_matrix_of_all_pairs_never_exists() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.wandb_files import of_kind, records
+
 ROOT = Path(__file__).parents[2]
 APP = """
 import hydra
@@ -41,10 +43,11 @@ hydra:
 """
 
 
-def run_app(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    (folder / "app.py").write_text(APP, encoding="utf-8")
+def run_app(folder: Path, *arguments: str, app: str = APP) -> subprocess.CompletedProcess[str]:
+    (folder / "app.py").write_text(app, encoding="utf-8")
     (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
+    environment.pop("WANDB_SERVICE", None)
     line = [sys.executable, "app.py", *arguments]
     return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
@@ -67,6 +70,21 @@ def test_failed_jobs_are_named_below_the_table(tmp_path: Path, how: str, why: st
     [line] = [line for line in result.stderr.splitlines() if line.startswith("failed and missing from the table")]
     assert "1-baseline-s2" in line
     assert why in line
+
+
+def test_each_job_ends_its_own_wandb_run_as_failed_or_not(tmp_path: Path) -> None:
+    starts = """
+    if cfg.seed == 2:
+        raise RuntimeError("before W&B started")
+    wandb.init(name=f"s{cfg.seed}", settings=wandb.Settings(silent=True))
+"""
+    app = APP.replace("import hydra\n", "import hydra\nimport wandb\n", 1).replace("(cfg):\n", f"(cfg):{starts}", 1)
+    assert run_app(tmp_path, "-m", "seed=1,2,3,4", "crash=4", app=app).returncode == 1
+    ends = {}
+    for file in tmp_path.glob("wandb/offline-run-*/run-*.wandb"):
+        [run], [end] = (of_kind(kind, records(file)) for kind in ("run", "exit"))
+        ends[run.display_name] = end.exit_code
+    assert ends == {"s1": 0, "s3": 0, "s4": 1}
 
 
 def test_nothing_happens_in_a_single_run_or_before_the_first_job(tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.features import Encoded, Features
+from model.features import Encoded, Features, PartEncoded
 from model.objectives import Facts
 
 CONFIG = Path(__file__).parents[3] / "config"
 WIDTH, VOCABULARY, LENGTH, PATCH = 8, 32, 5, 4
 IMAGE_VIEWS = ("image", "image_aug", "image_ss1", "image_ss2")
 TEXT_VIEWS = ("text", "text_masked")
+SLOTS = {"global": 1, "coarse": 2, "fine": 3}
 
 MakeFeatures = Callable[..., Features]
 ComposeLoss = Callable[..., DictConfig]
@@ -47,10 +48,29 @@ class TinyEncoder(nn.Module):
         return Encoded(pooled, F.normalize(pooled, dim=-1), tokens, mask)
 
 
+class PartEncoder(TinyEncoder):
+    """Its embeddings beyond the global one are linear in that one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.further = nn.Linear(WIDTH, (sum(SLOTS.values()) - 1) * WIDTH)
+
+    def _encode(self, tokens: Tensor, mask: Tensor) -> Encoded:
+        pooled = super()._encode(tokens, mask).pooled
+        slots = torch.cat([pooled, self.further(pooled)], dim=1).unflatten(1, (-1, WIDTH))
+        return PartEncoded(pooled, F.normalize(slots, dim=-1).flatten(1), tokens, mask, slots)
+
+
 @pytest.fixture
 def encoder() -> TinyEncoder:
     torch.manual_seed(0)
     return TinyEncoder()
+
+
+@pytest.fixture
+def part_encoder() -> PartEncoder:
+    torch.manual_seed(0)
+    return PartEncoder()
 
 
 @pytest.fixture
@@ -59,17 +79,24 @@ def facts() -> Facts:
 
 
 @pytest.fixture
-def make_features(encoder: TinyEncoder) -> MakeFeatures:
-    """``make_features(pids (B,), epoch=0.0)`` -> features of B random samples with every view."""
+def part_facts() -> Facts:
+    """Of `part_encoder`."""
+    return Facts(sum(SLOTS.values()) * WIDTH, WIDTH, num_classes=6, vocab_size=VOCABULARY, slots=SLOTS)
 
-    def make(pids: Tensor, epoch: float = 0.0) -> Features:
+
+@pytest.fixture
+def make_features(encoder: TinyEncoder) -> MakeFeatures:
+    """``make_features(pids (B,), epoch=0.0, encoder=encoder)`` -> features of B random samples with every view."""
+
+    def make(pids: Tensor, epoch: float = 0.0, encoder: TinyEncoder = encoder) -> Features:
         draw = torch.Generator().manual_seed(1)
         size = (len(pids), 3, 2 * PATCH, PATCH)
         images = {v: torch.randint(256, size, generator=draw, dtype=torch.uint8) for v in IMAGE_VIEWS}
         ids = {v: torch.randint(VOCABULARY, (len(pids), LENGTH), generator=draw) for v in TEXT_VIEWS}
         mask = torch.arange(LENGTH) < torch.randint(1, LENGTH + 1, (len(pids), 1), generator=draw)
         words = torch.where(torch.arange(LENGTH) < 1, ids["text"], -100)  # to predict: the first of each
-        labels = {"pids": pids, "mlm_labels": words, "mlm_positions": torch.arange(len(pids)) * LENGTH}
+        labels = {"pids": pids, "image_labels": pids, "text_labels": pids}
+        labels |= {"mlm_labels": words, "mlm_positions": torch.arange(len(pids)) * LENGTH}
         return Features(encoder, images, {v: (ids[v], mask) for v in TEXT_VIEWS}, labels, epoch=epoch)
 
     return make

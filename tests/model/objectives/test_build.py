@@ -34,7 +34,7 @@ def test_errors_name_the_term_and_the_key(facts: Facts) -> None:
     with pytest.raises(UserError, match=r"loss\.terms\.nitc cannot be built: .*'gama'"):
         build_objective({"nitc": partial(NITC, sigmoid=True, gama=3)}, facts)  # type: ignore[call-arg]
     with pytest.raises(UserError, match=r"loss\.terms\.stray cannot be built"):
-        build_objective({"stray": {"weight": 1.0}}, facts)  # type: ignore[dict-item]
+        build_objective({"stray": {"weight": 1.0}}, facts)
     with pytest.raises(UserError, match=r"^loss\.terms\.mine\.views: 'image' given"):
         build_objective({"mine": partial(ITC, views="image")}, facts)
 

@@ -209,3 +209,29 @@ def test_half_precision_embeddings_are_compared_in_fp32(name: str) -> None:
     loss = FAST[name](image, text, pids, scale, bias)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, FAST[name](image.float(), text.float(), pids, scale, bias))
+
+
+CHOSEN = torch.tensor([True, False, True, True, False, False])
+
+
+def test_itc_of_chosen_pairs_is_that_of_a_batch_without_the_others() -> None:
+    image, text = leaves(unit_rows(6, 1), unit_rows(6, 2), dtype=torch.float64)
+    some, alone = itc(image, text, SCALE, CHOSEN), itc(image[CHOSEN], text[CHOSEN], SCALE)
+    torch.testing.assert_close(some, alone)
+    gradients = (torch.autograd.grad(loss, (image, text)) for loss in (some, alone))
+    for got, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, expected)
+        assert torch.equal(got[~CHOSEN], torch.zeros_like(got[~CHOSEN]))
+
+
+def test_itc_of_no_chosen_pair_is_a_connected_zero() -> None:
+    image, scale = unit_rows(6, 1).requires_grad_(), torch.tensor(SCALE, requires_grad=True)
+    loss = itc(image, unit_rows(6, 2), scale, torch.zeros(6, dtype=torch.bool))
+    assert loss == 0
+    for gradient in torch.autograd.grad(loss, (image, scale)):
+        assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_itc_of_all_pairs_chosen_is_itc() -> None:
+    image, text = unit_rows(6, 1), unit_rows(6, 2)
+    torch.testing.assert_close(itc(image, text, SCALE, torch.ones(6, dtype=torch.bool)), itc(image, text, SCALE))

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.features import Encoded, Encoder, Features
 from model.objectives import EFA, Facts, Objective, efa
 from model.objectives.efa import patch_weights, relative_similarities
+from tests.memory import LargestTensor
 from utils.errors import UserError
 
 LENGTH, PATCHES, WIDTH = 6, 7, 16
@@ -118,19 +118,6 @@ def test_chunks_equal_the_plain_form_in_value_and_gradient(chunk_size: int) -> N
         torch.testing.assert_close(got, expected)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Remembers the largest number of elements that any operation gave out."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        results = func(*args, **(kwargs or {}))
-        for result in results if isinstance(results, tuple | list) else [results]:
-            if isinstance(result, Tensor):
-                self.numel = max(self.numel, result.numel())
-        return results
-
-
 @pytest.mark.parametrize(("chunk_size", "held"), [(1, 1), (4, 4), (WHOLE, 12)])
 def test_no_tensor_is_larger_than_a_chunk_of_similarities_forward_or_backward(
     chunk_size: int | None, held: int
@@ -182,11 +169,16 @@ def test_patches_are_scaled_cut_and_shared_out_per_word() -> None:
     torch.testing.assert_close(patch_weights(words, patches, sigma=2 / 3), at_two_thirds)
 
 
+def of_images(facts: Facts) -> Facts:
+    """Those of images as `encoded_pairs` has them."""
+    return replace(facts, patches=PATCHES)
+
+
 def encoded_pairs(batch: int) -> tuple[Encoded, Encoded]:
     """Texts and images with a [CLS] in front of their patches."""
     text, image, mask = tokens(batch, LENGTH, 1), tokens(batch, 1 + PATCHES, 2), words_of(batch)
     patches = (torch.arange(1 + PATCHES) > 0).expand(batch, -1)
-    return Encoded(text[:, 0], text[:, 0], text, mask), Encoded(image[:, 0], image[:, 0], image, patches, prefix=1)
+    return Encoded(text[:, 0], text[:, 0], text, mask), Encoded(image[:, 0], image[:, 0], image, patches)
 
 
 @pytest.mark.parametrize("sigma", [None, 0.6])
@@ -194,7 +186,7 @@ def test_the_loss_of_patches_mixed_by_the_maps_is_the_loss(
     sigma: float | None, facts: Facts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text, image = encoded_pairs(5)
-    maps = EFA(facts=facts, margin_text=0.1, margin_image=0.8, sigma=sigma).similarity_maps(text, image)
+    maps = EFA(facts=of_images(facts), margin_text=0.1, margin_image=0.8, sigma=sigma).similarity_maps(text, image)
     inputs = (text.tokens, image.tokens[:, 1:], text.mask, *MARGINS)
     loss = efa(*inputs, sigma=sigma)
     other = efa(*inputs, sigma=0.9)
@@ -212,7 +204,9 @@ def test_maps_are_scaled_per_word_then_cut_and_blank_for_padding(
     sigma: float | None, threshold: float, facts: Facts
 ) -> None:
     text, image = encoded_pairs(5)
-    before, after = EFA(facts=facts, margin_text=0.1, margin_image=0.8, sigma=sigma).similarity_maps(text, image)
+    before, after = EFA(facts=of_images(facts), margin_text=0.1, margin_image=0.8, sigma=sigma).similarity_maps(
+        text, image
+    )
     assert before.shape == after.shape == (5, LENGTH, PATCHES)
     for i, k in [(i, k) for i in range(5) for k in range(LENGTH)]:
         inner = [float(text.tokens[i, k] @ patch) for patch in image.tokens[i, 1:]]
@@ -226,7 +220,7 @@ def test_maps_are_scaled_per_word_then_cut_and_blank_for_padding(
 
 
 def test_a_map_is_of_its_own_pair_and_moves_with_words_and_patches(facts: Facts) -> None:
-    term = EFA(facts=facts, margin_text=0.1, margin_image=0.8, sigma=0.6)
+    term = EFA(facts=of_images(facts), margin_text=0.1, margin_image=0.8, sigma=0.6)
     text, image = encoded_pairs(4)
     maps = term.similarity_maps(text, image)
     order = torch.tensor([2, 0, 3, 1])
@@ -288,7 +282,7 @@ def test_the_term_leaves_out_cls_and_counts_patches(
     facts: Facts, make_features: MakeFeatures, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pids = torch.arange(4)
-    term = EFA(facts=facts, margin_text=0.1, margin_image=0.8, lambda_=2.0, tau=0.5, sigma=0.3)
+    term = EFA(facts=replace(facts, patches=2), margin_text=0.1, margin_image=0.8, lambda_=2.0, tau=0.5, sigma=0.3)
     features = make_features(pids)
     image, text = features.image(), features.text()
     expected = efa(text.tokens, image.tokens, text.mask, 0.1, 0.8, 2.0, 0.5, 0.3)
@@ -299,7 +293,7 @@ def test_the_term_leaves_out_cls_and_counts_patches(
         encoded = encode_image(pixels)
         cls = torch.full_like(encoded.tokens[:, :1], 9.0)
         mask = torch.cat([torch.zeros_like(encoded.mask[:, :1]), encoded.mask], dim=1)
-        return replace(encoded, tokens=torch.cat([cls, encoded.tokens], dim=1), mask=mask, prefix=1)
+        return replace(encoded, tokens=torch.cat([cls, encoded.tokens], dim=1), mask=mask)
 
     monkeypatch.setattr(encoder, "encode_image", with_cls)
     loss, stats = term(make_features(pids))

@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from model.features import Features
-from model.objectives import ID, Facts, id_loss
+from model.objectives import ID, Facts, Objective, id_loss
+from utils.errors import UserError
 
 CLASSES = 6
 
@@ -41,6 +43,13 @@ def test_equals_the_slow_loop_in_value_and_gradient(batch: int) -> None:
         torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_slots_are_summed() -> None:
+    image, text = (torch.stack([scores(5, seed), scores(5, seed + 7)], dim=1) for seed in (1, 2))
+    pids = torch.tensor([0, 0, 1, 5, 3])
+    apart = id_loss(image[:, 0], text[:, 0], pids) + id_loss(image[:, 1], text[:, 1], pids)
+    torch.testing.assert_close(id_loss(image, text, pids), apart)
+
+
 def test_half_precision_scores_are_compared_in_fp32() -> None:
     image, text, pids = (1000 * scores(5, 1)).half(), scores(5, 2).half(), torch.arange(5)
     loss = id_loss(image, text, pids)
@@ -56,7 +65,8 @@ def test_one_classifier_serves_both_modalities(facts: Facts, make_features: Make
     ]
     pids = torch.tensor([0, 0, 1, 5])
     features = make_features(pids)
-    image, text = (term.classifier(features.pooled(view)) for view in ("image", "text"))
+    image, text = (F.linear(features.pooled(view), *term.classifier.parameters()) for view in ("image", "text"))
+    term.offer_to(features)
     loss, stats = term(features)
     torch.testing.assert_close(loss, id_loss(image, text, pids))
     for name, logits in (("image_accuracy", image), ("text_accuracy", text)):
@@ -69,7 +79,7 @@ def test_starts_undecided_and_close_to_zero(make_features: MakeFeatures, facts: 
     wide = ID(facts=Facts(embed_dim=64, pooled_dim=512, num_classes=1000, vocab_size=1))
     assert wide.classifier.weight.std().item() == pytest.approx(0.001, rel=0.01)
     assert torch.equal(wide.classifier.bias, torch.zeros(1000))
-    loss, _ = ID(facts=facts)(make_features(torch.arange(6)))
+    loss = Objective({"id": ID(facts=facts)})(make_features(torch.arange(6))).total
     assert loss.item() == pytest.approx(torch.tensor(float(facts.num_classes)).log().item(), abs=0.01)
 
 
@@ -79,6 +89,26 @@ def test_classifies_in_fp32_under_amp(facts: Facts, make_features: MakeFeatures)
     term.classifier.register_forward_hook(lambda *call: seen.append(call[2].dtype))
     with torch.autocast("cpu", torch.bfloat16):
         features = make_features(torch.arange(3))
-    with features.fp32():
-        term(features)
+    Objective({"id": term})(features)
     assert seen == [torch.float32, torch.float32]
+
+
+def test_every_slot_has_a_classifier_of_its_own(
+    part_facts: Facts, make_features: MakeFeatures, part_encoder: nn.Module
+) -> None:
+    term, pids = ID(facts=part_facts), torch.tensor([0, 0, 1, 5])
+    features = make_features(pids, encoder=part_encoder)
+    loss = Objective({"id": term})(features).total
+    weights, biases = term.classifier.weight.split(CLASSES), term.classifier.bias.split(CLASSES)
+    assert len(weights) == sum(part_facts.slots.values())
+    expected = torch.zeros(())
+    for slot, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        image, text = (F.linear(features.slots(view)[:, slot], weight, bias) for view in ("image", "text"))
+        expected = expected + id_loss(image, text, pids)
+    torch.testing.assert_close(loss, expected)
+    assert term.needs == {"image", "text", "pids", "parts"}
+
+
+def test_two_terms_do_not_provide_the_same(facts: Facts) -> None:
+    with pytest.raises(UserError, match=r"loss.terms.id and loss.terms.id_too both provide 'id_logits'"):
+        Objective({"id": ID(facts=facts), "id_too": ID(facts=facts)})

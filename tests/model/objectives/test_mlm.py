@@ -1,7 +1,6 @@
 """Masked language modelling: the loss and the interaction encoder against loops on float64, and the term."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data.batch import NOT_PREDICTED as MARKED_IN_BATCHES
 from model.features import Encoded, Encoder, Features
 from model.objectives import MLM, Facts, Objective, mlm_loss
-from model.objectives.mlm import InteractionEncoder
+from model.objectives.mlm import NOT_PREDICTED, InteractionEncoder
 
 VOCABULARY, LENGTH, PATCHES, WIDTH = 11, 5, 3, 128
 PIDS = torch.tensor([0, 0, 1, 1, 2])
@@ -36,6 +36,10 @@ def slow_mlm_loss(scores: Tensor, labels: Tensor) -> Tensor:
                 exponentials = [score.exp() for score in scores[i, position]]
                 losses.append(-(exponentials[int(labels[i, position])] / sum(exponentials)).log())
     return torch.stack(losses).sum() / len(losses)
+
+
+def test_what_batches_mark_is_what_the_loss_leaves_out() -> None:
+    assert NOT_PREDICTED == MARKED_IN_BATCHES == nn.CrossEntropyLoss().ignore_index
 
 
 @pytest.mark.parametrize("batch", [2, 5])
@@ -211,7 +215,7 @@ def test_every_image_token_answers_cls_included(term: MLM, encoder: Encoder, mon
     def with_cls(pixels: Tensor) -> Encoded:
         encoded = encode_image(pixels)
         encoded.mask[:, 0] = False
-        return replace(encoded, prefix=1)
+        return encoded
 
     monkeypatch.setattr(encoder, "encode_image", with_cls)
     assert torch.equal(term(features_with(labels, encoder))[0], expected)

@@ -20,6 +20,7 @@ SCALE, EPS = 20.0, 1e-8
 IMAGE_LABELS = torch.tensor([0, 1, 1, 0, 2, -1])
 TEXT_LABELS = torch.tensor([3, 3, 0, -1, 1, 2])
 OUTLIERS = torch.full((6,), -1)
+CLUSTERED = (IMAGE_LABELS >= 0) & (TEXT_LABELS >= 0)
 
 MakeTerm = Callable[..., LossTerm]
 MakeFeatures = Callable[[Tensor, Tensor], Features]
@@ -39,14 +40,15 @@ def slow_pcm(features: Tensor, prototypes: Tensor, labels: Tensor, temperature: 
 
 
 def slow_icpm(image: Tensor, text: Tensor, image_labels: Tensor, text_labels: Tensor) -> Tensor:
-    total = torch.zeros((), dtype=torch.float64)
+    total = 0 * (image.sum() + text.sum())
+    clustered = [i for i in range(len(image)) if image_labels[i] >= 0 and text_labels[i] >= 0]
     for queries, targets, labels in ((image, text, text_labels), (text, image, image_labels)):
-        for i, query in enumerate(queries):
-            exponentials = [(SCALE * (query * target).sum()).exp() for target in targets]
+        for i in clustered:
+            exponentials = [(SCALE * (queries[i] * target).sum()).exp() for target in targets]
             positives = [float(i == j or (labels[i] == labels[j] and labels[i] >= 0)) for j in range(len(labels))]
             for exponential, positive in zip(exponentials, positives, strict=True):
                 p = exponential / sum(exponentials)
-                total = total + p * (p.log() - math.log(positive / sum(positives) + EPS)) / len(labels)
+                total = total + p * (p.log() - math.log(positive / sum(positives) + EPS)) / len(clustered)
     return total
 
 
@@ -109,7 +111,13 @@ def test_pcm_does_not_overflow() -> None:
 def test_icpm_with_the_same_labels_on_both_sides_is_sdm() -> None:
     image, text, labels = units(6, 1), units(6, 2), torch.tensor([0, 1, 1, 0, 2, 3])
     assert torch.equal(icpm(image, text, labels, labels, SCALE), sdm(image, text, labels, SCALE))
-    assert torch.equal(icpm(image, text, OUTLIERS, OUTLIERS, SCALE), sdm(image, text, torch.arange(6), SCALE))
+
+
+def test_icpm_without_clustered_pairs_is_a_connected_zero() -> None:
+    image, text = units(6, 1).requires_grad_(), units(6, 2)
+    loss = icpm(image, text, IMAGE_LABELS, OUTLIERS, SCALE)
+    assert loss == 0
+    assert torch.equal(*torch.autograd.grad(loss, image), torch.zeros_like(image))
 
 
 def test_icpm_takes_the_labels_of_the_target_modality() -> None:
@@ -147,8 +155,8 @@ def test_pcm_term_sums_both_directions(matching: str, facts: Facts, make_labelle
     loss, stats = term(features)
     image, text = features.embedding("image"), features.embedding("text")
     to_images, to_texts = (image, text) if matching == "single_modal" else (text, image)
-    expected = pcm(to_images, term.image_memory.prototypes, IMAGE_LABELS, 0.1)
-    expected = expected + pcm(to_texts, term.text_memory.prototypes, TEXT_LABELS, 0.1)
+    expected = pcm(to_images, term.image_memory.prototypes, IMAGE_LABELS.where(CLUSTERED, -1), 0.1)
+    expected = expected + pcm(to_texts, term.text_memory.prototypes, TEXT_LABELS.where(CLUSTERED, -1), 0.1)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(stats["image_temperature"], torch.tensor(0.1))
 
@@ -177,8 +185,8 @@ def test_after_a_step_the_memories_follow_their_own_modality(facts: Facts, make_
     expected = filled(facts)
     term(features)[0].backward()
     term.after_step(features)
-    expected.image_memory.update(features.embedding("image"), IMAGE_LABELS)
-    expected.text_memory.update(features.embedding("text"), TEXT_LABELS)
+    expected.image_memory.update(features.embedding("image"), IMAGE_LABELS.where(CLUSTERED, -1))
+    expected.text_memory.update(features.embedding("text"), TEXT_LABELS.where(CLUSTERED, -1))
     assert torch.equal(term.image_memory.prototypes, expected.image_memory.prototypes)
     assert torch.equal(term.text_memory.prototypes, expected.text_memory.prototypes)
     assert not torch.equal(term.image_memory.prototypes, filled(facts).image_memory.prototypes)

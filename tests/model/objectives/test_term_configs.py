@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from model.features import Features
-from model.objectives import Facts, LossTerm, Objective, build_objective
+from model.objectives import ID, Facts, LossTerm, Objective, build_objective
+from model.prototypes import Modality
 
 LOSS = Path(__file__).parents[3] / "config" / "loss"
 TERMS = sorted(path.stem for path in (LOSS / "term").glob("*.yaml"))
@@ -28,20 +30,38 @@ ComposeLoss = Callable[..., DictConfig]
 
 
 def build(loss: DictConfig, facts: Facts) -> Objective:
+    """Returns the objective of `loss`, after a clustering of six persons."""
     for term in loss.terms.values():
         if "hidden_dim" in term:
             term.hidden_dim = 16
-    return build_objective(instantiate(loss.terms), facts)
+    objective = build_objective(instantiate(loss.terms), facts)
+    draw = torch.Generator().manual_seed(2)
+    samples = [Modality(torch.randn(12, facts.embed_dim, generator=draw), torch.arange(12) % 6) for _ in range(2)]
+    objective.fill(*samples, seed=0)
+    return objective
+
+
+@dataclass
+class Case:
+    """A term, the objective that it is in with what it needs of other terms, and an encoder that has what it needs."""
+
+    term: LossTerm
+    objective: Objective
+    encoder: nn.Module
 
 
 @pytest.fixture
-def make_term(compose_loss: ComposeLoss, facts: Facts) -> Callable[[str], LossTerm]:
-    def make(name: str) -> LossTerm:
+def make_case(
+    compose_loss: ComposeLoss, facts: Facts, part_facts: Facts, encoder: nn.Module, part_encoder: nn.Module
+) -> Callable[[str], Case]:
+    def make(name: str) -> Case:
         torch.manual_seed(0)
         loss = compose_loss("loss.softlabel_ratio=0.5", f"+loss/term@loss.terms.tested={name}").loss
-        term = build(loss, facts).terms["tested"]
+        parts = "parts" in build(loss, facts).needs
+        term = build(loss, part_facts if parts else facts).terms["tested"]
         assert isinstance(term, LossTerm)
-        return term
+        helpers = {"id": ID(facts=part_facts)} if "id_logits" in term.needs else {}
+        return Case(term, Objective({name: term, **helpers}), part_encoder if parts else encoder)
 
     return make
 
@@ -57,19 +77,18 @@ def assert_finite_gradients(modules: list[nn.Module]) -> None:
 def test_term(
     name: str,
     amp: bool,
-    make_term: Callable[[str], LossTerm],
+    make_case: Callable[[str], Case],
     make_features: MakeFeatures,
-    encoder: nn.Module,
 ) -> None:
-    term = make_term(name)
-    objective = Objective({name: term})
+    case = make_case(name)
+    term, objective, encoder = case.term, case.objective, case.encoder
     with torch.autocast("cpu", torch.bfloat16) if amp else nullcontext():
-        features = make_features(REPEATED, epoch=2.0)
+        features = make_features(REPEATED, epoch=2.0, encoder=encoder)
         report = objective(features)
     report.total.backward()
     assert report.total.dtype == torch.float32
     assert report.total.isfinite()
-    assert features.accessed == term.needs
+    assert features.accessed - term.provides == term.needs
     for tower, views in TOWERS.items():
         for parameter in getattr(encoder, tower).parameters():
             reached = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
@@ -95,12 +114,12 @@ def test_term(
 def test_term_on_a_batch_that_lacks_a_kind_of_pair(
     name: str,
     pids: Tensor,
-    make_term: Callable[[str], LossTerm],
+    make_case: Callable[[str], Case],
     make_features: MakeFeatures,
-    encoder: nn.Module,
 ) -> None:
-    objective = Objective({name: make_term(name)})
-    report = objective(make_features(pids))
+    case = make_case(name)
+    objective, encoder = case.objective, case.encoder
+    report = objective(make_features(pids, encoder=encoder))
     assert report.total.isfinite()
     assert report.total.requires_grad
     report.total.backward()
@@ -110,13 +129,22 @@ def test_term_on_a_batch_that_lacks_a_kind_of_pair(
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_preset(
-    preset: str, compose_loss: ComposeLoss, facts: Facts, make_features: MakeFeatures, encoder: nn.Module
+    preset: str,
+    compose_loss: ComposeLoss,
+    facts: Facts,
+    part_facts: Facts,
+    make_features: MakeFeatures,
+    encoder: nn.Module,
+    part_encoder: nn.Module,
 ) -> None:
     loss = compose_loss(f"loss={preset}").loss
     assert loss.name == preset
     assert 0 <= loss.softlabel_ratio <= 1
-    features = make_features(REPEATED, epoch=0.5)
-    report = build(loss, facts)(features)
+    objective = build(loss, facts)
+    if "parts" in objective.needs:
+        objective, encoder = build(loss, part_facts), part_encoder
+    features = make_features(REPEATED, epoch=0.5, encoder=encoder)
+    report = objective(features)
     report.total.backward()
     assert report.total.isfinite()
     assert_finite_gradients([encoder])

@@ -18,6 +18,7 @@ from model.objectives import (
     SimCLR,
     cross_modal_circle,
     in_modal_circle,
+    itc,
     nitc,
 )
 from utils.errors import UserError
@@ -127,3 +128,15 @@ def test_simclr_accepts_a_batch_of_one(facts: Facts, make_features: MakeFeatures
     loss, _ = SimCLR(facts=facts, hidden_dim=16)(make_features(PIDS[:1]))
     assert loss == 0
     assert loss.requires_grad
+
+
+def test_itc_of_outliers_takes_the_pairs_of_which_a_side_is_in_no_cluster(
+    facts: Facts, make_features: MakeFeatures
+) -> None:
+    features = make_features(torch.tensor([0, -1, 1, 0, -1]))  # the labels of both sides
+    term = ITC(facts=facts, pairs="outliers")
+    assert term.needs == {"image", "text", "image_labels", "text_labels"}
+    image, text = features.embedding("image")[[1, 4]], features.embedding("text")[[1, 4]]
+    torch.testing.assert_close(term(features)[0], itc(image, text, features.temperature[0]))
+    with pytest.raises(UserError, match="pairs: 'some' given, expected one of all, outliers"):
+        ITC(facts=facts, pairs="some")  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 
 from model.prototypes import cluster_statistics
 
@@ -30,3 +31,19 @@ def test_one_cluster_of_many_persons_says_nothing_about_them() -> None:
 
 def test_all_outliers_have_counts_only() -> None:
     assert cluster_statistics(torch.full((3,), -1), torch.arange(3)) == {"clusters": 0, "outliers": 3}
+
+
+@pytest.mark.parametrize(("persons", "clusters"), [(1, 1), (1, 4), (5, 1), (5, 7), (40, 40), (3, 60)])
+def test_information_equals_that_of_scikit_learn(persons: int, clusters: int) -> None:
+    draw = torch.Generator().manual_seed(persons)
+    ids, labels = (torch.randint(most, (60,), generator=draw) for most in (persons, clusters))
+    labels = torch.where(torch.rand(60, generator=draw) < 0.6, ids % clusters, labels)
+    labels[::9] = -1
+    figures, kept = cluster_statistics(labels, ids + 100), labels >= 0
+    assert figures["nmi"] == pytest.approx(normalized_mutual_info_score(ids[kept], labels[kept]), abs=1e-9)
+    assert figures["ami"] == pytest.approx(adjusted_mutual_info_score(ids[kept], labels[kept]), abs=1e-9)
+
+
+def test_every_sample_a_cluster_of_its_own() -> None:
+    figures = cluster_statistics(torch.arange(6), torch.arange(6))
+    assert figures == {"clusters": 6, "outliers": 0, "purity": 1, "nmi": 1, "ami": 1}

@@ -1,4 +1,4 @@
-"""Heads: from what a backbone gives to what is compared."""
+"""The head of global matching."""
 
 from torch import nn
 from torch.nn import functional as F
@@ -12,11 +12,13 @@ class GlobalHead(nn.Module):
 
     Args:
         dim: width of the backbone's pooled features.
+        grid: (rows, columns) of patches, which every head is told and this one does not need.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, grid: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.embed_dim = dim
+        self.slots = {"global": 1}
 
     def image(self, output: BackboneOutput) -> Encoded:
         return self._encode(output)
@@ -26,4 +28,4 @@ class GlobalHead(nn.Module):
 
     def _encode(self, output: BackboneOutput) -> Encoded:
         pooled = output.pooled.float()
-        return Encoded(pooled, F.normalize(pooled, dim=-1), output.tokens, output.mask, output.prefix)
+        return Encoded(pooled, F.normalize(pooled, dim=-1), output.tokens, output.mask)

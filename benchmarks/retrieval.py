@@ -1,0 +1,213 @@
+"""Time and memory of ranking, beside the usual evaluator that sorts everything and beside the bare matrix product.
+
+    uv run benchmarks/retrieval.py [--sets cuhk icfg large] [--dim 512 768] [--repeats 3] [--threads 2] [--scale 1.0]
+
+Sets have the size of a test split: CUHK-PEDES (6,156 captions, 3,074 images) and ICFG-PEDES (19,848 of each), 1,000
+identities; `large` is 100,000 of each, 5,000 identities, and is not sorted: its order alone would take 80 GB.
+Features are drawn around one centre per identity. Every form runs in a process of its own, one after another in
+turns; times are medians over the turns. The peak is what the resident set grows by above the features, the first
+call included. Where a form ranks, its figures must be those of the sorting evaluator.
+"""
+
+import argparse
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from prettytable import PrettyTable
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from utils.retrieval import both_directions, full_precision, retrieval_metrics
+
+NOISE = 3.0
+ROWS = 512
+GIB = 2**30
+
+Features = tuple[Tensor, Tensor, Tensor, Tensor]
+Figures = list[tuple[float, ...]]
+
+
+class Size(NamedTuple):
+    """Of a test split."""
+
+    texts: int
+    images: int
+    identities: int
+
+
+SETS = {"cuhk": Size(6156, 3074, 1000), "icfg": Size(19848, 19848, 1000), "large": Size(100_000, 100_000, 5000)}
+
+
+class Cost(NamedTuple):
+    """One call: seconds, bytes that the resident set has grown by since the features were there, the figures."""
+
+    seconds: float
+    peak: int
+    figures: Figures
+
+
+def product(texts: Tensor, images: Tensor, text_pids: Tensor, image_pids: Tensor) -> Figures:
+    """Returns nothing: every similarity, in chunks that overwrite each other, which is the fastest form of it."""
+    scores = texts.new_empty(ROWS, len(images))
+    for chunk in texts.split(ROWS):
+        torch.mm(chunk, images.T, out=scores[: len(chunk)])
+    return []
+
+
+def whole_product(texts: Tensor, images: Tensor, text_pids: Tensor, image_pids: Tensor) -> Figures:
+    """Returns nothing: the similarities as one matrix."""
+    texts @ images.T
+    return []
+
+
+def t2i(texts: Tensor, images: Tensor, text_pids: Tensor, image_pids: Tensor) -> Figures:
+    return [tuple(retrieval_metrics(texts, images, text_pids, image_pids).as_dict().values())]
+
+
+def i2t(texts: Tensor, images: Tensor, text_pids: Tensor, image_pids: Tensor) -> Figures:
+    return [tuple(retrieval_metrics(images, texts, image_pids, text_pids).as_dict().values())]
+
+
+def both(texts: Tensor, images: Tensor, text_pids: Tensor, image_pids: Tensor) -> Figures:
+    found = both_directions(texts, images, text_pids, image_pids)
+    return [tuple(metrics.as_dict().values()) for metrics in found]
+
+
+def argsort(texts: Tensor, images: Tensor, text_pids: Tensor, image_pids: Tensor) -> Figures:
+    """Returns (R@1, R@5, R@10, mAP, mINP) of t2i by sorting the gallery for every query, as evaluators usually do."""
+    order = torch.argsort(texts @ images.T, dim=1, descending=True)  # (Q, G)
+    right = image_pids[order] == text_pids[:, None]
+    del order
+    found = right.cumsum(dim=1)
+    positives = found[:, -1]
+    ranks = torch.arange(1, right.shape[1] + 1)
+    hits = [(found[:, k - 1] > 0).float().mean() for k in (1, 5, 10)]
+    last = (ranks * right).amax(dim=1)
+    precision = (found / ranks).mul_(right).sum(dim=1) / positives
+    return [tuple(100 * value.item() for value in (*hits, precision.mean(), (positives / last).mean()))]
+
+
+FORMS: dict[str, Callable[..., Figures]] = {
+    "product": product,
+    "whole product": whole_product,
+    "t2i": t2i,
+    "i2t": i2t,
+    "both": both,
+    "argsort": argsort,
+}
+
+
+def draw(size: Size, dim: int) -> Features:
+    """Returns unit-norm texts and images, and their identities, piece by piece: without a peak above their size."""
+    generator = torch.Generator().manual_seed(0)
+    centres = normalize(torch.randn(size.identities, dim, generator=generator), dim=1)
+    sides = []
+    for items in (size.texts, size.images):
+        pids = (torch.arange(items) % size.identities)[torch.randperm(items, generator=generator)]
+        features = torch.empty(items, dim)
+        for piece, of in zip(features.split(ROWS), pids.split(ROWS), strict=True):
+            noise = torch.randn(len(of), dim, generator=generator) / dim**0.5
+            piece.copy_(normalize(centres[of] + NOISE * noise, dim=1))
+        sides.append((features, pids))
+    (texts, text_pids), (images, image_pids) = sides
+    return texts, images, text_pids, image_pids
+
+
+def prepare(size: Size, dim: int, threads: int) -> None:
+    """Puts the features of a set into this process."""
+    global features, before
+    torch.set_num_threads(threads)
+    product(*draw(Size(64, 64, 8), dim))  # libraries take their workspace
+    features = draw(size, dim)
+    before = _peak()
+
+
+def call(form: str) -> Cost:
+    start = time.perf_counter()
+    with full_precision(), torch.no_grad():
+        figures = FORMS[form](*features)
+    return Cost(time.perf_counter() - start, _peak() - before, figures)
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measure(size: Size, dim: int, forms: list[str], repeats: int, threads: int) -> dict[str, Cost]:
+    """Returns form -> median seconds, peak and figures."""
+    context = get_context("spawn")
+    pools = {form: ProcessPoolExecutor(1, context, prepare, (size, dim, threads)) for form in forms}
+    turns = [{form: pool.submit(call, form).result() for form, pool in pools.items()} for _ in range(repeats)]
+    for pool in pools.values():
+        pool.shutdown()
+    return {
+        form: Cost(
+            statistics.median(turn[form].seconds for turn in turns),
+            max(turn[form].peak for turn in turns),
+            turns[0][form].figures,
+        )
+        for form in forms
+    }
+
+
+def check_figures(costs: dict[str, Cost]) -> None:
+    """Raises `AssertionError` where two forms rank differently; scores may differ in their last digit."""
+    t2i_figures, i2t_figures = costs["t2i"].figures, costs["i2t"].figures
+    pairs = [(costs["both"].figures, t2i_figures + i2t_figures)]
+    if "argsort" in costs:
+        pairs.append((costs["argsort"].figures, t2i_figures))
+    for one, other in pairs:
+        if not torch.allclose(torch.tensor(one), torch.tensor(other), atol=0.02):
+            raise AssertionError(f"{one} and {other} should be the same figures")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=["cuhk", "icfg"])
+    parser.add_argument("--dim", type=int, nargs="+", default=[512, 768])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--scale", type=float, default=1.0, help="of all sizes, to try it")
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+
+    table = PrettyTable()
+    table.align = "r"
+    for name in options.sets:
+        size = Size(*(int(options.scale * number) for number in SETS[name]))
+        forms = [form for form in FORMS if name != "large" or form not in ("argsort", "whole product")]
+        for dim in options.dim:
+            costs = measure(size, dim, forms, options.repeats, options.threads)
+            check_figures(costs)
+            for form, cost in costs.items():
+                sorting = f"{costs['argsort'].seconds / cost.seconds:.1f}" if "argsort" in costs else "-"
+                row = {
+                    "set": f"{size.texts:,} x {size.images:,}",
+                    "dim": dim,
+                    "form": form,
+                    "times the product": f"{cost.seconds / costs['product'].seconds:.2f}",
+                    "times faster than argsort": sorting,
+                    "s": f"{cost.seconds:.2f}",
+                    "GiB above the features": f"{cost.peak / GIB:.2f}",
+                    "R@1": " ".join(f"{figures[0]:.1f}" for figures in cost.figures),
+                }
+                table.field_names = list(row)
+                table.add_row(list(row.values()), divider=form == forms[-1])
+            print(f"{name}, {dim}: done", file=sys.stderr, flush=True)
+    print(f"on CPU, {options.threads} threads")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""How much a dataset holds."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from data.annotations import DatasetSplits
+from data.datasets import captions_of
+from data.tokens import Tokenize
+
+
+class SplitCounts(NamedTuple):
+    """What a split holds; `cut` counts the captions that have more tokens than the backbone reads."""
+
+    identities: int
+    images: int
+    captions: int
+    cut: int
+
+
+@dataclass(frozen=True)
+class DatasetCounts:
+    """What the splits "train", "val" and "test" hold, the most tokens of a caption, and the largest token id."""
+
+    splits: dict[str, SplitCounts]
+    most_tokens: int
+    max_token_id: int
+
+
+def count(dataset: DatasetSplits, tokenize: Tokenize) -> DatasetCounts:
+    """Returns what the splits hold; every caption is tokenised for it."""
+    splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
+    texts = {name: [caption.text for caption in captions_of(records)] for name, records in splits.items()}
+    tokens = {name: tokenize.count(captions) for name, captions in texts.items()}
+    return DatasetCounts(
+        splits={
+            name: SplitCounts(
+                identities=len({record.pid for record in records}),
+                images=len(records),
+                captions=len(texts[name]),
+                cut=tokens[name].cut,
+            )
+            for name, records in splits.items()
+        },
+        most_tokens=max(split.longest for split in tokens.values()),
+        max_token_id=max(split.max_id for split in tokens.values()),
+    )
+
+
+def describe(dataset: DatasetSplits, counts: DatasetCounts, max_length: int) -> str:
+    """Returns one line on the dataset, of whose captions `max_length` tokens are read, for the start of a run."""
+    told = [
+        f"{name} {split.images:,} images, {split.captions:,} captions, {split.identities:,} identities"
+        for name, split in counts.splits.items()
+    ]
+    cut = sum(split.cut for split in counts.splits.values())
+    if cut:
+        told.append(f"{cut:,} captions cut to {max_length} tokens (the longest has {counts.most_tokens})")
+    name = f"{dataset.name} ({dataset.language})"
+    if dataset.val_is_test:
+        name += ", validated on test"
+    return f"{name}: {'; '.join(told)}"

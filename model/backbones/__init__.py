@@ -1,0 +1,6 @@
+"""Backbones: towers for images and texts behind one interface, loaded from folders in Hugging Face format."""
+
+from model.backbones.base import Backbone, BackboneOutput
+from model.backbones.loading import FAMILIES, load_backbone, save_backbone
+
+__all__ = ["FAMILIES", "Backbone", "BackboneOutput", "load_backbone", "save_backbone"]

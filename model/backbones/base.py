@@ -1,0 +1,120 @@
+"""What every backbone offers: two towers whose features lie in one space."""
+
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+Positions = tuple[Tensor, tuple[int, int]]
+
+
+class BackboneOutput(NamedTuple):
+    """pooled ``(B, D)``, tokens ``(B, L, D)`` in the space of pooled, mask ``(B, L)`` true on content.
+
+    Patches of an image come row by row and last, after a [CLS] token where there is one.
+    """
+
+    pooled: Tensor
+    tokens: Tensor
+    mask: Tensor
+
+
+class Backbone(nn.Module):
+    """A vision tower and a text tower behind one interface.
+
+    Subclasses say how a family pools and projects; `model` is the transformers model, or a peft model
+    around it.
+
+    Args:
+        model: with `vision_model`, `text_model` and `logit_scale`; its vision tower is fitted to `grid` in place.
+        mean, std: of the three channels, from 0 to 1.
+        grid: (rows, columns) of patches.
+        sigmoid: whether it was pre-trained with the pairwise sigmoid loss.
+        native: positions of patches to start from instead of the model's own, and their grid.
+    """
+
+    model_class: type[PreTrainedModel]
+    token_embedding: str = "token_embedding"  # the module of the text tower's embeddings that holds the table
+    max_logit_scale: float | None = None
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        mean: list[float],
+        std: list[float],
+        grid: tuple[int, int],
+        *,
+        sigmoid: bool,
+        native: Positions | None = None,
+    ) -> None:
+        super().__init__()
+        self.sigmoid = sigmoid
+        self._grid = grid
+        self.model: PreTrainedModel | PeftModel = model
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.fit_to_grid(native)
+
+    @property
+    def hub_model(self) -> Any:
+        """The transformers model, with adapters in place where there are any."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @property
+    def embed_dim(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches at the configured image size."""
+        return self._grid
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.token_table)
+
+    @property
+    def token_table(self) -> nn.Parameter:
+        """The embeddings of the vocabulary ``(V, D)``."""
+        return getattr(self.hub_model.text_model.embeddings, self.token_embedding).weight
+
+    @torch.no_grad()
+    def grow_token_table(self, rows: int) -> None:
+        """Gives the token table `rows` rows if it has fewer; new ones are the mean of the old ones."""
+        old, missing = self.token_table, rows - self.vocab_size
+        if missing > 0:
+            # Not resize_token_embeddings: a CLIPModel does not know where its token table is.
+            table = torch.cat([old, old.mean(dim=0).expand(missing, -1)])
+            grown = nn.Embedding.from_pretrained(table, freeze=not old.requires_grad)
+            setattr(self.hub_model.text_model.embeddings, self.token_embedding, grown)
+            self.hub_model.config.text_config.vocab_size = rows
+
+    def fit_to_grid(self, native: Positions | None) -> None:
+        """Makes the vision tower take images of `grid`, in place; positions come from `native` or from the tower."""
+        raise NotImplementedError
+
+    def hub_weights(self) -> dict[str, Tensor]:
+        """Returns the weights as `model_class` loads them: positions are back on the square grid of its config."""
+        raise NotImplementedError
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Returns float pixels ``(B, 3, H, W)`` as the tower was pre-trained on, from uint8 ones."""
+        return (pixels.float() / 255 - self.mean) / self.std  # type: ignore[operator]
+
+    def image(self, pixels: Tensor) -> BackboneOutput:
+        """Encodes uint8 pixels ``(B, 3, H, W)``."""
+        raise NotImplementedError
+
+    def text(self, ids: Tensor, mask: Tensor) -> BackboneOutput:
+        """Encodes token ids ``(B, L)``; `mask` ``(B, L)`` is true on tokens that are not padding."""
+        raise NotImplementedError
+
+    def temperature(self) -> tuple[Tensor, Tensor]:
+        """(logit_scale, logit_bias): scalars with gradient, the scale exponentiated."""
+        scale = self.hub_model.logit_scale.squeeze().exp()
+        if self.max_logit_scale is not None:
+            scale = scale.clamp(max=self.max_logit_scale)
+        bias = getattr(self.hub_model, "logit_bias", None)
+        return scale, torch.zeros_like(scale) if bias is None else bias.squeeze()

@@ -1,0 +1,119 @@
+"""An image tower and a BERT that were pre-trained apart, joined by a linear projection after each."""
+
+import shutil
+from pathlib import Path
+from typing import Final, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedModel,
+    ResNetModel,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+)
+
+from model.backbones.base import Backbone, BackboneOutput, Positions
+from model.positions import resize_positions
+
+WIDTH: Final = 768  # of the joint space of ResNet-50 or ViT-B/16 and BERT: that of BERT
+RESNET_STRIDE: Final = 16  # pixels that a cell of its last feature map stands for
+
+
+class BertBackbone(Backbone):
+    """A ResNet or a ViT, and BERT: features are projected to one width and max-pooled over patches or words.
+
+    Source: Park et al. (ECCV 2024), section 3.1. Decisions, where the paper is silent: both modalities get a
+    linear projection, because those of a ResNet and of BERT differ in width; the last stage of a ResNet keeps
+    its resolution (Luo et al., CVPRW 2019), so that a token stands for 16x16 pixels in either tower. A
+    frozen tower stays in evaluation mode, without dropout and with its batch statistics.
+    """
+
+    model_class = VisionTextDualEncoderModel
+    token_embedding = "word_embeddings"
+    max_logit_scale = 100.0
+
+    @property
+    def embed_dim(self) -> int:
+        return self.hub_model.config.projection_dim
+
+    @torch.no_grad()
+    def fit_to_grid(self, native: Positions | None) -> None:
+        vision = self.hub_model.vision_model
+        for tower in (vision, self.hub_model.text_model):
+            tower.pooler.requires_grad_(False)  # not used
+        if self._has_positions:
+            table, grid = native or (vision.embeddings.position_embeddings[0], self._square_grid)
+            vision.embeddings.position_embeddings = nn.Parameter(resize_positions(table, grid, self.grid)[None])
+            patch = vision.config.patch_size
+            for module in (vision.embeddings, vision.embeddings.patch_embeddings):
+                module.image_size = (patch * self.grid[0], patch * self.grid[1])  # a size that is checked, no weight
+        else:
+            for module in vision.encoder.stages[-1].modules():
+                if isinstance(module, nn.Conv2d):
+                    module.stride = (1, 1)
+
+    @torch.no_grad()
+    def hub_weights(self) -> dict[str, Tensor]:
+        weights = self.hub_model.state_dict()
+        if self._has_positions:
+            name = "vision_model.embeddings.position_embeddings"
+            weights[name] = resize_positions(weights[name][0], self.grid, self._square_grid)[None]
+        return weights
+
+    @property
+    def _has_positions(self) -> bool:
+        return hasattr(self.hub_model.vision_model, "embeddings")
+
+    @property
+    def _square_grid(self) -> tuple[int, int]:
+        vision = self.hub_model.config.vision_config
+        side = vision.image_size // vision.patch_size
+        return side, side
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for tower in (self.hub_model.vision_model, self.hub_model.text_model):
+            if not any(parameter.requires_grad for parameter in tower.parameters()):
+                tower.eval()
+        return self
+
+    def image(self, pixels: Tensor) -> BackboneOutput:
+        hidden = self.hub_model.vision_model(self.normalise(pixels)).last_hidden_state
+        if hidden.ndim == 4:  # a feature map (B, C, H, W)
+            hidden = hidden.flatten(2).transpose(1, 2)
+        tokens = self.hub_model.visual_projection(hidden)
+        patches = self.grid[0] * self.grid[1]
+        mask = torch.arange(tokens.shape[1], device=tokens.device) >= tokens.shape[1] - patches
+        return BackboneOutput(tokens[:, -patches:].amax(dim=1), tokens, mask.expand(tokens.shape[:2]))
+
+    def text(self, ids: Tensor, mask: Tensor) -> BackboneOutput:
+        hidden = self.hub_model.text_model(ids, attention_mask=mask).last_hidden_state
+        tokens = self.hub_model.text_projection(hidden)
+        pooled = tokens.masked_fill(~mask[:, :, None], -torch.inf).amax(dim=1)
+        return BackboneOutput(pooled, tokens, mask)
+
+
+def join_towers(vision: PreTrainedModel, text: PreTrainedModel, width: int = WIDTH) -> VisionTextDualEncoderModel:
+    """Returns both towers with new projections to features of `width`."""
+    if isinstance(vision, ResNetModel):
+        vision.config.hidden_size = list(vision.config.hidden_sizes or ())[-1]  # what the dual encoder asks for
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(vision.config, text.config, projection_dim=width)
+    return VisionTextDualEncoderModel(config, vision, text)
+
+
+def join_folders(vision: Path, text: Path, folder: Path, *, seed: int = 0) -> Path:
+    """Returns `folder`, newly written: the image tower of one folder, BERT and tokenizer of another, joined.
+
+    Args:
+        seed: of the projections.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        joined = join_towers(AutoModel.from_pretrained(vision), AutoModel.from_pretrained(text))
+    joined.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(text).save_pretrained(folder)
+    shutil.copyfile(vision / "preprocessor_config.json", folder / "preprocessor_config.json")
+    return folder

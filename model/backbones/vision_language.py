@@ -1,0 +1,108 @@
+"""Dual encoders that were pre-trained with images and texts together: SigLIP, mSigLIP and CLIP."""
+
+from math import isqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPModel, SiglipModel
+
+from model.backbones.base import Backbone, BackboneOutput, Positions
+from model.positions import resize_positions
+
+
+class GridEmbeddings(nn.Module):
+    """Patch embeddings whose position table fits a grid of `height` x `width` patches, square or not.
+
+    Takes over the modules of a transformers vision embedding under the same names. The position table is
+    interpolated once, bicubic; a [CLS] position is kept apart.
+
+    Args:
+        pretrained: of transformers; its grid is square.
+        native: positions to start from instead, and their grid.
+    """
+
+    def __init__(self, pretrained: Any, height: int, width: int, native: Positions | None = None) -> None:
+        super().__init__()
+        self.patch_embedding: nn.Module = pretrained.patch_embedding
+        cls = getattr(pretrained, "class_embedding", None)
+        self.class_embedding: nn.Parameter | None = cls
+        if native is None:
+            table = pretrained.position_embedding.weight.detach()
+            side = isqrt(len(table))
+            native = table, (side, side)
+        resized = resize_positions(*native, (height, width))
+        self.position_embedding = nn.Embedding.from_pretrained(resized, freeze=False)
+
+    def forward(self, pixel_values: Tensor, **_: Any) -> Tensor:
+        patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
+        if self.class_embedding is not None:
+            patches = torch.cat([self.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
+        return patches + self.position_embedding.weight
+
+
+class VisionLanguageBackbone(Backbone):
+    """What SigLIP and CLIP have in common. Their text towers never see the mask, it is handed on."""
+
+    def fit_to_grid(self, native: Positions | None) -> None:
+        tower = self.hub_model.vision_model
+        tower.embeddings = GridEmbeddings(tower.embeddings, *self.grid, native)
+
+    @torch.no_grad()
+    def hub_weights(self) -> dict[str, Tensor]:
+        weights = self.hub_model.state_dict()
+        name = next(name for name in weights if name.endswith("vision_model.embeddings.position_embedding.weight"))
+        vision = self.hub_model.config.vision_config
+        side = vision.image_size // vision.patch_size
+        return {**weights, name: resize_positions(weights[name], self.grid, (side, side))}
+
+
+class SiglipBackbone(VisionLanguageBackbone):
+    """SigLIP and mSigLIP: attention pooling for images, last position for texts, no [CLS].
+
+    Texts are padded to the full length and the padding is attended to, as in pre-training.
+    """
+
+    model_class = SiglipModel
+
+    @property
+    def embed_dim(self) -> int:
+        return self.hub_model.config.vision_config.hidden_size
+
+    def image(self, pixels: Tensor) -> BackboneOutput:
+        output = self.hub_model.vision_model(self.normalise(pixels))
+        tokens = output.last_hidden_state
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        return BackboneOutput(output.pooler_output, tokens, mask)
+
+    def text(self, ids: Tensor, mask: Tensor) -> BackboneOutput:
+        tower = self.hub_model.text_model
+        output = tower(ids)
+        return BackboneOutput(output.pooler_output, tower.head(output.last_hidden_state), mask)
+
+
+class ClipBackbone(VisionLanguageBackbone):
+    """CLIP ViT: [CLS] pooling for images, end-of-text pooling for texts, linear projections after both.
+
+    The image mask is false on [CLS]. The scale is kept at or below 100 (Radford et al., ICML 2021).
+    """
+
+    model_class = CLIPModel
+    max_logit_scale = 100.0
+
+    @property
+    def embed_dim(self) -> int:
+        return self.hub_model.config.projection_dim
+
+    def image(self, pixels: Tensor) -> BackboneOutput:
+        tower = self.hub_model.vision_model
+        hidden = tower(self.normalise(pixels)).last_hidden_state
+        tokens = self.hub_model.visual_projection(tower.post_layernorm(hidden))
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        mask[:, 0] = False
+        return BackboneOutput(tokens[:, 0], tokens, mask)
+
+    def text(self, ids: Tensor, mask: Tensor) -> BackboneOutput:
+        output = self.hub_model.text_model(ids)
+        project = self.hub_model.text_projection
+        return BackboneOutput(project(output.pooler_output), project(output.last_hidden_state), mask)

@@ -1,0 +1,158 @@
+"""The pseudo labels of a training set: how they are found, which pair is trained when, and how they changed."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Final, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from model.prototypes.mining import Modality, mine_outliers
+from model.prototypes.resizable import Resizable
+from model.prototypes.statistics import cluster_statistics
+from utils.errors import UserError
+
+Cluster = Callable[[Tensor, int], Tensor]
+OPLM = Literal["none", "one_stage", "two_stage"]
+OPLMS: Final = get_args(OPLM)
+
+
+class Labels(NamedTuple):
+    """Pseudo labels of images ``(Ni,)`` and texts ``(Nt,)``, int64 on the CPU, -1 for outliers."""
+
+    images: Tensor
+    texts: Tensor
+
+
+class Found(NamedTuple):
+    """The labels of a clustering, before and after outlier mining."""
+
+    before: Labels
+    after: Labels
+
+    def statistics(self, image_ids: Tensor, text_ids: Tensor) -> Mapping[str, float]:
+        """Returns `cluster_statistics` as "images/before/outliers", "texts/after/purity", ...
+
+        Args:
+            image_ids, text_ids: true identities, for reporting only. Shapes: ``(Ni,)``, ``(Nt,)``.
+        """
+        ids = Labels(image_ids, text_ids)
+        return {
+            f"{modality}/{stage}/{name}": value
+            for stage, labels in zip(self._fields, self, strict=True)
+            for modality in Labels._fields
+            for name, value in cluster_statistics(getattr(labels, modality), getattr(ids, modality)).items()
+        }
+
+
+class Labeller(Resizable):
+    """Finds pseudo labels, and keeps those of the training pairs. They travel in checkpoints.
+
+    Outlier pseudo label mining, OPLM (CPCL, section 3.4), has three forms. A pair is clustered if both its image
+    and its caption are. "none": outliers stay outliers, and only clustered pairs are trained. "one_stage":
+    outliers are mined first. "two_stage": what is still not clustered is trained as well, after the others.
+
+    Args:
+        name: of the option, for messages.
+        images, texts: (features ``(N, D)``, seed) -> labels ``(N,)``, clusters from 0 without gaps, outliers -1.
+        oplm: "none", "one_stage" or "two_stage".
+        every_n_epochs: labels are found anew before every so many epochs.
+
+    Attributes:
+        image_labels, text_labels: of the image and of the caption of each pair, none before the first `take`.
+            Shape: ``(P,)``.
+        history: for every `take`, images and texts: clusters, outliers before mining, outliers after it.
+            Shape: ``(R, 2, 3)``.
+    """
+
+    image_labels: Tensor
+    text_labels: Tensor
+    history: Tensor
+    resizable = frozenset({"image_labels", "text_labels", "history"})
+
+    def __init__(
+        self, *, name: str, images: Cluster, texts: Cluster, oplm: OPLM = "two_stage", every_n_epochs: int = 1
+    ) -> None:
+        super().__init__()
+        if oplm not in OPLMS:
+            raise UserError(f"pseudo_label.oplm: {oplm!r} given, expected one of {', '.join(OPLMS)}")
+        if every_n_epochs < 1:
+            raise UserError(f"pseudo_label.every_n_epochs: {every_n_epochs} given, expected at least 1")
+        self.name = name
+        self.oplm = oplm
+        self.every_n_epochs = every_n_epochs
+        self._cluster_images, self._cluster_texts = images, texts
+        self.register_buffer("image_labels", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("text_labels", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("history", torch.zeros(0, 2, 3, dtype=torch.int64))
+
+    def due(self, epoch: int) -> bool:
+        """Whether labels are to be found before `epoch`, counted from 0."""
+        return len(self.image_labels) == 0 or epoch % self.every_n_epochs == 0
+
+    def find(self, images: Tensor, texts: Tensor, text_images: Tensor, seed: int) -> Found:
+        """Returns the labels of the training set; keeps nothing. One process does it for all.
+
+        Args:
+            images, texts: embeddings, on any device. Shapes: ``(Ni, D)``, ``(Nt, D)``.
+            text_images: the image of each text. Shape: ``(Nt,)``.
+            seed: of what clustering draws.
+
+        Warns where there is nothing to learn from: no clustered pair, or one single cluster.
+        """
+        before = after = Labels(self._cluster_images(images, seed), self._cluster_texts(texts, seed))
+        if self.oplm != "none":
+            mined = mine_outliers(Modality(images, before.images), Modality(texts, before.texts), text_images)
+            after = Labels(*mined)
+        if self.oplm == "two_stage" and not _clustered(after, text_images).any():
+            warnings.warn(
+                f"pseudo_label={self.name} leaves no pair with both sides in a cluster: this epoch trains pairs alone",
+                stacklevel=2,
+            )
+        elif max(labels.max() for labels in after) == 0:
+            warnings.warn(f"pseudo_label={self.name} finds one single cluster, which tells nothing apart", stacklevel=2)
+        return Found(before, after)
+
+    def take(self, found: Found, text_images: Tensor) -> None:
+        """Makes `found` the labels of the pairs, one for each text.
+
+        Raises:
+            UserError: no pair is left to train.
+        """
+        if self.oplm != "two_stage" and not _clustered(found.after, text_images).any():
+            raise UserError(
+                f"pseudo_label={self.name} with oplm={self.oplm} leaves no pair to train: each of {len(text_images)} "
+                "has an outlier on either side; raise eps, lower min_samples, or set pseudo_label.oplm=two_stage"
+            )
+        device = self.history.device
+        self.image_labels = found.after.images[text_images].to(device)
+        self.text_labels = found.after.texts.to(device)
+        counts = [
+            [int(after.max()) + 1, int((before < 0).sum()), int((after < 0).sum())]
+            for before, after in zip(*found, strict=True)
+        ]
+        self.history = torch.cat([self.history, torch.tensor([counts], device=device)])
+
+    def describe(self) -> str:
+        """Returns one line on the labels found last."""
+        parts = [
+            f"{clusters:,} clusters of {name} ({before:,} outliers, {after:,} after mining)"
+            for name, (clusters, before, after) in zip(("images", "captions"), self.history[-1].tolist(), strict=True)
+        ]
+        clustered = int((self.stages == 1).sum())
+        return f"labels  {', '.join(parts)}; {clustered:,} of {len(self.stages):,} pairs clustered"
+
+    def of(self, pairs: Tensor) -> dict[str, Tensor]:
+        """Returns "image_labels" and "text_labels" of the `pairs` ``(B,)``."""
+        return {"image_labels": self.image_labels[pairs], "text_labels": self.text_labels[pairs]}
+
+    @property
+    def stages(self) -> Tensor:
+        """When each pair is trained: 1 where it is clustered, 2 or, for not at all, 0 elsewhere. Shape: ``(P,)``."""
+        clustered = (self.image_labels >= 0) & (self.text_labels >= 0)
+        return torch.where(clustered, 1, 2 if self.oplm == "two_stage" else 0)
+
+
+def _clustered(labels: Labels, text_images: Tensor) -> Tensor:
+    """Returns bool ``(Nt,)``, true for the pairs of which both sides are in a cluster."""
+    return (labels.images[text_images] >= 0) & (labels.texts >= 0)

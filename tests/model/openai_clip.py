@@ -1,0 +1,100 @@
+"""The architecture of CLIP ViT and of IRRA's heads, written out plainly in OpenAI's layout of weights."""
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+WIDTH, TEXT_WIDTH, EMBED, PATCH, LAYERS, LENGTH, VOCABULARY = 64, 128, 128, 4, 2, 12, 50
+
+
+class QuickGELU(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, mask: Tensor | None = None) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(width, width // 64, batch_first=True)
+        self.ln_1 = nn.LayerNorm(width)
+        parts = [("c_fc", nn.Linear(width, 4 * width)), ("gelu", QuickGELU()), ("c_proj", nn.Linear(4 * width, width))]
+        self.mlp = nn.Sequential(OrderedDict(parts))
+        self.ln_2 = nn.LayerNorm(width)
+        self.mask = mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.ln_1(x)
+        x = x + self.attn(y, y, y, need_weights=False, attn_mask=self.mask)[0]
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    def __init__(self, width: int, layers: int, mask: Tensor | None = None) -> None:
+        super().__init__()
+        self.resblocks = nn.Sequential(*(Block(width, mask) for _ in range(layers)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resblocks(x)
+
+
+class Vision(nn.Module):
+    def __init__(self, patches: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, WIDTH, PATCH, PATCH, bias=False)
+        self.class_embedding = nn.Parameter(torch.randn(WIDTH))
+        self.positional_embedding = nn.Parameter(torch.randn(patches + 1, WIDTH))
+        self.ln_pre = nn.LayerNorm(WIDTH)
+        self.transformer = Transformer(WIDTH, LAYERS)
+        self.ln_post = nn.LayerNorm(WIDTH)
+        self.proj = nn.Parameter(torch.randn(WIDTH, EMBED) / 8)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.conv1(pixels).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1) + self.positional_embedding
+        return self.ln_post(self.transformer(self.ln_pre(x))) @ self.proj
+
+
+class OpenAIClip(nn.Module):
+    """Image tokens ``(B, 1 + patches, E)``, [CLS] first; text tokens ``(B, L, E)``, pooled at the largest id."""
+
+    def __init__(self, patches: int) -> None:
+        super().__init__()
+        self.visual = Vision(patches)
+        self.token_embedding = nn.Embedding(VOCABULARY, TEXT_WIDTH)
+        self.positional_embedding = nn.Parameter(torch.randn(LENGTH, TEXT_WIDTH))
+        self.transformer = Transformer(TEXT_WIDTH, LAYERS, torch.full((LENGTH, LENGTH), -torch.inf).triu(1))
+        self.ln_final = nn.LayerNorm(TEXT_WIDTH)
+        self.text_projection = nn.Parameter(torch.randn(TEXT_WIDTH, EMBED) / 8)
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        return self.visual(pixels)
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        x = self.token_embedding(ids) + self.positional_embedding
+        return self.ln_final(self.transformer(x)) @ self.text_projection
+
+
+class Irra(nn.Module):
+    """IRRA: the towers under `base_model`, the heads beside them; scores ``(B, L, V)`` of masked words."""
+
+    def __init__(self, patches: int, identities: int) -> None:
+        super().__init__()
+        self.base_model = OpenAIClip(patches)
+        self.classifier = nn.Linear(EMBED, identities)
+        self.cross_attn = nn.MultiheadAttention(EMBED, EMBED // 64, batch_first=True)
+        self.cross_modal_transformer = Transformer(EMBED, 4)
+        self.ln_pre_t, self.ln_pre_i, self.ln_post = (nn.LayerNorm(EMBED) for _ in range(3))
+        head = [
+            ("dense", nn.Linear(EMBED, EMBED)),
+            ("gelu", QuickGELU()),
+            ("ln", nn.LayerNorm(EMBED)),
+            ("fc", nn.Linear(EMBED, VOCABULARY)),
+        ]
+        self.mlm_head = nn.Sequential(OrderedDict(head))
+
+    def scores(self, pixels: Tensor, ids: Tensor) -> Tensor:
+        image, text = self.base_model.encode_image(pixels), self.base_model.encode_text(ids)
+        answers = self.ln_pre_i(image)
+        words = self.cross_attn(self.ln_pre_t(text), answers, answers, need_weights=False)[0]
+        return self.mlm_head(self.ln_post(self.cross_modal_transformer(words)))

@@ -1,0 +1,194 @@
+"""Conversion of OpenAI's layout: the same features, scores and heads as the architecture written out plainly."""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.backbones import Backbone, load_backbone
+from model.converted import classifier_note, load_heads, write_converted
+from model.objectives import ID, MLM, SDM, Facts, Objective
+from model.published import convert, read_state
+from tests.model.openai_clip import EMBED, LENGTH, PATCH, VOCABULARY, Irra
+from utils.errors import UserError
+
+SIZE = (6 * PATCH, 2 * PATCH)  # a grid of 3 to 1, as that of 384 x 128
+MEAN, STD = [0.5, 0.4, 0.3], [0.5, 0.25, 0.2]
+
+
+@pytest.fixture
+def irra() -> Irra:
+    torch.manual_seed(0)
+    model = Irra(patches=12, identities=7).eval()
+    for parameter in model.parameters():
+        if parameter.ndim < 2:
+            nn.init.normal_(parameter, std=0.3)  # so that a norm or bias in the wrong place shows
+    return model
+
+
+def saved(model: nn.Module, path: Path, **beside: Any) -> Path:
+    torch.save({"model": model.state_dict(), "epoch": 3, **beside}, path)
+    return path
+
+
+def backbone_of(path: Path, folder: Path, size: tuple[int, int] = SIZE) -> Backbone:
+    folder.mkdir()
+    write_converted(convert(read_state(path), source=path), folder, source=path)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": MEAN, "image_std": STD}))
+    return load_backbone("clip", "clip", folder, size, sigmoid=False, max_length=LENGTH).eval()
+
+
+def batch(size: tuple[int, int] = SIZE) -> tuple[Tensor, Tensor, Tensor]:
+    """Raw pixels, the pixels that a tower sees, and captions that end in the largest id."""
+    random = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (3, 3, *size), dtype=torch.uint8, generator=random)
+    ids = torch.randint(1, VOCABULARY - 2, (3, LENGTH), generator=random)
+    ids[:, 0] = VOCABULARY - 2
+    ids[torch.arange(3), torch.tensor([5, 11, 7])] = VOCABULARY - 1
+    normalised = (pixels / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    return pixels, normalised, ids
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@torch.no_grad()
+def test_features_and_scores_equal_the_architecture_written_out(irra: Irra, tmp_path: Path, prefix: str) -> None:
+    path = tmp_path / "best.pth"
+    torch.save({"model": {prefix + name: value for name, value in irra.state_dict().items()}}, path)
+    backbone = backbone_of(path, tmp_path / "converted")
+    pixels, normalised, ids = batch()
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    image, text = backbone.image(pixels), backbone.text(ids, mask)
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(image.tokens, irra.base_model.encode_image(normalised), **close)
+    torch.testing.assert_close(image.pooled, irra.base_model.encode_image(normalised)[:, 0], **close)
+    torch.testing.assert_close(text.tokens, irra.base_model.encode_text(ids), **close)
+    ends = irra.base_model.encode_text(ids)[torch.arange(3), ids.argmax(dim=1)]
+    torch.testing.assert_close(text.pooled, ends, **close)
+    assert backbone.temperature()[0].item() == pytest.approx(50)
+
+    facts = Facts(EMBED, EMBED, num_classes=7, vocab_size=VOCABULARY)
+    objective = Objective({"mlm": MLM(facts=facts), "id": ID(facts=facts)}).eval()
+    lines = load_heads(objective, tmp_path / "converted")
+    assert [line.split(" starts from ")[0] for line in lines] == ["mlm", "id"]
+    assert not any("but not" in line for line in lines)
+    mlm: Any = objective.terms["mlm"]
+    scores = mlm.head(mlm.interaction(text.tokens, image.tokens, mask))
+    torch.testing.assert_close(scores, irra.scores(normalised, ids), **close)
+    classifier: Any = objective.terms["id"]
+    torch.testing.assert_close(
+        classifier.classifier(image.pooled[:, None])[:, 0], irra.classifier(image.pooled), **close
+    )
+
+
+@torch.no_grad()
+def test_half_precision_is_read_as_its_own_values_in_fp32(irra: Irra, tmp_path: Path) -> None:
+    rounded = irra.half().float()
+    backbone = backbone_of(saved(irra.half(), tmp_path / "half.pth"), tmp_path / "converted")
+    pixels, normalised, _ = batch()
+    expected = rounded.float().base_model.encode_image(normalised)
+    torch.testing.assert_close(backbone.image(pixels).tokens, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_at_another_size_positions_are_resized_from_the_published_grid(irra: Irra, tmp_path: Path) -> None:
+    backbone = backbone_of(saved(irra, tmp_path / "a.pth"), tmp_path / "converted", (12 * PATCH, 4 * PATCH))
+    table = irra.base_model.visual.positional_embedding.detach()
+    grid = table[1:].T.reshape(1, -1, 6, 2)
+    expected = torch.nn.functional.interpolate(grid, size=(12, 4), mode="bicubic", align_corners=False)
+    own = backbone.hub_model.vision_model.embeddings.position_embedding.weight
+    torch.testing.assert_close(own, torch.cat([table[:1], expected.flatten(2)[0].T]))
+
+
+def test_heads_of_other_sizes_stay_as_they_are_and_are_named(irra: Irra, tmp_path: Path) -> None:
+    backbone_of(saved(irra, tmp_path / "a.pth"), tmp_path / "converted")
+    facts = Facts(EMBED, EMBED, num_classes=1_003, vocab_size=VOCABULARY)
+    objective = Objective({"sdm": SDM(facts=facts), "id": ID(facts=facts)})
+    before = {name: value.clone() for name, value in objective.state_dict().items()}
+    [line] = load_heads(objective, tmp_path / "converted")
+    assert "classifier.weight is 7 x 128, here 1,003 x 128" in line
+    assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
+    assert load_heads(objective, tmp_path) == []
+    assert "trained on 7 identities, this dataset has 3" in str(classifier_note(tmp_path / "converted", 3))
+    assert classifier_note(tmp_path / "converted", 7) is None
+    assert classifier_note(tmp_path, 7) is None
+
+
+def test_the_report_tells_what_became_of_every_part(irra: Irra, tmp_path: Path) -> None:
+    state = read_state(saved(irra, tmp_path / "a.pth")) | {
+        "prompt.weight": torch.zeros(2),
+        "prompt.bias": torch.zeros(2),
+    }
+    published = convert(state, source=tmp_path)
+    report = published.report()
+    for part in (
+        r"6 x 2: used, and resized to 3 x 3",
+        r"7 identities",
+        r"made: scale 50",
+        r"prompt\*",
+        r"dropped",
+    ):
+        assert re.search(part, report), report
+    used = len(published.weights) + len(published.heads) + sum(published.dropped.values())
+    split = 2 * 2 * (2 * 2)  # q, k, v of 2 layers in 2 towers come as one weight and one bias each
+    assert used == len(state) + split + published.scale_made
+
+
+def test_a_scale_and_a_square_grid_are_kept(tmp_path: Path) -> None:
+    model = Irra(patches=9, identities=2)
+    state = model.base_model.state_dict() | {"logit_scale": torch.tensor(4.6), "input_resolution": torch.tensor(12)}
+    torch.save(state, tmp_path / "clip.pt")
+    backbone = backbone_of(tmp_path / "clip.pt", tmp_path / "converted", (12, 12))
+    assert backbone.temperature()[0].item() == pytest.approx(99.48, abs=0.1)
+    assert {file.name for file in (tmp_path / "converted").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    }
+    assert not convert(read_state(tmp_path / "clip.pt"), source=tmp_path).dropped
+
+
+def test_what_lies_beside_the_weights_is_not_executed(irra: Irra, tmp_path: Path) -> None:
+    harmless = saved(irra, tmp_path / "a.pth", args=argparse.Namespace(lr=1e-5))
+    assert "visual.proj" in read_state(harmless)
+    path = saved(irra, tmp_path / "b.pth", logger=Path("runs"))
+    with pytest.raises(UserError, match=r"b.pth cannot be read: it holds a [\w.]+, which only executing it could"):
+        read_state(path)
+
+
+def test_files_that_are_no_such_checkpoint_are_one_sentence(irra: Irra, tmp_path: Path) -> None:
+    truncated = tmp_path / "truncated.pth"
+    truncated.write_bytes(saved(irra, tmp_path / "a.pth").read_bytes()[:5000])
+    (tmp_path / "text.pth").write_text("not a checkpoint")
+    torch.save({"epoch": 3}, tmp_path / "empty.pth")
+    torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "jit.pt"))
+    for file, message in {
+        "truncated.pth": "damaged or not a file that torch.save wrote",
+        "text.pth": "damaged or not a file that torch.save wrote",
+        "empty.pth": "holds no weights",
+        "jit.pt": "TorchScript archive; CLIP itself is downloaded by",
+        "absent.pth": "does not exist",
+    }.items():
+        with pytest.raises(UserError, match=message) as caught:
+            read_state(tmp_path / file)
+        assert "\n" not in str(caught.value)
+
+
+def test_other_architectures_and_grids_are_one_sentence(irra: Irra, tmp_path: Path) -> None:
+    state = read_state(saved(irra, tmp_path / "a.pth"))
+    source = Path("a.pth")
+    with pytest.raises(UserError, match="is a CLIP with a ResNet"):
+        convert(state | {"visual.layer1.0.conv1.weight": torch.zeros(1)}, source=source)
+    with pytest.raises(UserError, match=r"is not a CLIP in OpenAI's layout: it has no 'visual.conv1.weight'"):
+        convert({"bert.embeddings": torch.zeros(1)}, source=source)
+    with pytest.raises(UserError, match=r"--img-size 16x16: that is 16 patches of 4 pixels, .* positions for 12"):
+        convert(state, source=source, img_size=(16, 16))
+    assert convert(state, source=source, img_size=(16, 12)).grid == (4, 3)
+    with pytest.raises(UserError, match=r"positions for 10 patches, of a grid unknown; give --img-size"):
+        convert(state | {"visual.positional_embedding": torch.zeros(11, 64)}, source=source)
+    del state["ln_final.weight"]
+    with pytest.raises(UserError, match=r"is not a whole CLIP ViT \(Missing key\(s\).*final_layer_norm.weight"):
+        write_converted(convert(state, source=source), tmp_path / "folder", source=source)

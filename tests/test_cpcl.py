@@ -1,0 +1,246 @@
+"""CPCL through the whole path: without identities, resumed within an epoch, over two processes, and its edges."""
+
+import csv
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+import lightning_data
+import trainer
+from data.annotations import DatasetSplits
+from data.synthetic import SyntheticSpec, generate
+from prepare_checkpoints import prepare
+from utils.checkpoints import read_checkpoint
+from utils.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+SMALL = (
+    "experiment=cpcl",
+    "backbone=tiny_clip",
+    "img_size_str=64x32",
+    "dataset.batch_size=8",
+    "scheduler.warmup_epochs=0.5",
+    "shown_queries=2",
+    "logger=csv",
+    "trainer.log_every_n_steps=1",
+)
+# With these the features of the untrained model have several clusters in each modality, and outliers.
+CLUSTERS = (
+    *(f"pseudo_label.images.{setting}" for setting in ("k1=3", "k2=2", "eps=0.45", "min_samples=2")),
+    *(f"pseudo_label.texts.{setting}" for setting in ("k1=4", "k2=2", "eps=0.45", "min_samples=3")),
+)
+ALL_OUTLIERS = ("pseudo_label.images.eps=1e-6", "pseudo_label.texts.eps=1e-6", "pseudo_label.images.min_samples=9")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 12 + 4 + 6 persons, two pictures of each."""
+    folder = tmp_path_factory.mktemp("root")
+    spec = SyntheticSpec(train=12, val=4, test=6, images_per_identity=2, height=64, width=32)
+    generate(folder, spec, workers=1)
+    prepare("tiny_clip", folder, steps=1)
+    return folder
+
+
+def arguments(root: Path, out: Path, *overrides: str) -> list[str]:
+    clusters = () if any(override.startswith("pseudo_label=") for override in overrides) else CLUSTERS
+    return [*SMALL, *clusters, f"dataset_root_dir={root}", f"run_dir={out}", *overrides]
+
+
+def config(root: Path, out: Path, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "config"), version_base="1.3"):
+        return compose("demo", overrides=arguments(root, out, *overrides))
+
+
+def last(out: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(out / "checkpoints" / "last.ckpt")["state_dict"]
+
+
+def logged(out: Path) -> list[dict[str, str]]:
+    with (out / "logs" / "steps.csv").open() as file:
+        return [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two epochs with everything on."""
+    out = tmp_path_factory.mktemp("run")
+    trainer.train(config(root, out))
+    return out
+
+
+def test_an_epoch_trains_clustered_pairs_by_prototypes_and_then_the_others_by_itc(trained: Path) -> None:
+    state = last(trained)
+    clustered = (state["labeller.image_labels"] >= 0) & (state["labeller.text_labels"] >= 0)
+    steps = [row for row in logged(trained) if "train/loss/pcm" in row]
+    assert len(steps) == 2 * 48 // 8
+    epoch = steps[6:]
+    later = int((~clustered).sum()) // 8
+    assert 0 < later < 6
+    assert [float(row["train/loss/itc"]) > 0 for row in epoch] == [False] * (6 - later) + [True] * later
+    assert [float(row["train/loss/pcm"]) > 0 for row in epoch] == [True] * (6 - later) + [False] * later
+    assert [float(row["train/loss/icpm"]) > 0 for row in epoch] == [True] * (6 - later) + [False] * later
+
+
+def test_figures_and_pictures_of_the_labels(trained: Path) -> None:
+    rows = [row for row in logged(trained) if "pseudo_label/images/before/outliers" in row]
+    assert [int(row["step"]) for row in rows] == [0, 6]
+    history = last(trained)["labeller.history"]
+    for row, counts in zip(rows, history.tolist(), strict=True):
+        for modality, (clusters, before, after) in zip(("images", "texts"), counts, strict=True):
+            assert float(row[f"pseudo_label/{modality}/after/clusters"]) == clusters
+            assert float(row[f"pseudo_label/{modality}/before/outliers"]) == before
+            assert float(row[f"pseudo_label/{modality}/after/outliers"]) == after
+            assert 0 < float(row[f"pseudo_label/{modality}/after/purity"]) <= 1
+            assert {f"pseudo_label/{modality}/before/{name}" for name in ("nmi", "ami")} <= row.keys()
+    assert {"outliers.png", "tsne.png"} <= {file.name for file in trained.iterdir()}
+
+
+def test_memories_and_labels_travel_in_the_checkpoint_and_its_test_needs_neither(
+    trained: Path, root: Path, tmp_path: Path
+) -> None:
+    state = last(trained)
+    for modality in ("image", "text"):
+        prototypes = state[f"objective.terms.pcm.{modality}_memory.prototypes"]
+        assert len(prototypes) == state[f"labeller.{modality}_labels"].max() + 1
+        torch.testing.assert_close(prototypes.norm(dim=1), torch.ones(len(prototypes)))
+        assert state[f"objective.terms.pcm.{modality}_log_temperature"] != torch.tensor(0.02).log()
+    best = next((trained / "checkpoints").glob("best-*"))
+    assert trainer.test(config(root, tmp_path, "task=test", f"ckpt_path={best}", "pseudo_label=none"))
+
+
+def test_identities_are_never_read(trained: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = lightning_data.read_dataset
+
+    def scrambled(*args: Any, **kwargs: Any) -> DatasetSplits:
+        splits = read(*args, **kwargs)
+        order = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(0)).tolist()
+        pids = [splits.train[i].pid for i in order]
+        return replace(splits, train=[r._replace(pid=p) for r, p in zip(splits.train, pids, strict=True)])
+
+    monkeypatch.setattr(lightning_data, "read_dataset", scrambled)
+    trainer.train(config(root, tmp_path))
+    expected, other = last(trained), last(tmp_path)
+    assert expected.keys() == other.keys()
+    assert all(torch.equal(expected[name], other[name]) for name in expected)
+    purities = [row["pseudo_label/texts/after/purity"] for out in (trained, tmp_path) for row in logged(out)[:1]]
+    assert purities[0] != purities[1], "the scrambled identities did not arrive"
+
+
+def test_losses_that_read_identities_are_refused(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="needs 'pids', which this run lacks: set pseudo_label=none or leave"):
+        trainer.train(config(root, tmp_path, "+loss/term@loss.terms.id=id"))
+    with pytest.raises(UserError, match=r"loss.terms.pcm needs 'image_labels', .*: set pseudo_label=dbscan or leave"):
+        trainer.train(config(root, tmp_path, "pseudo_label=none"))
+    with pytest.raises(UserError, match=r"dataset\.sampler=identity reads identities"):
+        trainer.train(config(root, tmp_path, "dataset.sampler=identity"))
+
+
+def test_killed_within_an_epoch_and_continued_is_bit_identical_without_clustering_again(
+    root: Path, tmp_path: Path
+) -> None:
+    overrides = ("callbacks.last.every_n_steps=2", "pseudo_label.every_n_epochs=2", "trainer.max_epochs=3")
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    trainer.train(config(root, straight, *overrides))
+    command = [sys.executable, str(ROOT / "trainer.py"), *arguments(root, killed, *overrides)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    file, deadline = killed / "checkpoints" / "last.ckpt", time.monotonic() + 120
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert file.exists(), "no checkpoint before the deadline"
+    rounds = len(last(killed)["labeller.history"])
+    trainer.train(config(root, killed, *overrides, f"ckpt_path={file}"))
+    expected, continued = last(straight), last(killed)
+    assert expected.keys() == continued.keys()
+    assert all(torch.equal(expected[name], continued[name]) for name in expected)
+    assert rounds >= 1
+    assert len(expected["labeller.history"]) == 2
+
+
+@pytest.mark.filterwarnings("ignore:pseudo_label=dbscan")
+def test_all_outliers_train_by_itc_alone_or_stop(root: Path, tmp_path: Path) -> None:
+    trainer.train(config(root, tmp_path / "two", *ALL_OUTLIERS, "trainer.max_epochs=1"))
+    steps = [row for row in logged(tmp_path / "two") if "train/loss/pcm" in row]
+    assert {row["train/loss/pcm"] for row in steps} == {"0.0"}
+    assert all(float(row["train/loss/itc"]) > 0 for row in steps)
+    with pytest.raises(UserError, match="oplm=one_stage leaves no pair to train"):
+        trainer.train(config(root, tmp_path / "one", *ALL_OUTLIERS, "pseudo_label.oplm=one_stage"))
+
+
+@pytest.mark.filterwarnings("ignore:pseudo_label=dbscan finds one single cluster")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param(("pseudo_label=kmeans", "pseudo_label.images.clusters=12"), id="kmeans"),
+        pytest.param(("pseudo_label.images.k1=500", "pseudo_label.texts.k1=500"), id="fewer-samples-than-k1"),
+        pytest.param(("pseudo_label.images.eps=0.99", "pseudo_label.texts.eps=0.99"), id="single-cluster"),
+        pytest.param(("loss.terms.pcm.matching=single_modal", "loss.terms.pcm.start=member"), id="single-modal"),
+        pytest.param(("dataset.num_workers=1", "trainer.precision=bf16-mixed"), id="workers-and-amp"),
+    ],
+)
+def test_other_settings_train(overrides: tuple[str, ...], root: Path, tmp_path: Path) -> None:
+    metrics = trainer.train(config(root, tmp_path, "trainer.max_epochs=1", *overrides))
+    assert metrics["test/t2i/mAP"] > 0
+    assert all(torch.isfinite(tensor).all() for tensor in last(tmp_path).values())
+
+
+ENCODE_AND_TRAIN = """
+import sys, torch
+from pathlib import Path
+import lightning as L
+from hydra import compose, initialize_config_dir
+from lightning_data import build_data
+from lightning_models import build_encoder, build_module
+from utils.config import register_resolvers
+
+register_resolvers()
+folder, config, *overrides = sys.argv[1:]
+with initialize_config_dir(config, version_base="1.3"):
+    cfg = compose("demo", overrides=overrides)
+L.seed_everything(cfg.seed, verbose=False)
+data = build_data(cfg)
+module = build_module(cfg, build_encoder(cfg), num_classes=data.num_classes)
+data.set_views(module.objective.needs)
+trainer = L.Trainer(
+    accelerator="cpu", devices=cfg.trainer.devices, strategy=cfg.trainer.strategy, max_epochs=1, logger=False,
+    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+    use_distributed_sampler=False, limit_train_batches=2,
+)
+trainer.fit(module, datamodule=data)
+torch.save(module.state_dict(), Path(folder) / f"{trainer.world_size}-{trainer.global_rank}.pt")
+"""
+
+
+def test_two_processes_share_the_encoding_and_agree_with_one(root: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = [sys.executable, "-c", ENCODE_AND_TRAIN, str(tmp_path), str(ROOT / "config")]
+    command = [*script, *arguments(root, tmp_path)]
+    two = [*command, "trainer.devices=2", "trainer.strategy=ddp"]
+    ranks = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "WORLD_SIZE": "2"}
+    path = {"PYTHONPATH": str(ROOT)}
+    running = [subprocess.Popen(command, env=os.environ | path)]
+    running += [subprocess.Popen(two, env=os.environ | path | ranks | {"LOCAL_RANK": str(rank)}) for rank in range(2)]
+    assert [process.wait(timeout=240) for process in running] == [0, 0, 0]
+    alone, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+        if "labeller" in name:
+            assert torch.equal(value, alone[name]), name
+        elif "memory" in name:
+            torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=1e-5)
+    assert int(alone["labeller.image_labels"].max()) > 0

@@ -1,0 +1,96 @@
+"""Pictures of pseudo labels and of features: outliers over the epochs, and some persons on a plane."""
+
+from pathlib import Path
+from string import ascii_uppercase
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from utils.pictures import FAINT, INK, RIGHT, WRONG
+from utils.similarity_pictures import drawn
+
+PERSONS = 10
+PERPLEXITY = 30
+IMAGE_MARK, TEXT_MARK = "o", "^"
+
+
+def outliers_picture(history: Tensor, every_n_epochs: int, path: str | Path | None = None) -> Image.Image:
+    """Returns a picture of clusters and outliers over the epochs, images beside captions; saves it to `path`.
+
+    Source: CPCL, Figs. 4 and 5.
+
+    Args:
+        history: for every clustering, images and captions: clusters, outliers before mining, outliers after
+            it. Shape: ``(R, 2, 3)``.
+        every_n_epochs: how far apart clusterings are.
+    """
+    epochs = every_n_epochs * np.arange(len(history)) + 1
+    figure = Figure(figsize=(10, 4), dpi=110, layout="constrained")
+    for axes, title, counts in zip(figure.subplots(1, 2), ("images", "captions"), history.cpu().unbind(1), strict=True):
+        for label, colour, line, values in (
+            ("clusters", FAINT, ":", counts[:, 0]),
+            ("outliers before mining", WRONG, "--", counts[:, 1]),
+            ("outliers after mining", RIGHT, "-", counts[:, 2]),
+        ):
+            axes.plot(epochs, values.numpy(), line, color=colour, marker=".", label=label)
+        axes.set_title(title, color=INK, loc="left")
+        axes.set_xlabel("epoch", color=FAINT)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    return drawn(figure, path)
+
+
+def tsne_picture(
+    images: Tensor, texts: Tensor, image_pids: Tensor, text_pids: Tensor, title: str, path: str | Path | None = None
+) -> Image.Image:
+    """Returns a picture of t-SNE of ten drawn persons, a colour and a letter each; saves it to `path`.
+
+    Images are discs, captions triangles, and a letter stands at the mean of either. Source: CPCL, Fig. 6.
+
+    Args:
+        images, texts: embeddings. Shapes: ``(Ni, D)``, ``(Nt, D)``.
+        image_pids, text_pids: identities, the same persons in both. Shapes: ``(Ni,)``, ``(Nt,)``.
+    """
+    everyone = image_pids.unique().cpu()
+    drawn_ones = torch.randperm(len(everyone), generator=torch.Generator().manual_seed(0))[:PERSONS]
+    persons = everyone[drawn_ones].sort().values
+    shown = [
+        (mark, pids[among].cpu(), features[among].float().cpu())
+        for mark, features, pids in ((IMAGE_MARK, images, image_pids), (TEXT_MARK, texts, text_pids))
+        for among in (torch.isin(pids, persons.to(pids.device)),)
+    ]
+    points = _plane(torch.cat([features for *_, features in shown]).numpy())
+    figure = Figure(figsize=(7, 6), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for (mark, pids, _), places in zip(shown, np.split(points, [len(shown[0][1])]), strict=True):
+        for person, letter in zip(persons, ascii_uppercase, strict=False):
+            own = places[(pids == person).numpy()]
+            colour = f"C{ascii_uppercase.index(letter)}"
+            axes.scatter(*own.T, marker=mark, color=colour, alpha=0.55, linewidths=0)
+            axes.annotate(letter, own.mean(axis=0), color=colour, weight="bold", ha="center", va="center")
+    handles = [
+        Line2D([], [], linestyle="", marker=mark, color=FAINT, label=f"{label} ({len(pids)})")
+        for label, (mark, pids, _) in zip(("images", "captions"), shown, strict=True)
+    ]
+    axes.legend(handles=handles, frameon=False)
+    axes.set_title(title, color=INK, loc="left")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    return drawn(figure, path)
+
+
+def _plane(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns `features` ``(N, D)`` on a plane ``(N, 2)`` by t-SNE of their cosine distances."""
+    from sklearn.manifold import TSNE
+
+    perplexity = min(PERPLEXITY, (len(features) - 1) / 3)
+    # Not started from PCA, which a collapsed model has none of.
+    return TSNE(perplexity=perplexity, metric="cosine", init="random", random_state=0).fit_transform(features)
