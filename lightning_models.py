@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -34,6 +34,7 @@ from utils.retrieval import RetrievalMetrics, both_directions
 
 MakeOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 MakeScheduler = Callable[..., LRScheduler]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -213,20 +214,29 @@ class LitTBPS(LitRanker):
         text_images = data.text_images
         encoded = self.encode(data.relabel_dataloaders())
         seed = self._seed * 1_000_003 + self.current_epoch
-        first = self.trainer.is_global_zero
-        found = self.trainer.strategy.broadcast(
-            labeller.find(encoded.images, encoded.texts, text_images, seed) if first else None
-        )
-        assert found is not None
+        found = self._from_first(lambda: labeller.find(encoded.images, encoded.texts, text_images, seed))
         labeller.take(found, text_images)
         images, texts = map(Modality, (encoded.images, encoded.texts), found.after)
         self.objective.fill(images, texts, seed)
         data.set_stages(labeller.stages)
-        if first:
+        if self.trainer.is_global_zero:
             figures = found.statistics(encoded.image_pids.cpu(), encoded.text_pids.cpu())
             for logger in self.trainer.loggers:
                 logger.log_metrics({f"pseudo_label/{name}": value for name, value in figures.items()}, self.global_step)
             print(labeller.describe(), flush=True)
+
+    def _from_first(self, work: Callable[[], Result]) -> Result:
+        """Returns what `work` gives on the first process, on all of them; a `UserError` reaches them all as well."""
+        result: Result | UserError | None = None
+        if self.trainer.is_global_zero:
+            try:
+                result = work()
+            except UserError as error:
+                result = error
+        result = self.trainer.strategy.broadcast(result)
+        if isinstance(result, UserError):
+            raise result
+        return result  # type: ignore[return-value]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         number = self.trainer.fit_loop.epoch_loop.total_batch_idx * self.trainer.world_size + self.global_rank

@@ -54,7 +54,7 @@ CHECKPOINTS: Final = {
     "tiny_clip": Checkpoint(None, Architecture("clip", 128, 128, 16, None), kind="tiny_clip", steps=400),
     "tiny_clip_young": Checkpoint(None, Architecture("clip", 128, 128, 16, None), kind="tiny_clip", steps=100),
     "tiny_resnet_bert": Checkpoint(
-        None, Architecture("vision-text-dual-encoder", 128, 128, 7, None), kind="tiny_resnet_bert", steps=400
+        None, Architecture("vision-text-dual-encoder", 128, 128, 7, None), kind="tiny_resnet_bert", steps=120
     ),
 }
 
@@ -131,12 +131,14 @@ def _download(name: str, repo: str, folder: Path) -> None:
 
 def _join(name: str, vision: str, text: str, folder: Path, root: Path) -> None:
     """Downloads an image tower and a text tower below downloads/, where they stay, and joins them."""
-    from model.backbones.bert import join_folders
     from utils.checkpoint_folder import write_record
 
     sources = {repo: root / "downloads" / repo.replace("/", "--") for repo in (vision, text)}
     for repo, source in sources.items():
         _download(name, repo, source)
+
+    from model.backbones.bert import join_folders
+
     with TemporaryDirectory(prefix=f".{folder.name}.", dir=root) as temporary:
         joined = join_folders(sources[vision], sources[text], Path(temporary))
         files = [path.name for path in joined.iterdir()]
@@ -237,7 +239,7 @@ def main() -> None:
     parser.add_argument(
         "--steps",
         type=int,
-        help="pre-training of a tiny backbone (default: 400, 100 for tiny_clip_young)",
+        help="pre-training of a tiny backbone (default: 400; tiny_clip_young 100, tiny_resnet_bert 120)",
     )
     args = parser.parse_args()
     names = args.names or ["m_siglip"]

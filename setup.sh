@@ -8,7 +8,8 @@ Usage: ./setup.sh [options]
 
 Installs uv (if absent) and the environment, prepares a backbone and, if asked, a dataset.
 
-  --checkpoint NAME   m_siglip (default), siglip, clip, tiny_siglip or tiny_clip; may be repeated
+  --checkpoint NAME   m_siglip (default), siglip, clip, resnet50_bert, vit_bert, tiny_siglip, tiny_clip,
+                      tiny_clip_young or tiny_resnet_bert; may be repeated
   --no-checkpoint     prepare none
   --dataset NAME      cuhk_pedes, icfg_pedes, rstpreid, vn3k_vi, vn3k_en or vn3k_mixed
   --from SOURCE       where its archive is: an http(s) address, gdrive:FILE_ID, or a zip or tar file
@@ -77,8 +78,9 @@ done
 
 for name in ${checkpoints[@]+"${checkpoints[@]}"}; do
     case $name in
-        m_siglip | siglip | clip | tiny_siglip | tiny_clip) ;;
-        *) fail "--checkpoint: there is no checkpoint '$name'; expected m_siglip, siglip, clip, tiny_siglip or tiny_clip" ;;
+        m_siglip | siglip | clip | resnet50_bert | vit_bert) ;;
+        tiny_siglip | tiny_clip | tiny_clip_young | tiny_resnet_bert) ;;
+        *) fail "--checkpoint: there is no checkpoint '$name'; expected m_siglip, siglip, clip, resnet50_bert, vit_bert or a tiny one, see --help" ;;
     esac
 done
 [[ -z $no_checkpoint ]] || [[ ${#checkpoints[@]} -eq 0 ]] || fail "--checkpoint and --no-checkpoint exclude each other"

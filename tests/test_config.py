@@ -19,6 +19,7 @@ from data.views import Views
 from model.backbones import Backbone
 from model.lora import add_lora
 from model.objectives import Facts, build_objective
+from model.prototypes import Labeller
 from model.tbps import TBPS
 from solver.groups import split_parameters
 from utils.config import register_resolvers
@@ -73,6 +74,18 @@ def check_lora(cfg: DictConfig, folders: dict[str, Path]) -> None:
 
 def check_loss(cfg: DictConfig, folders: dict[str, Path]) -> None:
     assert build_objective(instantiate(cfg.loss.terms), FACTS).needs
+
+
+def check_pseudo_label(cfg: DictConfig, folders: dict[str, Path]) -> None:
+    if cfg.pseudo_label.name == "none":
+        assert list(cfg.pseudo_label) == ["name"]
+        return
+    if cfg.pseudo_label.name == "kmeans":
+        cfg.pseudo_label.images.clusters = 7
+        assert cfg.pseudo_label.texts.clusters == 7
+    labeller = instantiate(cfg.pseudo_label)
+    assert isinstance(labeller, Labeller)
+    assert labeller.name == cfg.pseudo_label.name
 
 
 def check_aug(cfg: DictConfig, folders: dict[str, Path]) -> None:
@@ -186,6 +199,42 @@ ABLATIONS = {
 def test_each_row_of_the_papers_ablations_is_one_override(experiment: str, override: str) -> None:
     cfg = composed(f"experiment={experiment}", override)
     assert set(build_objective(instantiate(cfg.loss.terms), FACTS).terms) == ABLATIONS[experiment, override]
+
+
+CPCL_ROWS = {
+    "loss=itc pseudo_label=none": ({"itc"}, "none"),
+    "loss=itc": ({"itc"}, "two_stage"),
+    "~loss.terms.icpm pseudo_label.oplm=none": ({"pcm", "itc"}, "none"),
+    "~loss.terms.pcm pseudo_label.oplm=none": ({"icpm", "itc"}, "none"),
+    "pseudo_label.oplm=none": ({"pcm", "icpm", "itc"}, "none"),
+    "~loss.terms.pcm": ({"icpm", "itc"}, "two_stage"),
+    "~loss.terms.icpm": ({"pcm", "itc"}, "two_stage"),
+    "": ({"pcm", "icpm", "itc"}, "two_stage"),
+}
+
+
+@pytest.mark.parametrize("row", CPCL_ROWS)
+def test_the_rows_of_cpcls_ablation_are_two_short_overrides_at_most(row: str) -> None:
+    """OPLM, PCM and ICPM on and off, in the order of table 4; `itc` is of outliers unless it is the baseline."""
+    cfg = composed("experiment=cpcl", *row.split())
+    terms = build_objective(instantiate(cfg.loss.terms), FACTS).terms
+    assert (set(terms), cfg.pseudo_label.get("oplm", "none")) == CPCL_ROWS[row]
+    assert terms["itc"].pairs == ("all" if "loss=itc" in row else "outliers")
+
+
+@pytest.mark.parametrize("primary", ["clip", "m_siglip"])
+def test_cpcl_has_the_papers_settings(primary: str) -> None:
+    cfg = composed("experiment=cpcl", "dataset=cuhk_pedes", name=primary)
+    assert (cfg.dataset.batch_size, cfg.dataset.sampler) == (128, "random")
+    assert (cfg.trainer.max_epochs, cfg.scheduler.name, cfg.scheduler.warmup_epochs) == (60, "cosine", 5)
+    default = cfg.optimizer.param_groups.default
+    assert (cfg.optimizer.algorithm, default.lr, default.lr_start) == ("adam", 1e-5, 1e-6)
+    assert {(c.k1, c.k2, c.eps, c.min_samples) for c in (cfg.pseudo_label.images, cfg.pseudo_label.texts)} == {
+        (20, 6, 0.5, 2),
+        (20, 6, 0.6, 4),
+    }
+    assert (cfg.loss.terms.pcm.momentum, cfg.loss.terms.pcm.start) == (0.9, "mean")
+    assert (cfg.loss.terms.pcm.matching, cfg.pseudo_label.oplm) == ("cross_modal", "two_stage")
 
 
 def test_settings_of_a_loss_that_is_not_there_end_in_the_overrides_that_help() -> None:

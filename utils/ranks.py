@@ -155,9 +155,16 @@ def _side_by_side(work: Callable[[Strip], None], strips: list[Strip]) -> None:
             work(strip)
         return
     before = torch.get_num_threads()
+    inference = torch.is_inference_mode_enabled()  # each thread has modes of its own
+
+    @torch.no_grad()
+    def as_here(strip: Strip) -> None:
+        with torch.inference_mode(inference):
+            work(strip)
+
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(torch.no_grad()(work), strips))
+            list(pool.map(as_here, strips))
     finally:
         torch.set_num_threads(before)  # what a thread sets is also the default of threads to come
 

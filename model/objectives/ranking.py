@@ -122,10 +122,10 @@ class Ranking(LossTerm):
         _check(margin, reduction)
         self.margin = margin
         self.reduction = reduction
-        self._slots = Slots(facts, [level for level in LEVELS if level not in _checked("skip", skip)])
+        self.slots = Slots(facts, [level for level in LEVELS if level not in _checked("skip", skip)])
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
-        image, text = (self._slots.of(features.embedding(view)) for view in ("image", "text"))
+        image, text = (self.slots.of(features.embedding(view)) for view in ("image", "text"))
         hinges = _hinges(image, text, features.pids, self.margin, self.margin)
         return _reduced(hinges, self.reduction), {"active": _active(hinges)}
 
@@ -153,17 +153,17 @@ class CMR(LossTerm):
         _check(margin, reduction)
         self.margin = margin
         self.reduction = reduction
-        self._slots = Slots(facts, _checked("levels", levels))
+        self.slots = Slots(facts, _checked("levels", levels))
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
-        image, text = (self._slots.of(features.embedding(view)) for view in ("image", "text"))
-        logits = (self._slots.of(features.derived("id_logits", view)) for view in ("image", "text"))
+        image, text = (self.slots.of(features.embedding(view)) for view in ("image", "text"))
+        logits = (self.slots.of(features.derived("id_logits", view)) for view in ("image", "text"))
         common = [commonality(scores.softmax(dim=-1)) for scores in logits]
         hinges = _hinges(image, text, features.pids, *(self.margin * (1 - c) for c in common))
         stats = {
             f"{modality}_commonality_{name}": share
             for modality, of_modality in zip(("image", "text"), common, strict=True)
-            for name, share in zip(self._slots.names, of_modality.mean(dim=0), strict=True)
+            for name, share in zip(self.slots.names, of_modality.mean(dim=0), strict=True)
         }
         return _reduced(hinges, self.reduction), {"active": _active(hinges), **stats}
 

@@ -50,8 +50,8 @@ def every_choice() -> list[str]:
 
 
 class TestConfigs:
-    def test_there_are_the_four_choices(self) -> None:
-        assert every_choice() == ["irra", "light", "none", "siglip", "tbps_clip"]
+    def test_there_are_the_choices_of_the_papers(self) -> None:
+        assert every_choice() == ["flip", "irra", "light", "none", "siglip", "tbps_clip"]
 
     @pytest.mark.parametrize("size", [(96, 48), (384, 128), (256, 256)])
     @pytest.mark.parametrize("name", every_choice())
@@ -88,6 +88,7 @@ class TestConfigs:
         assert offered == {
             "light": {"image", "image_aug", "image_ss", "text"},
             "none": {"image", "text"},
+            "flip": {"image", "text"},
             "irra": {"image", "text"},
             "tbps_clip": {"image", "image_aug", "image_ss", "text"},
             "siglip": {"image", "image_aug", "image_ss", "text"},

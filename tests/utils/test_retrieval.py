@@ -251,6 +251,17 @@ def in_new_thread(work: Callable[[], int]) -> int:
         return pool.submit(work).result()
 
 
+def test_threads_rank_in_the_inference_mode_of_evaluation_loops() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.inference_mode():
+            inside = both_directions(*(side.clone() for side in BOTH["as many"]), chunk_size=64)
+    finally:
+        torch.set_num_threads(before)
+    assert inside == both_directions(*BOTH["as many"], chunk_size=64)
+
+
 def test_a_gradient_of_the_features_is_not_recorded() -> None:
     texts, images, *pids = BOTH["as many"]
     assert both_directions(texts.clone().requires_grad_(), images, *pids) == both_directions(*BOTH["as many"])

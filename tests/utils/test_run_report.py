@@ -17,6 +17,7 @@ from utils.run_report import RunReport
 from utils.similarity_pictures import PairSimilarities, pair_similarities
 
 METRICS = {direction: RetrievalMetrics(10, 20, 30, 40, 50, queries=4) for direction in ("t2i", "i2t")}
+DRAWN = ("word_maps.jpg", "part_attention.jpg", "tsne.png", "outliers.png")
 FACTS = {"strategy": "fmfa", "dataset": "synthetic-en", "val_protocol": "held_out"}
 
 
@@ -39,21 +40,23 @@ def test_everything_is_printed_saved_and_logged(
     report = RunReport(run, FACTS, [logger], step=7)
     report.metrics(METRICS, pairs)
     report.ranked([RankedQuery("a coat", (RankedImage(photo, 0.5, True),), 1)])
-    report.draw("word_maps.jpg", word_maps, 8)
+    for drawn in DRAWN:
+        report.draw(drawn, word_maps, 8)
     report.close()
     logger.finalize("success")
 
-    formats = {"ranked.jpg": "JPEG", "similarities.png": "PNG", "word_maps.jpg": "JPEG"}
+    formats = {"ranked.jpg": "JPEG", "similarities.png": "PNG"}
+    formats |= {drawn: "PNG" if drawn.endswith("png") else "JPEG" for drawn in DRAWN}
     assert {name: Image.open(run / name).format for name in formats} == formats
     assert {path.name for path in run.iterdir()} == {"metrics.json", "metrics.csv", *formats}
     assert json.loads((run / "metrics.json").read_text())["similarity"] == pairs.as_dict()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "synthetic-en, test split"
-    assert lines[-1] == f"saved   {run}: metrics.json, similarities.png, ranked.jpg, word_maps.jpg"
+    assert lines[-1] == f"saved   {run}: metrics.json, similarities.png, ranked.jpg, {', '.join(DRAWN)}"
 
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    shown = {"test/ranked", "test/similarities", "test/word_maps"}
+    shown = {"test/ranked", "test/similarities", *(f"test/{Path(drawn).stem}" for drawn in DRAWN)}
     assert set(events.Tags()["images"]) == shown
     assert {event.step for key in shown for event in events.Images(key)} == {7}
     assert {name: events.Scalars(f"test/similarity/{name}")[0].value for name in pairs.as_dict()} == pytest.approx(
