@@ -251,7 +251,10 @@ class LitTBPS(LitRanker):
         if self.device.type == "cpu" or len(self._unchecked) >= self._log_every_n_steps:
             self._stop_on_non_finite()
         self._log_report(report)
-        return report.total
+        if self.trainer.world_size == 1:
+            return report.total
+        # DDP waits for a gradient at every parameter, and not every objective reads the temperature.
+        return report.total + 0 * torch.stack(self.encoder.temperature()).sum()
 
     def features(self, batch: Batch, epoch: float = 0.0, gather: Callable[[Tensor], Tensor] = alone) -> Features:
         """Returns what the losses may look at of a training batch; `epoch` and `gather` as in `Features`."""

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from utils.config import register_resolvers, run_facts
 from utils.errors import UserError, nearest
 from utils.hydra_errors import CONFIG_ERRORS, fail_job, hydra_errors_in_one_sentence
+from utils.own_command import needs_own_command, run_own_command
 from utils.trained_config import checkpoint_of, refuse_other_model, take_over_model
 
 if TYPE_CHECKING:
@@ -151,6 +152,8 @@ def main(cfg: DictConfig) -> float | None:
         if cfg.task not in tasks:
             raise UserError(f"task={cfg.task}: no such task.{nearest(cfg.task, set(tasks))} Choose train, test or plan")
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        if needs_own_command(cfg.trainer):
+            return run_own_command(Path(__file__))
         metrics = tasks[cfg.task](cfg)
     except CONFIG_ERRORS as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -162,6 +165,7 @@ def main(cfg: DictConfig) -> float | None:
 def _prepare(cfg: DictConfig) -> None:
     """Fixes the seed, makes the run's folder and whatever of the embedded default is not there yet."""
     import lightning as L
+    from filelock import FileLock
 
     from prepare_checkpoints import CHECKPOINTS, prepare
     from utils.quiet import quiet_libraries
@@ -182,7 +186,9 @@ def _prepare(cfg: DictConfig) -> None:
                 f"backbone {name!r}: {folder} does not exist; run 'uv run prepare_checkpoints.py {name}', or "
                 "set backbone.folder to where it lies"
             )
-        prepare(name, root)
+        with FileLock(root / f".{name}_checkpoints.lock"):  # other jobs and processes wait for the first
+            if not folder.exists():
+                prepare(name, root)
 
 
 def _trainer(cfg: DictConfig, data: TBPSDataModule) -> L.Trainer:
@@ -211,8 +217,12 @@ def _run_facts(cfg: DictConfig, data: TBPSDataModule) -> dict[str, Any]:
 
 def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule) -> None:
     """Prints where the run lives, what it trains on and what of the model it trains."""
+    from lightning.pytorch.utilities import rank_zero_only
+
     from solver.groups import parameter_table
 
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        return
     print(f"run     {cfg.run_dir}")
     print(f"data    {data.describe()}")
     if data.mask_token_added:

@@ -174,6 +174,10 @@ class Features:
             self._gathered[name, ""] = self._gather(own)
         return self._gathered[name, ""]
 
+    def gather(self, rows: Tensor) -> Tensor:
+        """Rows ``(W*B, ...)`` of all processes from this one's ``(B, ...)``, with gradient."""
+        return self._gather(rows)
+
     def label(self, name: str) -> Tensor:
         """This process' label ``(B, ...)`` of that name."""
         self.accessed.add(name)

@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from utils.errors import UserError
+from utils.own_command import started_by_others
 
 # Overrides that `run_facts` tells by themselves, or that change no result.
 IN_FACTS = (
@@ -60,9 +61,18 @@ def find_checkpoint(output_dir: str, run_name: str, ckpt_path: str | None) -> Pa
 
 @lru_cache
 def run_dir(task: str, output_dir: str, run_name: str, ckpt_path: str | None, dataset: str) -> str:
-    """Returns the folder of a run: a new one, or that of the checkpoint which it continues or tests."""
+    """Returns the folder of a run: a new one, or that of the checkpoint which it continues or tests.
+
+    Raises:
+        UserError: a new one for processes that do not know of each other's start; the time would tell them apart.
+    """
     checkpoint = find_checkpoint(output_dir, run_name, ckpt_path)
     if checkpoint is None or not checkpoint.is_file():
+        if started_by_others():
+            raise UserError(
+                "run_dir: processes that torchrun or srun starts need one folder, and each would name another; "
+                f"give it, as in run_dir={output_dir}/{run_name}/my_run"
+            )
         return str(Path(output_dir) / run_name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     return str(run / f"test-{dataset}" if task == "test" else run)

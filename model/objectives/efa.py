@@ -1,11 +1,13 @@
 """Explicit fine-grained alignment (FMFA, 2025): words, patches, and the patches that each word gathers."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from model.features import Encoded, Features
+from model.features import Encoded, Features, alone
 from model.objectives.base import Facts, LossTerm, Stats
 from model.objectives.pairs import at_least_fp32, masked_mean
 from utils.errors import UserError
@@ -22,6 +24,7 @@ def efa(
     sigma: float | None = None,
     *,
     chunk_size: int | None = 8,
+    gather: Callable[[Tensor], Tensor] = alone,
 ) -> Tensor:
     """Returns the EFA loss, a scalar in fp32 or wider.
 
@@ -42,15 +45,18 @@ def efa(
         sigma: see `patch_weights`.
         chunk_size: samples whose B x L x N similarities are held at a time; they are computed again in the
             backward pass. None: all at once, and kept: the plain form. Value and gradient are the same.
+        gather: as in `Features`, where other processes have other rows of the batch: each compares its own tokens
+            with all joint embeddings.
     """
     text, image = at_least_fp32(text_tokens), at_least_fp32(image_tokens)
-    joint = F.normalize(patch_weights(text, image, sigma) @ image, dim=2)  # (B, L, D)
+    joint = gather(F.normalize(patch_weights(text, image, sigma) @ image, dim=2))  # (W*B, L, D)
+    joint_mask = gather(text_mask)
     all_patches = text_mask.new_ones(image.shape[:2])
     losses: list[Tensor] = []
     for tokens, mask, margin in ((text, text_mask, margin_text), (image, all_patches, margin_image)):
         tokens = F.normalize(tokens, dim=2)
-        to_joint, to_tokens = _hard_matrices(tokens, mask, joint, text_mask, lambda_, chunk_size)
-        losses += [_ranking(to_joint, margin, tau), _ranking(to_tokens, margin, tau)]
+        to_joint, to_tokens = _hard_matrices(tokens, mask, joint, joint_mask, lambda_, chunk_size)
+        losses += [_ranking(gather(to_joint), margin, tau), _ranking(gather(to_tokens).T, margin, tau)]
     return torch.stack(losses).sum()
 
 
@@ -93,20 +99,19 @@ def patch_weights(text_tokens: Tensor, image_tokens: Tensor, sigma: float | None
 def _hard_matrices(
     tokens: Tensor, mask: Tensor, joint: Tensor, joint_mask: Tensor, lambda_: float, chunk_size: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Returns H ``(B, B)``, twice: of tokens i and joint embeddings j, of joint embeddings i and tokens j."""
+    """Returns H ``(B, W*B)``, twice: of tokens i to joint embeddings j, and of joint embeddings j to tokens i."""
 
     def compare(rows: Tensor, rows_mask: Tensor) -> tuple[Tensor, Tensor]:
         return _hard_similarities(rows, rows_mask, joint, joint_mask, lambda_)
 
     if chunk_size is None:
-        to_joint, to_tokens = compare(tokens, mask)
-    else:
-        chunks = [
-            checkpoint(compare, *rows, use_reentrant=False, preserve_rng_state=False)
-            for rows in zip(tokens.split(chunk_size), mask.split(chunk_size), strict=True)
-        ]
-        to_joint, to_tokens = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-    return to_joint, to_tokens.T
+        return compare(tokens, mask)
+    chunks = [
+        checkpoint(compare, *rows, use_reentrant=False, preserve_rng_state=False)
+        for rows in zip(tokens.split(chunk_size), mask.split(chunk_size), strict=True)
+    ]
+    to_joint, to_tokens = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    return to_joint, to_tokens
 
 
 def _hard_similarities(a: Tensor, a_mask: Tensor, b: Tensor, b_mask: Tensor, lambda_: float) -> tuple[Tensor, Tensor]:
@@ -136,9 +141,7 @@ def _ranking(hard: Tensor, margin: float, tau: float) -> Tensor:
 
 
 class EFA(LossTerm):
-    """`efa` of the words of "text" and the patches of "image", this process' own rows.
-
-    With several processes, the negatives of a pair are the other pairs of its process.
+    """`efa` of the words of "text" and the patches of "image".
 
     Args:
         margin_text, margin_image, lambda_, tau, sigma, chunk_size: as in `efa`.
@@ -186,10 +189,12 @@ class EFA(LossTerm):
             self.tau,
             self.sigma,
             chunk_size=self.chunk_size,
+            gather=features.gather,
         )
         with torch.no_grad():
             kept = (patch_weights(text.tokens, patches, self.sigma) > 0).sum(dim=2)
-        return loss, {"patches_per_word": masked_mean(kept.float(), text.mask)}
+            kept, mask = features.gather(kept), features.gather(text.mask)
+        return loss, {"patches_per_word": masked_mean(kept.float(), mask)}
 
     @torch.no_grad()
     def similarity_maps(self, text: Encoded, image: Encoded) -> tuple[Tensor, Tensor]:

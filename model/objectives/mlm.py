@@ -10,7 +10,7 @@ from transformers.activations import QuickGELUActivation
 
 from model.features import Features
 from model.objectives.base import Facts, LossTerm, Stats
-from model.objectives.pairs import at_least_fp32, masked_mean
+from model.objectives.pairs import at_least_fp32
 
 NOT_PREDICTED: Final = -100  # what PyTorch's cross-entropy leaves out
 
@@ -25,10 +25,14 @@ def mlm_loss(scores: Tensor, labels: Tensor) -> Tensor:
         scores: ``(..., V)`` of the V ids of the vocabulary.
         labels: int64 ``(...)``, the masked id, `NOT_PREDICTED` where nothing is to be predicted.
     """
-    entropy = F.cross_entropy(
+    return _entropy(scores, labels) / (labels != NOT_PREDICTED).sum().clamp_min(1)
+
+
+def _entropy(scores: Tensor, labels: Tensor) -> Tensor:
+    """Returns the cross-entropy, summed over masked positions."""
+    return F.cross_entropy(
         at_least_fp32(scores).flatten(0, -2), labels.flatten(), ignore_index=NOT_PREDICTED, reduction="sum"
     )
-    return entropy / (labels != NOT_PREDICTED).sum().clamp_min(1)
 
 
 class InteractionEncoder(nn.Module):
@@ -87,8 +91,8 @@ class MLM(LossTerm):
     """`mlm_loss` of the view "text_masked" behind an interaction encoder and a head over the vocabulary.
 
     Image tokens are all of them, [CLS] included. Only masked positions go through the head, whose scores over
-    the whole vocabulary are what takes memory. Tokens are this process' own: with several processes, each
-    averages over its own masked positions.
+    the whole vocabulary are what takes memory. The mean is over the masked positions of all processes, each of
+    which goes through its own tokens.
     """
 
     needs = frozenset({"image", "text_masked", "mlm_labels", "mlm_positions"})
@@ -115,8 +119,9 @@ class MLM(LossTerm):
             scores = self.head(words.flatten(0, 1)[positions])  # (masked positions, V)
         wanted = labels.flatten()[positions]
         hits = scores.detach().argmax(dim=1) == wanted
-        stats = {
-            "accuracy": masked_mean(hits.float(), torch.ones_like(hits)),
-            "captions_left_out": (labels == NOT_PREDICTED).all(dim=1).float().sum(),
-        }
-        return mlm_loss(scores, wanted), stats
+        masked = labels != NOT_PREDICTED
+        left_out = ~masked.any(dim=1)
+        sums = torch.stack([_entropy(scores, wanted), *(count.sum() for count in (masked, hits, left_out))])
+        total, predicted, right, unmasked = features.gather(sums[None]).sum(dim=0)
+        predicted = predicted.clamp_min(1)
+        return total / predicted, {"accuracy": (right / predicted).detach(), "captions_left_out": unmasked.detach()}

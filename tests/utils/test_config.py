@@ -44,3 +44,15 @@ def test_a_continued_run_stays_in_its_folder(tmp_path: Path) -> None:
     new = Path(run_dir("train", str(tmp_path), "name", None, "vn3k_vi"))
     assert new.parent == tmp_path / "name"
     assert not new.exists()
+
+
+@pytest.mark.parametrize(("variable", "value"), [("LOCAL_RANK", "0"), ("SLURM_NTASKS", "2")])
+def test_processes_of_one_run_are_not_named_by_the_time(
+    variable: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir.cache_clear()
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError, match="run_dir: processes that torchrun or srun starts need one folder"):
+        run_dir("train", str(tmp_path), "name", None, "vn3k_vi")
+    checkpoint = leave_checkpoint(tmp_path, "2026-01-01_00-00-00")
+    assert run_dir("train", str(tmp_path), "name", "last", "vn3k_vi") == str(checkpoint.parent.parent)
