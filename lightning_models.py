@@ -1,9 +1,9 @@
 """LitTBPS: encoder, objective and optimizer in Lightning's loop. Owns no loss maths."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import lightning as L
 import torch
@@ -13,11 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 from torchmetrics.utilities.distributed import gather_all_tensors
 from tqdm import tqdm
+from transformers.initialization import no_init_weights
 
 from data.batch import IMAGE, IMAGE_VIEWS, INDEX, LABELS, PIDS, TEXT, TEXT_VIEWS, Batch
+from data.blank import blank_batch, published_identities
 from model.features import Features, alone
 from model.grad_cache import GradCache, refuse_tokens
 from model.heads import PartHead
@@ -25,16 +28,26 @@ from model.lora import add_lora
 from model.objectives import EFA
 from model.objectives.base import Facts, LossReport, Objective
 from model.objectives.build import build_objective
-from model.prototypes import Labeller, Modality
+from model.prototypes import Labeller, Modality, PrototypeMemory
 from model.tbps import TBPS
 from solver.optimizers import learning_rates
+from solver.stand_in import AdamW8bitStates
 from utils.checkpoints import frozen_names, load_weights
 from utils.errors import UserError
+from utils.memory import fake_gpu, measure_step
+from utils.plan import Traced, processes
 from utils.retrieval import RetrievalMetrics, both_directions
 
 MakeOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 MakeScheduler = Callable[..., LRScheduler]
 Result = TypeVar("Result")
+
+AUTOCAST: Final[Mapping[str, torch.dtype | None]] = {  # trainer.precision -> dtype; None: fp32
+    "32": None,
+    "32-true": None,
+    "bf16-mixed": torch.bfloat16,
+    "16-mixed": torch.float16,
+}
 
 
 @dataclass(frozen=True)
@@ -293,6 +306,10 @@ class LitTBPS(LitRanker):
         before, after = term.similarity_maps(self.encoder.encode_text(*text), self.encoder.encode_image(image))
         return before[0], after[0]
 
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()  # Lightning would keep the gradients until the next forward pass is through
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self._is_logging_step():
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
@@ -379,3 +396,50 @@ def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
         labeller=None if cfg.pseudo_label.name == "none" else instantiate(cfg.pseudo_label),
         micro_batch=micro_batch,
     )
+
+
+def trace_step(cfg: DictConfig, batch_size: int) -> Traced:
+    """Returns what a training step of `cfg` takes on a GPU; nothing is computed, and no file need be there.
+
+    It is this module's own step, on fake tensors, with AMP, LoRA, GradCache and recomputed activations as `cfg` has
+    them. Captions fill all their positions, there are as many clusters as identities, and one fused kernel updates
+    all parameters.
+
+    Args:
+        batch_size: pairs in a batch of one process.
+
+    Raises:
+        UserError: what training would refuse as well, or a precision that is not in `AUTOCAST`.
+    """
+    precision = str(cfg.trainer.precision)
+    if precision not in AUTOCAST:
+        raise UserError(f"trainer.precision: {precision} cannot be planned, only {', '.join(AUTOCAST)}")
+    identities = published_identities(cfg.dataset.name, cfg.dataset.proportion)
+    together = processes(cfg)
+    with fake_gpu():
+        with no_init_weights():
+            encoder = build_encoder(cfg, weights=False)
+        module = build_module(cfg, encoder, identities).train()
+        for memory in (part for part in module.modules() if isinstance(part, PrototypeMemory)):
+            memory.prototypes = memory.prototypes.new_zeros(identities, memory.prototypes.shape[1])
+        batch = blank_batch(module.objective.needs, batch_size, cfg.img_size, cfg.backbone.max_length)
+
+        def loss() -> Tensor:
+            with torch.autocast("cpu", dtype=AUTOCAST[precision], enabled=AUTOCAST[precision] is not None):
+                return module.objective(module.features(batch, gather=lambda rows: torch.cat([rows] * together))).total
+
+        parameters = list(module.parameters())
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        if cfg.optimizer.algorithm == "adamw8bit":
+            optimizer: Optimizer = AdamW8bitStates(trained)
+        else:
+            optimizer = instantiate(cfg.optimizer, fused=True)(module.named_parameters())
+        step = measure_step(
+            module,
+            loss,
+            optimizer,
+            [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)],
+            accumulated=cfg.trainer.accumulate_grad_batches,
+            ddp=together > 1,
+        )
+    return Traced(step, *(sum(parameter.numel() for parameter in some) for some in (parameters, trained)))

@@ -134,13 +134,15 @@ def plan(cfg: DictConfig) -> dict[str, float]:
     Returns:
         The peak in GiB as ``plan/peak_gb``, with the reserve, and ``plan/largest``.
     """
-    from planner import make_plan
+    from lightning_models import trace_step
+    from utils.memory import GIB
+    from utils.plan import make_plan
     from utils.quiet import quiet_libraries
 
     quiet_libraries()
-    made = make_plan(cfg)
+    made = make_plan(cfg, trace_step)
     print(made, flush=True)
-    return {"plan/peak_gb": made.peak_gb, "plan/largest": made.largest}
+    return {"plan/peak_gb": made.peak / GIB, "plan/largest": made.largest}
 
 
 @hydra.main(version_base="1.3", config_path="config", config_name="demo")

@@ -1,20 +1,80 @@
-"""How much memory tensors take at the peak of a computation, real or fake ones."""
+"""How much memory a training step takes at its peak, traced on fake tensors as a GPU would run it."""
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
+from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 GIB: Final = 2**30
-OTHER: Final = "other"
+WEIGHTS, GRADIENTS, STATES, OTHER = "weights", "gradients", "optimizer state", "activations"
 _BLOCK: Final = 512  # bytes; what the CUDA allocator rounds up to
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes at the peak of a training step. activations: the batch and 16-bit copies of weights included."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def measure_step(
+    module: nn.Module,
+    loss: Callable[[], Tensor],
+    optimizer: Optimizer,
+    inputs: Iterable[Tensor],
+    *,
+    accumulated: int = 1,
+    ddp: bool = False,
+) -> StepMemory:
+    """Returns the peak of a training step as it is after the first one, when the optimizer has its state.
+
+    Args:
+        module: its gradients are overwritten.
+        loss: computes the scalar that is trained, from `inputs`.
+        accumulated: batches of a step; from the second one on, the gradients of those before are there.
+        ddp: whether gradients have buckets as well, through which processes exchange them.
+    """
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    buckets = [torch.empty_like(parameter) for parameter in trained] if ddp else []
+    tracker = MemoryTracker()
+    tracker.count([*module.parameters(), *module.buffers()], WEIGHTS)
+    tracker.count((leaf for leaf in tree_leaves(list(optimizer.state.values())) if isinstance(leaf, Tensor)), STATES)
+    tracker.count(buckets, GRADIENTS)
+    tracker.count(inputs, OTHER)
+    hooks = [
+        parameter.register_post_accumulate_grad_hook(lambda p: tracker.count([p.grad], GRADIENTS))
+        for parameter in trained
+    ]
+    with tracker:
+        for _ in range(min(accumulated, 2)):
+            loss().backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    for hook in hooks:
+        hook.remove()
+    return StepMemory(*(tracker.peak.get(kind, 0) for kind in (WEIGHTS, GRADIENTS, STATES, OTHER)))
 
 
 class MemoryTracker(TorchDispatchMode):
@@ -62,18 +122,30 @@ class MemoryTracker(TorchDispatchMode):
         return result
 
 
-class LikeCuda(TorchFunctionMode):
-    """Makes CPU tensors take the memory of CUDA ones, where the two differ by more than rounding.
+@contextmanager
+def fake_gpu() -> Iterator[None]:
+    """Inside, tensors have shapes and sizes but no values, and take the memory that they would take on a GPU.
 
-    Dropout keeps a mask of one byte per element, not the noise; layer norm under autocast gives fp32.
+    They are fake CPU tensors: autograd does not run on fake CUDA tensors without a driver. What the two differ in by
+    more than rounding is made up for: dropout keeps a mask of one byte per element, not the noise; layer norm under
+    autocast gives fp32. Attention is assumed to be fused, flash or memory-efficient, also where it drops out: it
+    keeps queries, keys, values, its output and a logarithm per row, as the flash kernel of the CPU does.
     """
+    with FakeTensorMode(), _LikeCuda():
+        yield
 
+
+class _LikeCuda(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.dropout:
             return _dropout(*args, **kwargs)
         if func is F.layer_norm and torch.is_autocast_enabled("cpu"):
             return func(args[0].float(), *args[1:], **kwargs)
+        if func is F.scaled_dot_product_attention:
+            return func(*args, **{**kwargs, "dropout_p": 0.0})
+        if func is Tensor.__deepcopy__:
+            return _deepcopy(*args)
         return func(*args, **kwargs)
 
 
@@ -81,10 +153,10 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
     return torch.native_dropout(input, p, training)[0] if training and 0 < p < 1 else input
 
 
-def track_gradients(module: nn.Module, tracker: MemoryTracker, kind: str) -> list[torch.utils.hooks.RemovableHandle]:
-    """Lets `tracker` count the gradients of the parameters of `module` under `kind` as soon as they are there."""
-    return [
-        parameter.register_post_accumulate_grad_hook(lambda p: tracker.count([p.grad], kind))
-        for parameter in module.parameters()
-        if parameter.requires_grad
-    ]
+def _deepcopy(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
+    """Returns a copy in the same mode; that of PyTorch would be in a copy of FakeTensorMode."""
+    if id(tensor) not in memo:
+        copied = tensor.detach().clone()
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(copied, tensor.requires_grad) if is_parameter else copied
+    return memo[id(tensor)]
