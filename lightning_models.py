@@ -17,7 +17,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 from torchmetrics.utilities.distributed import gather_all_tensors
 from tqdm import tqdm
-from transformers.initialization import no_init_weights
 
 from data.batch import IMAGE, IMAGE_VIEWS, INDEX, LABELS, PIDS, TEXT, TEXT_VIEWS, Batch
 from data.blank import blank_batch, published_identities
@@ -416,10 +415,10 @@ def trace_step(cfg: DictConfig, batch_size: int) -> Traced:
         raise UserError(f"trainer.precision: {precision} cannot be planned, only {', '.join(AUTOCAST)}")
     identities = published_identities(cfg.dataset.name, cfg.dataset.proportion)
     together = processes(cfg)
+    with torch.device("meta"):
+        module = build_module(cfg, build_encoder(cfg, weights=False), identities).train()
     with fake_gpu():
-        with no_init_weights():
-            encoder = build_encoder(cfg, weights=False)
-        module = build_module(cfg, encoder, identities).train()
+        module.to_empty(device="cpu")
         for memory in (part for part in module.modules() if isinstance(part, PrototypeMemory)):
             memory.prototypes = memory.prototypes.new_zeros(identities, memory.prototypes.shape[1])
         batch = blank_batch(module.objective.needs, batch_size, cfg.img_size, cfg.backbone.max_length)

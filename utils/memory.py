@@ -131,7 +131,7 @@ def fake_gpu() -> Iterator[None]:
     autocast gives fp32. Attention is assumed to be fused, flash or memory-efficient, also where it drops out: it
     keeps queries, keys, values, its output and a logarithm per row, as the flash kernel of the CPU does.
     """
-    with FakeTensorMode(), _LikeCuda():
+    with FakeTensorMode(allow_non_fake_inputs=True), _LikeCuda():
         yield
 
 
@@ -144,19 +144,8 @@ class _LikeCuda(TorchFunctionMode):
             return func(args[0].float(), *args[1:], **kwargs)
         if func is F.scaled_dot_product_attention:
             return func(*args, **{**kwargs, "dropout_p": 0.0})
-        if func is Tensor.__deepcopy__:
-            return _deepcopy(*args)
         return func(*args, **kwargs)
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     return torch.native_dropout(input, p, training)[0] if training and 0 < p < 1 else input
-
-
-def _deepcopy(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
-    """Returns a copy in the same mode; that of PyTorch would be in a copy of FakeTensorMode."""
-    if id(tensor) not in memo:
-        copied = tensor.detach().clone()
-        is_parameter = isinstance(tensor, nn.Parameter)
-        memo[id(tensor)] = nn.Parameter(copied, tensor.requires_grad) if is_parameter else copied
-    return memo[id(tensor)]
