@@ -32,7 +32,11 @@ RUNS = (
     ("m_siglip", (HYBRID, LORA)),
     ("clip", ()),
     ("clip", (LORA,)),
-    *((name, (f"experiment={experiment}",)) for name in ("clip", "m_siglip") for experiment in ("irra", "fmfa", "cpcl")),
+    *(
+        (name, (f"experiment={experiment}",))
+        for name in ("clip", "m_siglip")
+        for experiment in ("irra", "fmfa", "cpcl")
+    ),
     ("m_siglip", ("experiment=irra", LORA)),
     *((name, ("experiment=part_cmr",)) for name in ("resnet50_bert", "clip", "m_siglip")),
     ("resnet50_bert", ("experiment=part_cmr", "backbone=vit_bert")),

@@ -2,7 +2,7 @@
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -69,12 +69,14 @@ def measure_step(
     ]
     with tracker:
         for _ in range(min(accumulated, 2)):
-            loss().backward()
+            torch.autograd.backward(
+                loss()
+            )  # not loss().backward(), which would switch `fake_gpu` off for recomputation
         optimizer.step()
     optimizer.zero_grad()
     for hook in hooks:
         hook.remove()
-    return StepMemory(*(tracker.peak.get(kind, 0) for kind in (WEIGHTS, GRADIENTS, STATES, OTHER)))
+    return StepMemory(*(tracker.peak[kind] for kind in (WEIGHTS, GRADIENTS, STATES, OTHER)))
 
 
 class MemoryTracker(TorchDispatchMode):
@@ -91,34 +93,38 @@ class MemoryTracker(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now: Counter[str] = Counter()
-        self.peak: Mapping[str, int] = {}
-        self._most = 0
+        self.peak: Counter[str] = Counter()
+        self._time = self._peak_time = 0
         self._kinds: dict[int, str] = {}
+        self._born: dict[int, int] = {}
         self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def count(self, tensors: Iterable[Tensor], kind: str) -> None:
-        """Counts the storages of `tensors` under `kind`, whatever they were counted under before."""
+        """Counts the storages of `tensors` under `kind`, whatever they were counted under before, at the peak too."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             key, size = id(storage), -(-storage.nbytes() // _BLOCK) * _BLOCK
             if key in self._kinds:
-                self.now[self._kinds[key]] -= size
+                for counted in (self.now, self.peak) if self._born[key] <= self._peak_time else (self.now,):
+                    counted[self._kinds[key]] -= size
+                    counted[kind] += size
             else:
                 self._alive[key] = weakref.ref(storage, lambda _, key=key, size=size: self._forget(key, size))  # type: ignore[misc]
+                self._born[key] = self._time
+                self.now[kind] += size
             self._kinds[key] = kind
-            self.now[kind] += size
 
     def _forget(self, key: int, size: int) -> None:
         self.now[self._kinds.pop(key)] -= size
-        del self._alive[key]
+        del self._alive[key], self._born[key]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        self._time += 1
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         self.count((tensor for tensor in made if id(tensor.untyped_storage()) not in self._kinds), OTHER)
-        total = self.now.total()
-        if total > self._most:
-            self._most, self.peak = total, dict(self.now)
+        if self.now.total() > self.peak.total():
+            self.peak, self._peak_time = self.now.copy(), self._time
         return result
 
 

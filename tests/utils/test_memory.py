@@ -6,6 +6,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 from torch.optim import AdamW
+from torch.utils.checkpoint import checkpoint
 
 from utils.memory import GRADIENTS, OTHER, WEIGHTS, MemoryTracker, fake_gpu, measure_step
 
@@ -38,12 +39,15 @@ def test_views_and_changes_in_place_take_nothing() -> None:
 
 
 def test_a_tensor_may_change_its_kind() -> None:
+    """Also at a peak that it was part of."""
     with MemoryTracker() as tracker:
-        made = kib(2)
-        tracker.count([made], GRADIENTS)
-        other = kib(1)
-        assert tracker.now == {OTHER: KIB, GRADIENTS: 2 * KIB}
-        del made, other
+        made, gone = kib(2), kib(7)
+        del gone
+        later = kib(1)
+        tracker.count([made, later], GRADIENTS)
+        assert tracker.now == {OTHER: 0, GRADIENTS: 3 * KIB}
+        assert tracker.peak == {OTHER: 7 * KIB, GRADIENTS: 2 * KIB}
+        del made, later
     assert tracker.now.total() == 0
 
 
@@ -97,6 +101,22 @@ def test_dropout_keeps_a_byte_per_element() -> None:
         same = F.dropout(rows * 1, 0.1, training=False)
     assert tracker.peak == {OTHER: 4 * 64 * KIB}
     assert noisy.shape == same.shape
+
+
+def test_recomputed_activations_are_those_of_a_gpu_as_well() -> None:
+    """Kept, the second block would have its 128 KiB mask; recomputed, there is one block's at a time."""
+    with fake_gpu():
+        layer = nn.Linear(KIB, KIB, bias=False)
+        rows = torch.zeros(128, KIB)
+
+        def block(x: torch.Tensor) -> torch.Tensor:
+            return F.dropout(layer(x), 0.1)
+
+        def loss() -> torch.Tensor:
+            return checkpoint(block, checkpoint(block, rows, use_reentrant=False), use_reentrant=False).sum()
+
+        step = measure_step(layer, loss, AdamW(layer.parameters(), fused=True), [rows])
+    assert step.gradients + step.activations <= (2 * 4096 + 5 * 512 + 2 * 128 + 8) * KIB
 
 
 def test_layer_norm_under_amp_is_fp32_as_on_a_gpu() -> None:
