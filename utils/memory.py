@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -137,21 +137,28 @@ def fake_gpu() -> Iterator[None]:
     autocast gives fp32. Attention is assumed to be fused, flash or memory-efficient, also where it drops out: it
     keeps queries, keys, values, its output and a logarithm per row, as the flash kernel of the CPU does.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), _LikeCuda():
+    # Not a TorchFunctionMode: it is off in the backward pass, where activations are computed again.
+    like_cuda = {"dropout": _dropout, "layer_norm": _layer_norm, "scaled_dot_product_attention": _attention}
+    with FakeTensorMode(allow_non_fake_inputs=True), patch.multiple(F, **like_cuda):
         yield
-
-
-class _LikeCuda(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.dropout:
-            return _dropout(*args, **kwargs)
-        if func is F.layer_norm and torch.is_autocast_enabled("cpu"):
-            return func(args[0].float(), *args[1:], **kwargs)
-        if func is F.scaled_dot_product_attention:
-            return func(*args, **{**kwargs, "dropout_p": 0.0})
-        return func(*args, **kwargs)
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     return torch.native_dropout(input, p, training)[0] if training and 0 < p < 1 else input
+
+
+def _layer_norm(input: Tensor, *args: Any, plain: Callable[..., Tensor] = F.layer_norm, **kwargs: Any) -> Tensor:
+    return plain(input.float() if torch.is_autocast_enabled("cpu") else input, *args, **kwargs)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    *args: Any,
+    plain: Callable[..., Tensor] = F.scaled_dot_product_attention,
+    **kwargs: Any,
+) -> Tensor:
+    return plain(query, key, value, attn_mask, 0.0, *args, **kwargs)
