@@ -14,7 +14,7 @@ from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 
 from model.backbones import load_backbone
-from model.features import Encoded, Encoder, Features, alone
+from model.features import Encoded, Encoder, Features, PartEncoded, alone
 from model.grad_cache import GradCache, refuse_tokens
 from model.heads import GlobalHead, PartHead
 from model.lora import add_lora
@@ -24,7 +24,8 @@ from utils.errors import UserError
 
 CONFIG = Path(__file__).parents[2] / "config"
 TOKEN_TERMS = {"mlm", "efa"}
-PRESETS = sorted({path.stem for path in (CONFIG / "loss").glob("*.yaml")} - {"part_cmr"})  # which asks for a part head
+PRESETS = sorted(path.stem for path in (CONFIG / "loss").glob("*.yaml"))
+PARTS = {"global": 1, "coarse": 1, "fine": 2}  # of the head that "part_cmr" asks for
 BATCH, MICRO, WIDTH, VOCABULARY = 7, 3, 8, 20
 END_OF_TEXT = 3
 VIEWS = ("image", "image_aug", "image_ss1", "image_ss2")
@@ -33,10 +34,15 @@ Gradients = dict[str, Tensor]
 
 
 class NoisyEncoder(nn.Module):
-    """One hidden layer with dropout per tower; counts how many rows it sees at a time."""
+    """One hidden layer with dropout per tower; counts how many rows it sees at a time.
 
-    def __init__(self) -> None:
+    Args:
+        blocks: embeddings of a sample, the global one included.
+    """
+
+    def __init__(self, blocks: int = 1) -> None:
         super().__init__()
+        self.parts = nn.Sequential(nn.Dropout(0.4), nn.Linear(WIDTH, (blocks - 1) * WIDTH)) if blocks > 1 else None
         self.vision = nn.Sequential(nn.Linear(3 * 4 * 4, 16), nn.GELU(), nn.Dropout(0.4), nn.Linear(16, WIDTH))
         self.language = nn.Sequential(nn.Embedding(VOCABULARY, 16), nn.Dropout(0.4), nn.Linear(16, WIDTH))
         self.log_scale = nn.Parameter(torch.tensor(2.0))
@@ -55,7 +61,11 @@ class NoisyEncoder(nn.Module):
     def _encode(self, tokens: Tensor) -> Encoded:
         self.rows.append(len(tokens))
         pooled = tokens.mean(dim=1).float()
-        return Encoded(pooled, F.normalize(pooled, dim=-1), tokens, torch.ones(tokens.shape[:2], dtype=torch.bool))
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool)
+        if self.parts is None:
+            return Encoded(pooled, F.normalize(pooled, dim=-1), tokens, mask)
+        slots = torch.cat([pooled[:, None], self.parts(pooled).unflatten(1, (-1, WIDTH))], dim=1)
+        return PartEncoded(pooled, F.normalize(slots, dim=-1).flatten(1), tokens, mask, slots)
 
 
 class InMicroBatches:
@@ -135,7 +145,8 @@ def assert_equal(found: Gradients, expected: Gradients, *, rtol: float = 1e-5) -
 @pytest.mark.parametrize("preset", PRESETS)
 def test_gradients_are_those_of_the_plain_step_under_dropout(preset: str) -> None:
     torch.manual_seed(0)
-    encoder, objective = NoisyEncoder(), objective_of(preset)
+    slots = PARTS if preset == "part_cmr" else {"global": 1}
+    encoder, objective = NoisyEncoder(sum(slots.values())), objective_of(preset, slots=slots)
     cached = gradients(objective, encoder, lambda plain: GradCache(plain, MICRO))
     once = len(encoder.rows) // 2
     assert max(encoder.rows) == MICRO
@@ -243,6 +254,18 @@ def _one_of_two(rank: int, folder: str) -> None:
     )
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_taken_or_a_term_of_it_is_refused_by_name(preset: str) -> None:
+    objective = objective_of(preset, slots=PARTS, without=set())
+    reading = [name for name in objective.terms if name in TOKEN_TERMS]
+    if reading:
+        with pytest.raises(UserError, match=rf"loss\.terms\.{reading[0]} reads tokens"):
+            refuse_tokens(objective)
+    else:
+        refuse_tokens(objective)
+    refuse_tokens(objective_of(preset, slots=PARTS))
 
 
 @pytest.mark.parametrize(("preset", "term"), [("irra", "mlm"), ("fmfa", "mlm")])
