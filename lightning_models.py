@@ -362,10 +362,16 @@ class LitTBPS(LitRanker):
 
 
 def build_encoder(cfg: DictConfig, *, weights: bool = True) -> TBPS:
-    """Returns the encoder that `cfg.backbone`, `cfg.lora` and `cfg.head` describe; `weights` as in `load_backbone`."""
+    """Returns the encoder that `cfg.backbone`, `cfg.lora` and `cfg.head` describe.
+
+    Args:
+        weights: as in `load_backbone`; without, towers are not compiled either.
+    """
     backbone = instantiate(cfg.backbone, **({} if weights else {"weights": False}))
     if cfg.lora.r > 0:
         add_lora(backbone, **{k: v for k, v in cfg.lora.items() if k != "name"})
+    if cfg.compile and weights:
+        backbone.compile_towers()
     return TBPS(backbone, instantiate(cfg.head)(backbone.embed_dim, backbone.grid))
 
 
@@ -401,7 +407,7 @@ def trace_step(cfg: DictConfig, batch_size: int) -> Traced:
     """Returns what a training step of `cfg` takes on a GPU; nothing is computed, and no file need be there.
 
     It is this module's own step, on fake tensors, with AMP, LoRA, GradCache and recomputed activations as `cfg` has
-    them. Captions fill all their positions, there are as many clusters as identities, and one fused kernel updates
+    them; towers are not compiled, which takes less. Captions fill all their positions, there are as many clusters as identities, and one fused kernel updates
     all parameters.
 
     Args:

@@ -159,11 +159,19 @@ def test_every_experiment_composes_with_every_backbone_and_dataset(experiment: s
     assert cfg.scheduler.warmup_epochs < cfg.trainer.max_epochs
 
 
-def test_every_file_of_an_experiment_belongs_to_an_experiment_and_a_dataset() -> None:
-    files = list(CONFIG.glob("experiment/on/*/*.yaml"))
+@pytest.mark.parametrize("group", ["experiment", "pseudo_label"])
+def test_every_file_on_a_dataset_belongs_to_an_option_and_a_dataset(group: str) -> None:
+    files = list(CONFIG.glob(f"{group}/on/*/*.yaml"))
     assert files
-    assert {file.parent.name for file in files} <= set(EXPERIMENTS)
+    assert {file.parent.name for file in files} <= {file.stem for file in CONFIG.glob(f"{group}/*.yaml")}
     assert {file.stem for file in files} <= set(DATASETS)
+
+
+def test_what_a_labelling_has_of_its_own_on_a_dataset_leaves_other_labellings_and_the_command_line_alone() -> None:
+    cfg = composed("experiment=cpcl", "pseudo_label.images.k1=7")
+    assert (cfg.pseudo_label.images.k1, cfg.pseudo_label.texts.k1) == (7, 6)
+    cfg = composed("experiment=cpcl", "pseudo_label=kmeans", "pseudo_label.images.clusters=5")
+    assert set(cfg.pseudo_label.images) == {"_target_", "clusters"}
 
 
 @pytest.mark.parametrize(

@@ -51,13 +51,20 @@ def _shown(trainer: L.Trainer) -> dict[str, str]:
 
 
 class Progress(TQDMProgressBar):
-    """One line on a terminal: epoch, loss, validation R@1 and images per second."""
+    """One line on a terminal: epoch, loss, validation R@1 and images per second.
 
-    def __init__(self) -> None:
+    The bar moves with every step, its figures every so many: reading one waits for the device.
+    """
+
+    def __init__(self, every_n_steps: int) -> None:
         super().__init__(refresh_rate=1 if sys.stderr.isatty() else 0)
+        self._every_n_steps = every_n_steps
+        self._figures: dict[str, str] = {}
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        return dict(_shown(trainer))
+        if not self._figures or not trainer.training or trainer.global_step % self._every_n_steps == 0:
+            self._figures = _shown(trainer)
+        return dict(self._figures)
 
 
 class EpochLine(Callback):

@@ -99,6 +99,11 @@ class Backbone(nn.Module):
         """Returns the weights as `model_class` loads them: positions are back on the square grid of its config."""
         raise NotImplementedError
 
+    def compile_towers(self) -> None:
+        """Has torch.compile translate both towers at their first call; names of weights stay as they are."""
+        for tower in (self.hub_model.vision_model, self.hub_model.text_model):
+            tower.compile()
+
     def normalise(self, pixels: Tensor) -> Tensor:
         """Returns float pixels ``(B, 3, H, W)`` as the tower was pre-trained on, from uint8 ones."""
         return (pixels.float() / 255 - self.mean) / self.std  # type: ignore[operator]

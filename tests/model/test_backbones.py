@@ -112,6 +112,20 @@ def test_gradient_checkpointing_changes_nothing(hub_folders: dict[str, Path], fa
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
+def test_compiled_towers_give_the_same_embeddings_and_gradients_under_the_same_names(
+    hub_folders: dict[str, Path],
+) -> None:
+    plain, compiled = load(hub_folders, "clip"), load(hub_folders, "clip")
+    compiled.compile_towers()
+    for backbone in (plain, compiled):
+        image, text = backbone.image(pixels()), backbone.text(IDS, MASK)
+        (image.tokens.square().mean() + text.tokens.square().mean()).backward()
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2
+    for (name, expected), actual in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(actual.grad, expected.grad, msg=lambda text, name=name: f"{name}: {text}")
+
+
 def test_errors_are_sentences(hub_folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"describes a 'clip' model, expected 'siglip'"):
         load_backbone("m_siglip", "siglip", hub_folders["clip"], (32, 32), sigmoid=True, max_length=12)
