@@ -407,8 +407,8 @@ def trace_step(cfg: DictConfig, batch_size: int) -> Traced:
     """Returns what a training step of `cfg` takes on a GPU; nothing is computed, and no file need be there.
 
     It is this module's own step, on fake tensors, with AMP, LoRA, GradCache and recomputed activations as `cfg` has
-    them; towers are not compiled, which takes less. Captions fill all their positions, there are as many clusters as identities, and one fused kernel updates
-    all parameters.
+    them; towers are not compiled, which takes less. Captions fill all their positions, there are as many clusters as
+    identities, and one fused kernel updates all parameters.
 
     Args:
         batch_size: pairs in a batch of one process.
