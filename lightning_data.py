@@ -15,7 +15,19 @@ from torch.utils.data import DataLoader
 
 from data.annotations import DatasetSplits, read_dataset
 from data.augmentation import Augmentation
-from data.batch import IMAGE, IMAGE_LABELS, INDEX, MLM_LABELS, PIDS, TEXT, TEXT_LABELS, TEXT_MASKED, VIEWS, Batch
+from data.batch import (
+    IMAGE,
+    IMAGE_LABELS,
+    INDEX,
+    MLM_LABELS,
+    MLM_POSITIONS,
+    PIDS,
+    TEXT,
+    TEXT_LABELS,
+    TEXT_MASKED,
+    VIEWS,
+    Batch,
+)
 from data.counts import DatasetCounts, count, describe
 from data.datasets import CaptionDataset, Collate, ImageDataset, PairDataset, captions_of
 from data.device_views import DeviceViews
@@ -100,7 +112,8 @@ class TBPSDataModule(L.LightningDataModule):
     @property
     def provides(self) -> frozenset[str]:
         """What a loss may need: views, and labels of the batch."""
-        return frozenset({*VIEWS, MLM_LABELS, *((PIDS,) if self._with_pids else (IMAGE_LABELS, TEXT_LABELS))})
+        labels = (PIDS,) if self._with_pids else (IMAGE_LABELS, TEXT_LABELS)
+        return frozenset({*VIEWS, MLM_LABELS, MLM_POSITIONS, *labels})
 
     def set_views(self, needs: Collection[str]) -> None:
         """Says what training batches must hold: the `needs` of the objective, all among `provides`.

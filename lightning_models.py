@@ -1,9 +1,9 @@
 """LitTBPS: encoder, objective and optimizer in Lightning's loop. Owns no loss maths."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import lightning as L
 import torch
@@ -13,28 +13,41 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 from torchmetrics.utilities.distributed import gather_all_tensors
 from tqdm import tqdm
 
 from data.batch import IMAGE, IMAGE_VIEWS, INDEX, LABELS, PIDS, TEXT, TEXT_VIEWS, Batch
+from data.blank import blank_batch, published_identities
 from model.features import Features, alone
+from model.grad_cache import GradCache, refuse_tokens
 from model.heads import PartHead
 from model.lora import add_lora
 from model.objectives import EFA
 from model.objectives.base import Facts, LossReport, Objective
 from model.objectives.build import build_objective
-from model.prototypes import Labeller, Modality
+from model.prototypes import Labeller, Modality, PrototypeMemory
 from model.tbps import TBPS
 from solver.optimizers import learning_rates
+from solver.stand_in import AdamW8bitStates
 from utils.checkpoints import frozen_names, load_weights
 from utils.errors import UserError
 from utils.gather import gather_rows
+from utils.memory import fake_gpu, measure_step
+from utils.plan import Traced, processes
 from utils.retrieval import RetrievalMetrics, both_directions
 
 MakeOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 MakeScheduler = Callable[..., LRScheduler]
 Result = TypeVar("Result")
+
+AUTOCAST: Final[Mapping[str, torch.dtype | None]] = {  # trainer.precision -> dtype; None: fp32
+    "32": None,
+    "32-true": None,
+    "bf16-mixed": torch.bfloat16,
+    "16-mixed": torch.float16,
+}
 
 
 @dataclass(frozen=True)
@@ -156,6 +169,7 @@ class LitTBPS(LitRanker):
         seed: with the number of the batch, fixes dropout, so a resumed run repeats it.
         log_every_n_steps: how often figures leave the device.
         labeller: gives the pairs pseudo labels, where training does without identities.
+        micro_batch: of `GradCache`; None: the whole batch is encoded at once.
     """
 
     def __init__(
@@ -168,6 +182,7 @@ class LitTBPS(LitRanker):
         seed: int,
         log_every_n_steps: int,
         labeller: Labeller | None = None,
+        micro_batch: int | None = None,
     ) -> None:
         super().__init__(encoder)
         self.objective = objective
@@ -178,6 +193,7 @@ class LitTBPS(LitRanker):
         self._config = config
         self._seed = seed
         self._log_every_n_steps = log_every_n_steps
+        self._micro_batch = micro_batch
         self._unchecked: list[tuple[int, dict[str, Tensor]]] = []
         self._step: Features | None = None
 
@@ -240,17 +256,8 @@ class LitTBPS(LitRanker):
         torch.manual_seed(self._seed * 1_000_003 + number)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        labels: dict[str, Tensor] = {label: batch[label] for label in LABELS if label in batch}
-        if self.labeller is not None:
-            labels |= self.labeller.of(batch[INDEX])
-        features = Features(
-            self.encoder,
-            images={view: batch[view] for view in IMAGE_VIEWS if view in batch},
-            texts={view: batch[view] for view in TEXT_VIEWS if view in batch},
-            labels=labels,
-            epoch=self.current_epoch + batch_idx / self.trainer.num_training_batches,
-            gather=alone if self.trainer.world_size == 1 else gather_rows,
-        )
+        epoch = self.current_epoch + batch_idx / self.trainer.num_training_batches
+        features = self.features(batch, epoch, alone if self.trainer.world_size == 1 else gather_rows)
         report = self.objective(features)
         self._step = features if self.labeller is not None else None
         self._unchecked.append((self.global_step, report.raw))
@@ -261,6 +268,21 @@ class LitTBPS(LitRanker):
             return report.total
         # DDP waits for a gradient at every parameter, and not every objective reads the temperature.
         return report.total + 0 * torch.stack(self.encoder.temperature()).sum()
+
+    def features(self, batch: Batch, epoch: float = 0.0, gather: Callable[[Tensor], Tensor] = alone) -> Features:
+        """Returns what the losses may look at of a training batch; `epoch` and `gather` as in `Features`."""
+        labels: dict[str, Tensor] = {label: batch[label] for label in LABELS if label in batch}
+        if self.labeller is not None:
+            labels |= self.labeller.of(batch[INDEX])
+        return Features(
+            self.encoder if self._micro_batch is None else GradCache(self.encoder, self._micro_batch),
+            images={view: batch[view] for view in IMAGE_VIEWS if view in batch},
+            texts={view: batch[view] for view in TEXT_VIEWS if view in batch},
+            labels=labels,
+            epoch=epoch,
+            gather=gather,
+            one_pass=self._micro_batch is None,
+        )
 
     def on_after_backward(self) -> None:
         if self._step is not None:
@@ -283,6 +305,10 @@ class LitTBPS(LitRanker):
         image, text = pair[IMAGE].to(self.device), [part.to(self.device) for part in pair[TEXT]]
         before, after = term.similarity_maps(self.encoder.encode_text(*text), self.encoder.encode_image(image))
         return before[0], after[0]
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()  # Lightning would keep the gradients until the next forward pass is through
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self._is_logging_step():
@@ -331,12 +357,16 @@ class LitTBPS(LitRanker):
         load_weights(self, checkpoint["state_dict"], source="the checkpoint to continue")
 
 
-def build_encoder(cfg: DictConfig) -> TBPS:
-    """Returns the encoder that `cfg.backbone`, `cfg.lora` and `cfg.head` describe."""
-    backbone = instantiate(cfg.backbone)
+def build_encoder(cfg: DictConfig, *, weights: bool = True) -> TBPS:
+    """Returns the encoder that `cfg.backbone`, `cfg.lora` and `cfg.head` describe.
+
+    Args:
+        weights: as in `load_backbone`; without, towers are not compiled either.
+    """
+    backbone = instantiate(cfg.backbone, **({} if weights else {"weights": False}))
     if cfg.lora.r > 0:
         add_lora(backbone, **{k: v for k, v in cfg.lora.items() if k != "name"})
-    if cfg.compile:
+    if cfg.compile and weights:
         backbone.compile_towers()
     return TBPS(backbone, instantiate(cfg.head)(backbone.embed_dim, backbone.grid))
 
@@ -348,14 +378,69 @@ def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
         num_classes: identities in the training set, for the classifiers of losses.
     """
     backbone, slots = encoder.backbone, encoder.head.slots
-    facts = Facts(encoder.embed_dim, backbone.embed_dim, num_classes, backbone.vocab_size, slots)
+    rows, columns = backbone.grid
+    facts = Facts(encoder.embed_dim, backbone.embed_dim, num_classes, backbone.vocab_size, slots, rows * columns)
+    objective = build_objective(instantiate(cfg.loss.terms), facts)
+    micro_batch = cfg.grad_cache.micro_batch
+    if micro_batch is not None:
+        if micro_batch < 1:
+            raise UserError(f"grad_cache.micro_batch: {micro_batch} given, expected at least 1, or null")
+        refuse_tokens(objective)
     return LitTBPS(
         encoder,
-        build_objective(instantiate(cfg.loss.terms), facts),
+        objective,
         make_optimizer=instantiate(cfg.optimizer),
         make_scheduler=instantiate(cfg.scheduler),
         config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
         seed=cfg.seed,
         log_every_n_steps=cfg.trainer.log_every_n_steps,
         labeller=None if cfg.pseudo_label.name == "none" else instantiate(cfg.pseudo_label),
+        micro_batch=micro_batch,
     )
+
+
+def trace_step(cfg: DictConfig, batch_size: int) -> Traced:
+    """Returns what a training step of `cfg` takes on a GPU; nothing is computed, and no file need be there.
+
+    It is this module's own step, on fake tensors, with AMP, LoRA, GradCache and recomputed activations as `cfg` has
+    them; towers are not compiled, which takes less. Captions fill all their positions, there are as many clusters as
+    identities, and one fused kernel updates all parameters.
+
+    Args:
+        batch_size: pairs in a batch of one process.
+
+    Raises:
+        UserError: what training would refuse as well, or a precision that is not in `AUTOCAST`.
+    """
+    precision = str(cfg.trainer.precision)
+    if precision not in AUTOCAST:
+        raise UserError(f"trainer.precision: {precision} cannot be planned, only {', '.join(AUTOCAST)}")
+    identities = published_identities(cfg.dataset.name, cfg.dataset.proportion)
+    together = processes(cfg)
+    with torch.device("meta"):
+        module = build_module(cfg, build_encoder(cfg, weights=False), identities).train()
+    with fake_gpu():
+        module.to_empty(device="cpu")
+        for memory in (part for part in module.modules() if isinstance(part, PrototypeMemory)):
+            memory.prototypes = memory.prototypes.new_zeros(identities, memory.prototypes.shape[1])
+        batch = blank_batch(module.objective.needs, batch_size, cfg.img_size, cfg.backbone.max_length)
+
+        def loss() -> Tensor:
+            with torch.autocast("cpu", dtype=AUTOCAST[precision], enabled=AUTOCAST[precision] is not None):
+                return module.objective(module.features(batch, gather=lambda rows: torch.cat([rows] * together))).total
+
+        parameters = list(module.parameters())
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        if cfg.optimizer.algorithm == "adamw8bit":
+            optimizer: Optimizer = AdamW8bitStates(trained)
+        else:
+            optimizer = instantiate(cfg.optimizer, fused=True)(module.named_parameters())
+        step = measure_step(
+            module,
+            loss,
+            optimizer,
+            [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)],
+            accumulated=cfg.trainer.accumulate_grad_batches,
+            ddp=together > 1,
+        )
+    return Traced(step, *(sum(parameter.numel() for parameter in some) for some in (parameters, trained)))

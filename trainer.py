@@ -3,6 +3,7 @@
 uv run trainer.py                                      the embedded default
 uv run trainer.py -cn m_siglip dataset=cuhk_pedes      another config, another dataset
 uv run trainer.py ckpt_path=last                       continue the newest run of this name
+uv run trainer.py -cn clip experiment=irra task=plan   what a step of it takes, and the batch that fits 12 GB
 uv run trainer.py task=test ckpt_path=outputs/.../checkpoints/best-059.ckpt
 uv run trainer.py -cn clip task=test backbone.folder=irra_checkpoints      a converted or untrained backbone
 """
@@ -125,15 +126,36 @@ def test(cfg: DictConfig) -> dict[str, float]:
     return module.figures("test")
 
 
+def plan(cfg: DictConfig) -> dict[str, float]:
+    """Prints what a training step of `cfg` takes, and the largest batch that fits `cfg.plan.memory_gb`.
+
+    Nothing needs to be there: no dataset, no weights, no GPU.
+
+    Returns:
+        The peak in GiB as ``plan/peak_gb``, with the reserve, and ``plan/largest``.
+    """
+    from lightning_models import trace_step
+    from utils.memory import GIB
+    from utils.plan import make_plan
+    from utils.quiet import quiet_libraries
+
+    quiet_libraries()
+    made = make_plan(cfg, trace_step)
+    print(made, flush=True)
+    return {"plan/peak_gb": made.peak / GIB, "plan/largest": made.largest}
+
+
 @hydra.main(version_base="1.3", config_path="config", config_name="demo")
-def main(cfg: DictConfig) -> float:
+def main(cfg: DictConfig) -> float | None:
     """Runs `cfg.task`; returns t2i R@1, of validation where there is one, for sweepers that optimise."""
-    tasks = {"train": train, "test": test}
+    tasks = {"train": train, "test": test, "plan": plan}
     cfg.run_dir = HydraConfig.get().runtime.output_dir
     try:
         if cfg.task not in tasks:
-            raise UserError(f"task={cfg.task}: no such task.{nearest(cfg.task, set(tasks))} Choose train or test")
+            raise UserError(f"task={cfg.task}: no such task.{nearest(cfg.task, set(tasks))} Choose train, test or plan")
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        if cfg.shown_queries < 0:
+            raise UserError(f"shown_queries: {cfg.shown_queries} given, expected 0 (none) or more")
         if needs_own_command(cfg.trainer):
             return run_own_command(Path(__file__))
         metrics = tasks[cfg.task](cfg)
@@ -141,7 +163,7 @@ def main(cfg: DictConfig) -> float:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise  # the other jobs of the sweep go on
         fail_job(error)
-    return metrics.get("val/t2i/R1", metrics["test/t2i/R1"])
+    return metrics.get("val/t2i/R1", metrics.get("test/t2i/R1"))
 
 
 def _prepare(cfg: DictConfig) -> None:
@@ -229,27 +251,32 @@ def _report(cfg: DictConfig, trainer: L.Trainer, module: LitRanker, data: TBPSDa
     report = RunReport(cfg.run_dir, facts, trainer.loggers, trainer.global_step)
     found, captions = module.encodings, data.test_captions
     report.metrics(module.metrics, pair_similarities(found.texts, found.images, found.text_pids, found.image_pids))
-    some = range(0, len(captions), max(1, len(captions) // cfg.shown_queries))[: cfg.shown_queries]
-    report.ranked(
-        rank_queries(
-            found.texts[some],
-            found.images,
-            found.text_pids[some],
-            found.image_pids,
-            [captions[i] for i in some],
-            data.test_image_paths,
+    some = _spread(len(captions), cfg.shown_queries)
+    if some:
+        report.ranked(
+            rank_queries(
+                found.texts[some],
+                found.images,
+                found.text_pids[some],
+                found.image_pids,
+                [captions[i] for i in some],
+                data.test_image_paths,
+            )
         )
-    )
-    if isinstance(module, LitTBPS):
-        says_most = max(some, key=lambda i: len(set(captions[i].lower().split())))
-        _draw_word_maps(report, module, data, says_most)
-        if module.labeller is not None:
-            epochs = cfg.pseudo_label.every_n_epochs
-            report.draw("outliers.png", outliers_picture, module.labeller.history, epochs)
+        if isinstance(module, LitTBPS):
+            says_most = max(some, key=lambda i: len(set(captions[i].lower().split())))
+            _draw_word_maps(report, module, data, says_most)
+        _draw_parts(report, module, data, some)
+    if isinstance(module, LitTBPS) and module.labeller is not None:
+        report.draw("outliers.png", outliers_picture, module.labeller.history, cfg.pseudo_label.every_n_epochs)
     title = f"{facts['strategy']} on {facts['dataset']}: ten persons of the test split"
     report.draw("tsne.png", tsne_picture, found.images, found.texts, found.image_pids, found.text_pids, title)
-    _draw_parts(report, module, data, some)
     report.close()
+
+
+def _spread(count: int, wanted: int) -> range:
+    """Returns `wanted` places spread over `count`, all if there are fewer."""
+    return range(0, count, max(1, count // wanted))[:wanted] if wanted else range(0)
 
 
 def _draw_word_maps(report: RunReport, module: LitTBPS, data: TBPSDataModule, caption: int) -> None:

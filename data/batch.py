@@ -11,6 +11,8 @@ a text view           `Tokens` of int64 ids ``(B, L)`` and bool mask ``(B, L)``;
                       that may not read them.
 `MLM_LABELS`          int64 ``(B, L)``, the masked word's id where `TEXT_MASKED` has one to predict,
                       `NOT_PREDICTED` elsewhere; comes with that view
+`MLM_POSITIONS`       int64 ``(M,)``, where in the flattened `MLM_LABELS` the M ids are: known before the
+                      batch reaches the device, which need not be asked how many there are
 `INDEX`               int64 ``(B,)``, position of the pair in the training set
 ====================  ==========================================================================
 
@@ -35,6 +37,7 @@ TEXT: Final = "text"
 TEXT_MASKED: Final = "text_masked"
 PIDS: Final = "pids"
 MLM_LABELS: Final = "mlm_labels"
+MLM_POSITIONS: Final = "mlm_positions"
 IMAGE_LABELS: Final = "image_labels"
 TEXT_LABELS: Final = "text_labels"
 MASK_DRAWS: Final = "mask_draws"
@@ -45,7 +48,7 @@ INDEX: Final = "index"
 IMAGE_VIEWS: Final = (IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2)
 TEXT_VIEWS: Final = (TEXT, TEXT_MASKED)
 VIEWS: Final = (*IMAGE_VIEWS, *TEXT_VIEWS)
-LABELS: Final = (PIDS, MLM_LABELS)
+LABELS: Final = (PIDS, MLM_LABELS, MLM_POSITIONS)
 NOT_PREDICTED: Final = -100  # what PyTorch's cross-entropy, and with it the `mlm` loss, leaves out
 
 Batch = dict[str, Any]

@@ -13,6 +13,7 @@ from data.batch import (
     INDEX,
     MASK_DRAWS,
     MLM_LABELS,
+    MLM_POSITIONS,
     PIDS,
     SEEDS,
     SOURCE,
@@ -137,7 +138,7 @@ class Collate:
 
     Args:
         tokenize: what makes tokens of captions.
-        masker: what makes `TEXT_MASKED` and `MLM_LABELS`, where samples hold that view.
+        masker: what makes `TEXT_MASKED`, `MLM_LABELS` and `MLM_POSITIONS`, where samples hold that view.
     """
 
     def __init__(self, tokenize: Tokenize, masker: Masker | None = None) -> None:
@@ -147,7 +148,8 @@ class Collate:
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         batch = {key: self._column(key, [sample[key] for sample in samples]) for key in samples[0]}
         if self._masker is not None and TEXT_MASKED in batch:
-            batch[TEXT_MASKED], batch[MLM_LABELS] = self._masker(batch[TEXT_MASKED], batch.pop(MASK_DRAWS))
+            masked = self._masker(batch[TEXT_MASKED], batch.pop(MASK_DRAWS))
+            batch |= {TEXT_MASKED: masked.tokens, MLM_LABELS: masked.labels, MLM_POSITIONS: masked.positions}
         return batch
 
     def _column(self, key: str, values: list[Any]) -> Any:

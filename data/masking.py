@@ -15,10 +15,15 @@ _TO_MASK, _TO_RANDOM = 0.8, 0.9
 
 
 class MaskedTokens(NamedTuple):
-    """Tokens of which some are masked, and labels ``(B, L)``: the id that was there, elsewhere `NOT_PREDICTED`."""
+    """Tokens of which some are masked, and what is to be told.
+
+    labels: ``(B, L)``, the id that was there, elsewhere `NOT_PREDICTED`.
+    positions: ``(M,)``, where in the flattened labels the ids are.
+    """
 
     tokens: Tokens
     labels: Tensor
+    positions: Tensor
 
 
 class Masker:
@@ -61,4 +66,5 @@ class Masker:
         labels = ids.where(masked, NOT_PREDICTED)
         words = self._words[(which * len(self._words)).long()]
         changed = torch.where(how < _TO_MASK, self.mask_id, torch.where(how < _TO_RANDOM, words, ids))
-        return MaskedTokens(Tokens(changed.where(masked, ids), tokens.mask), labels)
+        positions = masked.flatten().nonzero().squeeze(1)
+        return MaskedTokens(Tokens(changed.where(masked, ids), tokens.mask), labels, positions)

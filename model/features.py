@@ -74,6 +74,7 @@ class Features:
             not know them.
         epoch: training progress in epochs, fractional (for ramps).
         gather: ``(B, ...) -> (W*B, ...)`` concatenates the rows of all W processes, with gradient.
+        one_pass: whether announced image views are encoded together, which takes a copy of their pixels.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Features:
         *,
         epoch: float = 0.0,
         gather: Callable[[Tensor], Tensor] = alone,
+        one_pass: bool = True,
     ) -> None:
         self.epoch = epoch
         self.accessed: set[str] = set()
@@ -93,6 +95,7 @@ class Features:
         self._texts = texts
         self._labels = labels
         self._gather = gather
+        self._one_pass = one_pass
         self._encoded: dict[str, Encoded] = {}
         self._gathered: dict[tuple[str, str], Tensor] = {}
         self._offered: dict[str, Callable[[str], Tensor]] = {}
@@ -119,7 +122,7 @@ class Features:
         if view not in self._encoded:
             self._refuse_no_grad(view)
             together = [v for v in self._expected if v not in self._encoded]
-            self._encode_images(together if view in together else [view])
+            self._encode_images(together if self._one_pass and view in together else [view])
         return self._encoded[view]
 
     def text(self, view: str = "text") -> Encoded:

@@ -23,6 +23,7 @@ from data.batch import (
     IMAGE_VIEWS,
     INDEX,
     MLM_LABELS,
+    MLM_POSITIONS,
     PIDS,
     SOURCE,
     TEXT,
@@ -172,15 +173,16 @@ class TestTraining:
     ) -> None:
         data = TBPSDataModule(dataset, **settings)
         before = data.max_token_id
-        data.set_views(frozenset({TEXT, TEXT_MASKED, MLM_LABELS}))
+        data.set_views(frozenset({TEXT, TEXT_MASKED, MLM_LABELS, MLM_POSITIONS}))
         assert data.mask_token_added
         assert data.max_token_id == before + 1
         for batch in data.train_dataloader():
-            assert batch.keys() == {TEXT, TEXT_MASKED, MLM_LABELS, INDEX, PIDS}
+            assert batch.keys() == {TEXT, TEXT_MASKED, MLM_LABELS, MLM_POSITIONS, INDEX, PIDS}
             masked, plain, labels = batch[TEXT_MASKED].ids, batch[TEXT].ids, batch[MLM_LABELS]
             assert torch.equal(torch.where(labels == -100, masked, labels), plain)
             assert (labels != -100).any(dim=1).all()
             assert masked.max() <= data.max_token_id
+            assert torch.equal(labels.flatten()[batch[MLM_POSITIONS]], labels[labels != -100])
 
     def test_a_view_that_is_not_offered_fails_before_training(
         self, dataset: DatasetSplits, settings: dict[str, Any]

@@ -249,6 +249,35 @@ def test_killed_in_the_middle_of_an_epoch_and_continued_is_bit_identical(
     assert done > 0
 
 
+def test_cached_gradients_train_to_the_weights_of_the_plain_step(small_root: Path, tmp_path: Path) -> None:
+    overrides = (
+        "trainer.max_epochs=2",
+        "trainer.accumulate_grad_batches=2",
+        "optimizer.param_groups.default.eps=1e-3",  # Adam would make steps of gradients that are rounding alone
+    )
+    for micro_batch in ("null", "3"):
+        trainer.train(config(small_root, tmp_path / micro_batch, *overrides, f"grad_cache.micro_batch={micro_batch}"))
+    expected, found = last_weights(tmp_path / "null"), last_weights(tmp_path / "3")
+    assert expected.keys() == found.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5)
+    assert any(not torch.equal(found[name], expected[name]) for name in expected), "the same path was taken twice"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("grad_cache.micro_batch=0",), r"grad_cache\.micro_batch: 0 given, expected at least 1"),
+        (("grad_cache.micro_batch=4", "+loss/term@loss.terms.words=mlm"), r"loss\.terms\.words reads tokens"),
+    ],
+)
+def test_a_micro_batch_that_cannot_be_is_refused(
+    overrides: tuple[str, ...], message: str, small_root: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        trainer.train(config(small_root, tmp_path, *overrides))
+
+
 def test_a_missing_checkpoint_folder_names_the_command(small_root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"clip_checkpoints does not exist; run 'uv run prepare_checkpoints.py clip'"):
         trainer.train(config(small_root, tmp_path, "backbone=clip", "img_size_str=32x16"))

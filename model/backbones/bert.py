@@ -90,7 +90,8 @@ class BertBackbone(Backbone):
         return BackboneOutput(tokens[:, -patches:].amax(dim=1), tokens, mask.expand(tokens.shape[:2]))
 
     def text(self, ids: Tensor, mask: Tensor) -> BackboneOutput:
-        hidden = self.hub_model.text_model(ids, attention_mask=mask).last_hidden_state
+        # (B, 1, 1, L): of a mask (B, L), transformers would ask the device whether anything is masked.
+        hidden = self.hub_model.text_model(ids, attention_mask=mask[:, None, None]).last_hidden_state
         tokens = self.hub_model.text_projection(hidden)
         pooled = tokens.masked_fill(~mask[:, :, None], -torch.inf).amax(dim=1)
         return BackboneOutput(pooled, tokens, mask)

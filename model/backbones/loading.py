@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
+from transformers import PreTrainedModel
 
+from model.architectures import ARCHITECTURES
 from model.backbones.base import Backbone
 from model.backbones.bert import RESNET_STRIDE, BertBackbone
 from model.backbones.vision_language import ClipBackbone, SiglipBackbone
@@ -18,6 +20,8 @@ FAMILIES: dict[str, type[Backbone]] = {
     "clip": ClipBackbone,
     "vision-text-dual-encoder": BertBackbone,
 }
+
+_NO_PIXELS: Final = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
 
 def load_backbone(
@@ -32,6 +36,7 @@ def load_backbone(
     freeze_text: bool = False,
     freeze_token_table: bool = False,
     gradient_checkpointing: bool = False,
+    weights: bool = True,
 ) -> Backbone:
     """Returns the backbone of `folder` in fp32, fitted to images of `img_size`.
 
@@ -43,13 +48,16 @@ def load_backbone(
         max_length: tokens of a caption, at most the text positions of the checkpoint.
         freeze_vision, freeze_text, freeze_token_table: exclude a tower, or the token table, from training.
         gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
+        weights: whether the pre-trained ones are loaded. Without, they are those that a training from scratch starts
+            from, and a backbone of `ARCHITECTURES` needs no folder.
 
     Raises:
         UserError: no folder, another architecture, captions longer than its positions, a size that the patches
             do not divide, or towers that cannot recompute activations.
     """
     folder = Path(folder)
-    config = _read_json(folder, "config.json", name)
+    known = not weights and not folder.exists() and name in ARCHITECTURES
+    config = ARCHITECTURES[name] if known else _read_json(folder, "config.json", name)
     found = config.get("model_type")
     if found != family:
         raise UserError(
@@ -66,18 +74,13 @@ def load_backbone(
             f"img_size_str: {img_size[0]}x{img_size[1]} is not divisible by the {patch}-pixel patches of "
             f"backbone {name!r}; both height and width have to be multiples of {patch}"
         )
-    try:
-        model = backbone_class.model_class.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise UserError(
-            f"backbone {name!r}: the weights in {folder} cannot be loaded ({_first_line(error)}); "
-            f"fill the folder again with 'uv run prepare_checkpoints.py {name}'"
-        ) from error
+    model_class = backbone_class.model_class
+    model = _pretrained(name, folder, model_class) if weights else _untrained(model_class, config)
     if gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise UserError(f"backbone.gradient_checkpointing: {name!r} cannot recompute activations; leave it false")
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    pixels = _read_json(folder, "preprocessor_config.json", name)
+    pixels = _NO_PIXELS if known else _read_json(folder, "preprocessor_config.json", name)
     grid = (img_size[0] // patch, img_size[1] // patch)
     mean, std = pixels["image_mean"], pixels["image_std"]
     backbone = backbone_class(model, mean, std, grid, sigmoid=sigmoid, native=read_positions(folder))
@@ -87,6 +90,21 @@ def load_backbone(
     if freeze_token_table:
         backbone.token_table.requires_grad_(False)
     return backbone.train()
+
+
+def _pretrained(name: str, folder: Path, model_class: type[PreTrainedModel]) -> PreTrainedModel:
+    try:
+        return model_class.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise UserError(
+            f"backbone {name!r}: the weights in {folder} cannot be loaded ({_first_line(error)}); "
+            f"fill the folder again with 'uv run prepare_checkpoints.py {name}'"
+        ) from error
+
+
+def _untrained(model_class: type[PreTrainedModel], config: dict[str, Any]) -> PreTrainedModel:
+    config_class: Any = model_class.config_class
+    return model_class(config_class.from_dict(config))
 
 
 def _read_json(folder: Path, file: str, name: str) -> dict[str, Any]:

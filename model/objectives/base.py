@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ class Facts:
     """What a loss term may need to know of the composed model and data before training.
 
     slots: how many embeddings of each level a sample has, in the order of the blocks of `embedding`.
+    patches: of an image, which are the last of its tokens; None: it has no others.
     """
 
     embed_dim: int
@@ -25,20 +27,23 @@ class Facts:
     num_classes: int
     vocab_size: int
     slots: Mapping[str, int] = field(default_factory=lambda: {"global": 1})
+    patches: int | None = None
 
 
 class LossTerm(nn.Module):
     """A weighted loss in a training objective.
 
     `needs` names what the term reads from `Features`: views ("image", "image_aug", "text", ...), "pids", ...
-    The datamodule builds exactly the views that the terms of the objective need. Parameters of its own
-    (a classifier, a projector) are built from `facts`. `provides` names what other terms may read of it.
+    The datamodule builds exactly the views that the terms of the objective need. `reads_tokens` says whether
+    the term looks at tokens, not only at embeddings and pooled features. Parameters of its own (a classifier,
+    a projector) are built from `facts`. `provides` names what other terms may read of it.
 
     Shape: ``forward(features) -> (scalar, {name: detached scalar})``.
     """
 
     needs: frozenset[str] = frozenset({"image", "text"})
     provides: frozenset[str] = frozenset()
+    reads_tokens: ClassVar[bool] = False
 
     def __init__(self, *, facts: Facts, weight: float = 1.0) -> None:
         super().__init__()

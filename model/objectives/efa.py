@@ -148,6 +148,7 @@ class EFA(LossTerm):
     """
 
     needs = frozenset({"image", "text"})
+    reads_tokens = True
 
     def __init__(
         self,
@@ -173,10 +174,11 @@ class EFA(LossTerm):
         self.tau = tau
         self.sigma = sigma
         self.chunk_size = chunk_size
+        self._patches = facts.patches
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         image, text = features.image("image"), features.text("text")
-        patches = _patches(image)
+        patches = self._patches_of(image)
         loss = efa(
             text.tokens,
             patches,
@@ -202,12 +204,11 @@ class EFA(LossTerm):
         i of `image`; zero in the rows of padding. `patch_weights`, by which the loss mixes the joint embedding of
         a word, is its row after sparsification over the sum of the row.
         """
-        before = relative_similarities(text.tokens, _patches(image))
+        before = relative_similarities(text.tokens, self._patches_of(image))
         after = sparse_similarities(before, self.sigma)
         padding = ~text.mask[:, :, None]
         return before.masked_fill(padding, 0), after.masked_fill(padding, 0)
 
-
-def _patches(image: Encoded) -> Tensor:
-    """Returns the tokens ``(B, N, D)`` of an image view without [CLS]."""
-    return image.tokens[image.mask].unflatten(0, (len(image.tokens), -1))
+    def _patches_of(self, image: Encoded) -> Tensor:
+        """Returns the tokens ``(B, N, D)`` of an image view without [CLS]."""
+        return image.tokens if self._patches is None else image.tokens[:, -self._patches :]

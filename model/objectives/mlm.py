@@ -95,7 +95,8 @@ class MLM(LossTerm):
     which goes through its own tokens.
     """
 
-    needs = frozenset({"image", "text_masked", "mlm_labels"})
+    needs = frozenset({"image", "text_masked", "mlm_labels", "mlm_positions"})
+    reads_tokens = True
 
     def __init__(self, *, facts: Facts, weight: float = 1.0) -> None:
         super().__init__(facts=facts, weight=weight)
@@ -112,14 +113,13 @@ class MLM(LossTerm):
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         image, text = features.image("image"), features.text("text_masked")
-        labels = features.label("mlm_labels")
-        masked = labels != NOT_PREDICTED
-        positions = masked.nonzero(as_tuple=True)
+        labels, positions = features.label("mlm_labels"), features.label("mlm_positions")
         with features.amp():
             words = self.interaction(text.tokens, image.tokens, text.mask)
-            scores = self.head(words[positions])  # (masked positions, V)
-        wanted = labels[positions]
+            scores = self.head(words.flatten(0, 1)[positions])  # (masked positions, V)
+        wanted = labels.flatten()[positions]
         hits = scores.detach().argmax(dim=1) == wanted
+        masked = labels != NOT_PREDICTED
         left_out = ~masked.any(dim=1)
         sums = torch.stack([_entropy(scores, wanted), *(count.sum() for count in (masked, hits, left_out))])
         total, predicted, right, unmasked = features.gather(sums[None]).sum(dim=0)

@@ -67,6 +67,7 @@ def test_tokens_live_in_the_space_of_pooled_and_the_mask_marks_content(
         assert output.tokens.shape[-1] == output.pooled.shape[-1] == backbone.embed_dim
     assert image.mask.sum(1).tolist() == [16, 16, 16]
     assert torch.equal(text.mask, MASK)
+    assert image.mask[:, -16:].all()
     if family == "clip":
         torch.testing.assert_close(image.tokens[:, 0], image.pooled)
         torch.testing.assert_close(text.tokens[[0, 1], [3, 2]], text.pooled)

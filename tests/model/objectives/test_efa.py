@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -168,6 +169,11 @@ def test_patches_are_scaled_cut_and_shared_out_per_word() -> None:
     torch.testing.assert_close(patch_weights(words, patches, sigma=2 / 3), at_two_thirds)
 
 
+def of_images(facts: Facts) -> Facts:
+    """Those of images as `encoded_pairs` has them."""
+    return replace(facts, patches=PATCHES)
+
+
 def encoded_pairs(batch: int) -> tuple[Encoded, Encoded]:
     """Texts and images with a [CLS] in front of their patches."""
     text, image, mask = tokens(batch, LENGTH, 1), tokens(batch, 1 + PATCHES, 2), words_of(batch)
@@ -180,7 +186,7 @@ def test_the_loss_of_patches_mixed_by_the_maps_is_the_loss(
     sigma: float | None, facts: Facts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text, image = encoded_pairs(5)
-    maps = EFA(facts=facts, margin_text=0.1, margin_image=0.8, sigma=sigma).similarity_maps(text, image)
+    maps = EFA(facts=of_images(facts), margin_text=0.1, margin_image=0.8, sigma=sigma).similarity_maps(text, image)
     inputs = (text.tokens, image.tokens[:, 1:], text.mask, *MARGINS)
     loss = efa(*inputs, sigma=sigma)
     other = efa(*inputs, sigma=0.9)
@@ -198,7 +204,9 @@ def test_maps_are_scaled_per_word_then_cut_and_blank_for_padding(
     sigma: float | None, threshold: float, facts: Facts
 ) -> None:
     text, image = encoded_pairs(5)
-    before, after = EFA(facts=facts, margin_text=0.1, margin_image=0.8, sigma=sigma).similarity_maps(text, image)
+    before, after = EFA(facts=of_images(facts), margin_text=0.1, margin_image=0.8, sigma=sigma).similarity_maps(
+        text, image
+    )
     assert before.shape == after.shape == (5, LENGTH, PATCHES)
     for i, k in [(i, k) for i in range(5) for k in range(LENGTH)]:
         inner = [float(text.tokens[i, k] @ patch) for patch in image.tokens[i, 1:]]
@@ -212,16 +220,16 @@ def test_maps_are_scaled_per_word_then_cut_and_blank_for_padding(
 
 
 def test_a_map_is_of_its_own_pair_and_moves_with_words_and_patches(facts: Facts) -> None:
-    term = EFA(facts=facts, margin_text=0.1, margin_image=0.8, sigma=0.6)
+    term = EFA(facts=of_images(facts), margin_text=0.1, margin_image=0.8, sigma=0.6)
     text, image = encoded_pairs(4)
     maps = term.similarity_maps(text, image)
     order = torch.tensor([2, 0, 3, 1])
     shuffled = (
-        Encoded(*(part[order] for part in vars(text).values())),
-        Encoded(*(part[order] for part in vars(image).values())),
+        replace(text, tokens=text.tokens[order], mask=text.mask[order]),
+        replace(image, tokens=image.tokens[order], mask=image.mask[order]),
     )
-    turned = Encoded(text.pooled, text.embedding, text.tokens.flip(1), text.mask.flip(1))
-    moved = Encoded(image.pooled, image.embedding, image.tokens.flip(1), image.mask.flip(1))
+    turned = replace(text, tokens=text.tokens.flip(1), mask=text.mask.flip(1))
+    moved = replace(image, tokens=torch.cat([image.tokens[:, :1], image.tokens[:, 1:].flip(1)], dim=1))
     for found, of_shuffled, of_moved in zip(
         maps, term.similarity_maps(*shuffled), term.similarity_maps(turned, moved), strict=True
     ):
@@ -274,7 +282,7 @@ def test_the_term_leaves_out_cls_and_counts_patches(
     facts: Facts, make_features: MakeFeatures, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pids = torch.arange(4)
-    term = EFA(facts=facts, margin_text=0.1, margin_image=0.8, lambda_=2.0, tau=0.5, sigma=0.3)
+    term = EFA(facts=replace(facts, patches=2), margin_text=0.1, margin_image=0.8, lambda_=2.0, tau=0.5, sigma=0.3)
     features = make_features(pids)
     image, text = features.image(), features.text()
     expected = efa(text.tokens, image.tokens, text.mask, 0.1, 0.8, 2.0, 0.5, 0.3)
@@ -285,7 +293,7 @@ def test_the_term_leaves_out_cls_and_counts_patches(
         encoded = encode_image(pixels)
         cls = torch.full_like(encoded.tokens[:, :1], 9.0)
         mask = torch.cat([torch.zeros_like(encoded.mask[:, :1]), encoded.mask], dim=1)
-        return Encoded(encoded.pooled, encoded.embedding, torch.cat([cls, encoded.tokens], dim=1), mask)
+        return replace(encoded, tokens=torch.cat([cls, encoded.tokens], dim=1), mask=mask)
 
     monkeypatch.setattr(encoder, "encode_image", with_cls)
     loss, stats = term(make_features(pids))

@@ -181,9 +181,9 @@ def features_with(labels: Tensor, encoder: Encoder, padding: int = 0) -> Feature
     images = {"image": torch.randint(256, (batch, 3, 8, 4), generator=draw, dtype=torch.uint8)}
     ids = F.pad(torch.randint(VOCABULARY, labels.shape, generator=draw), (0, padding))
     mask = torch.arange(length + padding).expand(batch, -1) < length
-    return Features(
-        encoder, images, {"text_masked": (ids, mask)}, {"mlm_labels": F.pad(labels, (0, padding), value=-100)}
-    )
+    labels = F.pad(labels, (0, padding), value=-100)
+    positions = (labels != -100).flatten().nonzero()[:, 0]
+    return Features(encoder, images, {"text_masked": (ids, mask)}, {"mlm_labels": labels, "mlm_positions": positions})
 
 
 def test_only_masked_positions_reach_the_vocabulary_and_nothing_changes(term: MLM, encoder: Encoder) -> None:

@@ -1,0 +1,188 @@
+"""What a training step of a config takes, before a GPU is paid for, and the largest batch that fits one."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import Any, Final, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+from prettytable import PrettyTable
+
+from utils.errors import UserError
+from utils.memory import GIB, GRADIENTS, OTHER, STATES, WEIGHTS, StepMemory
+
+MOST: Final = 16_384  # pairs; no larger batch is looked for
+# What makes a step smaller, that which changes the result least first.
+REMEDIES: Final[Mapping[str, Any]] = {
+    "backbone.gradient_checkpointing": True,
+    "optimizer.algorithm": "adamw8bit",
+    "grad_cache.micro_batch": 16,
+}
+
+
+class Traced(NamedTuple):
+    """A traced training step, and how many parameters its module has and trains."""
+
+    step: StepMemory
+    parameters: int
+    trainable: int
+
+
+Trace = Callable[[DictConfig, int], Traced]  # (config, pairs in a batch of one process) -> what a step takes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `make_plan` found out; as a string, a table and what follows from it.
+
+    memory, reserve: bytes of the GPU, and those of them that no tensor can have.
+    varied: the key whose value `size` is given and `largest` would fit, `MOST` standing for even more: the batch of
+        a process or, under GradCache, which makes little of that, the micro-batch.
+    remedies: (overrides, bytes of a step with them), each more than the one before.
+    """
+
+    title: str
+    traced: Traced
+    memory: int
+    reserve: int
+    varied: str
+    size: int
+    largest: int
+    remedies: list[tuple[str, int]]
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.memory
+
+    @property
+    def peak(self) -> int:
+        """Bytes, the reserve included."""
+        return self.traced.step.total + self.reserve
+
+    @property
+    def advice(self) -> list[str]:
+        """One sentence that says whether it fits, and one for every remedy."""
+        asked, memory = f"{self.varied}={self.size}", f"{gib(self.memory)} GiB"
+        if not self.largest:
+            verdict = f"{asked} does not fit {memory}, and no smaller value does"
+        else:
+            largest = f"at least {self.largest}" if self.largest >= MOST else self.largest
+            verdict = f"{asked} {'fits' if self.fits else 'does not fit'} {memory}; the largest that fits: {largest}"
+        return [verdict, *(f"with {keys} it takes {gib(size + self.reserve)} GiB" for keys, size in self.remedies)]
+
+    def __str__(self) -> str:
+        table = PrettyTable(["peak of a training step", "GiB"], align="r")
+        table.align["peak of a training step"] = "l"
+        step = self.traced.step
+        sizes = (step.weights, step.gradients, step.optimizer, step.activations, self.reserve)
+        for name, size in zip((WEIGHTS, GRADIENTS, STATES, OTHER, "reserve"), sizes, strict=True):
+            table.add_row([name, gib(size)])
+        table.add_divider()
+        table.add_row(["together", gib(self.peak)])
+        return "\n".join(
+            [
+                f"plan    {self.title}",
+                f"model   {self.traced.parameters:,} parameters, {self.traced.trainable:,} of them trained",
+                str(table),
+                *self.advice,
+            ]
+        )
+
+
+def gib(size: int) -> str:
+    """Returns bytes as a number of GiB."""
+    return f"{size / GIB:.2f}"
+
+
+def make_plan(cfg: DictConfig, trace: Trace) -> Plan:
+    """Returns the plan of `cfg`, for one process of those that it asks for, with its share of the batch.
+
+    Raises:
+        UserError: a GPU without memory, or what training would refuse as well.
+    """
+    memory, reserve = (round(size * GIB) for size in (cfg.plan.memory_gb, cfg.plan.reserve_gb))
+    if not 0 <= reserve < memory:
+        raise UserError(
+            f"plan.memory_gb: {cfg.plan.memory_gb} given, expected more than plan.reserve_gb={cfg.plan.reserve_gb}, "
+            "which no tensor can have and which is at least 0"
+        )
+    cached, batch = cfg.grad_cache.micro_batch, cfg.dataset.batch_size
+    if batch < 1:
+        raise UserError(f"dataset.batch_size: {batch} given, expected at least 1")
+    batch = ceil(batch / processes(cfg))
+    traced = trace(cfg, batch)
+
+    def total(size: int) -> int:
+        changed = {} if cached is None else {"grad_cache.micro_batch": size}
+        return trace(_with(cfg, changed), size if cached is None else batch).step.total
+
+    together = cfg.dataset.num_instance if cached is None and cfg.dataset.sampler == "identity" else 1
+    size, most = (batch, MOST) if cached is None else (cached, batch)
+    limit, needed = memory - reserve, traced.step.total
+    return Plan(
+        title=f"{cfg.loss.name} on {cfg.backbone.name} ({cfg.lora.name}), {cfg.dataset.label}, "
+        f"{cfg.img_size[0]}x{cfg.img_size[1]}, batch {batch}, {cfg.trainer.precision}",
+        traced=traced,
+        memory=memory,
+        reserve=reserve,
+        varied="dataset.batch_size" if cached is None else "grad_cache.micro_batch",
+        size=size,
+        largest=largest_that_fits(total, limit, size, needed, most=most, multiple_of=together),
+        remedies=list(_remedies(cfg, trace, batch, limit)) if needed > limit else [],
+    )
+
+
+def largest_that_fits(
+    total: Callable[[int], int], limit: int, start: int, at_start: int, *, most: int, multiple_of: int = 1
+) -> int:
+    """Returns the largest multiple of `multiple_of` up to `most` with ``total(it) <= limit``, 0 if there is none.
+
+    The next guess is where the line through the two measurements next to the limit meets it; the answer is measured.
+
+    Args:
+        total: grows with its argument.
+        start, at_start: a value, and what `total` gives for it.
+    """
+    found = {start: at_start}
+    while True:
+        low = max((size for size, taken in found.items() if taken <= limit), default=0)
+        high = min((size for size, taken in found.items() if taken > limit), default=most + multiple_of)
+        first, last = low // multiple_of + 1, -(-high // multiple_of) - 1
+        if first > last:
+            return low // multiple_of * multiple_of
+        if len(found) == 1:
+            guess = 2 * low or high // 2
+        else:
+            (a, at_a), (b, at_b) = sorted(found.items(), key=lambda point: abs(point[1] - limit))[:2]
+            guess = a + int((limit - at_a) * (b - a) / (at_b - at_a)) if at_a != at_b else (low + high) // 2
+        size = min(max(guess // multiple_of, first), last) * multiple_of
+        found[size] = total(size)
+
+
+def processes(cfg: DictConfig) -> int:
+    """Returns how many processes train, one for each GPU that is asked for by number."""
+    devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else 1
+    return max(devices, 1) * cfg.trainer.num_nodes
+
+
+def _with(cfg: DictConfig, changes: Mapping[str, Any]) -> DictConfig:
+    changed = cfg.copy()
+    for key, value in changes.items():
+        OmegaConf.update(changed, key, value)
+    return changed
+
+
+def _remedies(cfg: DictConfig, trace: Trace, batch: int, limit: int) -> Iterator[tuple[str, int]]:
+    """Yields overrides and the bytes of a step with them, one more each time, until it fits."""
+    chosen: dict[str, Any] = {}
+    for key, value in REMEDIES.items():
+        if OmegaConf.select(cfg, key) == value:
+            continue
+        try:
+            total = trace(_with(cfg, chosen | {key: value}), batch).step.total
+        except UserError:
+            continue  # a loss that reads tokens has no use for GradCache
+        chosen[key] = value
+        yield " ".join(f"{key}={str(value).lower()}" for key, value in chosen.items()), total
+        if total <= limit:
+            return
