@@ -22,11 +22,10 @@ from data.batch import IMAGE, IMAGE_VIEWS, INDEX, LABELS, PIDS, TEXT, TEXT_VIEWS
 from data.blank import blank_batch, published_identities
 from model.features import Features, alone
 from model.grad_cache import GradCache, refuse_tokens
-from model.heads import PartHead
 from model.lora import add_lora
-from model.objectives import EFA
 from model.objectives.base import Facts, LossReport, Objective
 from model.objectives.build import build_objective
+from model.objectives.finite import FiniteLosses
 from model.prototypes import Labeller, Modality, PrototypeMemory
 from model.tbps import TBPS
 from solver.optimizers import learning_rates
@@ -87,20 +86,6 @@ class LitRanker(L.LightningModule):
             for direction, metrics in self.metrics.items()
             for name, value in metrics.as_dict().items()
         }
-
-    @torch.no_grad()
-    def part_attention(self, pair: Batch) -> tuple[Tensor, Tensor] | None:
-        """Returns what a part head attends to: over patches ``(N,)``, over words ``(1 + P, L)``; None without parts.
-
-        Args:
-            pair: a batch of one image and its caption.
-        """
-        head, backbone = self.encoder.head, self.encoder.backbone
-        if not (isinstance(head, PartHead) and head.parts):
-            return None
-        self.eval()
-        image, text = pair[IMAGE].to(self.device), [part.to(self.device) for part in pair[TEXT]]
-        return head.image_attention(backbone.image(image))[0], head.text_attention(backbone.text(*text))[0]
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._encode(batch)
@@ -194,7 +179,7 @@ class LitTBPS(LitRanker):
         self._seed = seed
         self._log_every_n_steps = log_every_n_steps
         self._micro_batch = micro_batch
-        self._unchecked: list[tuple[int, dict[str, Tensor]]] = []
+        self._finite = FiniteLosses()
         self._step: Features | None = None
 
     def configure_optimizers(self) -> Any:
@@ -260,9 +245,9 @@ class LitTBPS(LitRanker):
         features = self.features(batch, epoch, alone if self.trainer.world_size == 1 else gather_rows)
         report = self.objective(features)
         self._step = features if self.labeller is not None else None
-        self._unchecked.append((self.global_step, report.raw))
-        if self.device.type == "cpu" or len(self._unchecked) >= self._log_every_n_steps:
-            self._stop_on_non_finite()
+        self._finite.add(self.global_step, report.raw)
+        if self.device.type == "cpu" or len(self._finite) >= self._log_every_n_steps:
+            self._finite.check()
         self._log_report(report)
         if self.trainer.world_size == 1:
             return report.total
@@ -289,23 +274,6 @@ class LitTBPS(LitRanker):
             self.objective.after_step(self._step)
             self._step = None
 
-    @torch.no_grad()
-    def word_maps(self, pair: Batch) -> tuple[Tensor, Tensor] | None:
-        """Returns EFA's similarities of words and patches ``(L, N)`` before and after sparsification.
-
-        Args:
-            pair: a batch of one image and its caption.
-
-        None where no term of the objective is EFA.
-        """
-        term = next((term for term in self.objective.terms.values() if isinstance(term, EFA)), None)
-        if term is None:
-            return None
-        self.eval()
-        image, text = pair[IMAGE].to(self.device), [part.to(self.device) for part in pair[TEXT]]
-        before, after = term.similarity_maps(self.encoder.encode_text(*text), self.encoder.encode_image(image))
-        return before[0], after[0]
-
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         optimizer.zero_grad()  # Lightning would keep the gradients until the next forward pass is through
@@ -331,24 +299,8 @@ class LitTBPS(LitRanker):
     def _is_logging_step(self) -> bool:
         return (self.global_step + 1) % self._log_every_n_steps == 0
 
-    def _stop_on_non_finite(self) -> None:
-        """Raises `UserError` for the first NaN or infinite loss; one host synchronisation for many steps."""
-        if not self._unchecked:
-            return
-        losses = torch.stack([torch.stack(list(raw.values())) for _, raw in self._unchecked]).cpu()
-        steps, names = [step for step, _ in self._unchecked], list(self._unchecked[0][1])
-        self._unchecked.clear()
-        bad = (~losses.isfinite()).nonzero()
-        if len(bad):
-            row, column = bad[0].tolist()
-            raise UserError(
-                f"loss term {names[column]!r} became {losses[row, column].item()} at step {steps[row]}: "
-                "lower optimizer.param_groups.default.lr, clip with trainer.gradient_clip_val=1.0, or rule "
-                "out AMP with trainer.precision=32-true; the last checkpoint is from before"
-            )
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._stop_on_non_finite()
+        self._finite.check()
         frozen = frozen_names(self)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
         checkpoint["config"] = self._config

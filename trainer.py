@@ -28,7 +28,9 @@ from utils.trained_config import checkpoint_of, refuse_other_model, take_over_mo
 
 if TYPE_CHECKING:
     import lightning as L
+    from torch import Tensor
 
+    from data.batch import Batch
     from lightning_data import TBPSDataModule
     from lightning_models import LitRanker, LitTBPS
     from utils.run_report import RunReport
@@ -279,16 +281,25 @@ def _spread(count: int, wanted: int) -> range:
     return range(0, count, max(1, count // wanted))[:wanted] if wanted else range(0)
 
 
+def _on_device(pair: Batch, module: LitRanker) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns pixels, token ids and mask of a batch, where `module` is; leaves that in evaluation mode."""
+    from data.batch import IMAGE, TEXT
+
+    module.eval()
+    return pair[IMAGE].to(module.device), *(part.to(module.device) for part in pair[TEXT])
+
+
 def _draw_word_maps(report: RunReport, module: LitTBPS, data: TBPSDataModule, caption: int) -> None:
     """Draws what EFA, where it is a loss, compares of a test caption and its image: words with patches."""
     from torchvision.transforms.v2.functional import to_pil_image
 
     from data.batch import IMAGE, TEXT
     from data.words import rarest, words_of
+    from model.attention_maps import word_maps
     from utils.similarity_pictures import word_maps_picture
 
     pair, captions = data.test_pair(caption), data.test_captions
-    maps = module.word_maps(pair)
+    maps = word_maps(module.objective, module.encoder, *_on_device(pair, module))
     if maps is not None:
         photo, grid = to_pil_image(pair[IMAGE][0]), module.encoder.backbone.grid
         words = rarest(words_of(data.tokenize.tokenizer, pair[TEXT].ids[0].tolist()), captions)
@@ -299,12 +310,13 @@ def _draw_parts(report: RunReport, module: LitRanker, data: TBPSDataModule, capt
     """Draws what a part head, where there is one with parts, attends to in test captions and their images."""
     from data.batch import INDEX, TEXT
     from data.words import words_of
+    from model.attention_maps import part_attention
     from utils.part_pictures import PartAttention, attention_picture
 
     samples = []
     for caption in captions:
         pair = data.test_pair(caption)
-        attention = module.part_attention(pair)
+        attention = part_attention(module.encoder, *_on_device(pair, module))
         if attention is None:
             return
         words = words_of(data.tokenize.tokenizer, pair[TEXT].ids[0].tolist())
