@@ -67,14 +67,19 @@ class PrototypeMemory(Resizable):
             features: of the whole batch, over all processes. Shape: ``(B, D)``, unit norm.
             labels: Shape: ``(B,)``, -1 for outliers.
         """
+        if len(self.prototypes) == 0:
+            return
         features = features.to(self.prototypes)
         same = (labels[:, None] == labels).to(features)
         later = same.triu(diagonal=1).sum(dim=1)  # samples of the same cluster that come after it
         last = (labels >= 0) & (later == 0)
-        shares = same[last] * (1 - self.momentum) * self.momentum**later
-        kept = self.momentum ** same[last].sum(dim=1, keepdim=True)
-        clusters = labels[last]
-        self.prototypes[clusters] = F.normalize(kept * self.prototypes[clusters] + shares @ features, dim=1)
+        shares = same * (1 - self.momentum) * self.momentum**later
+        kept = self.momentum ** same.sum(dim=1, keepdim=True)
+        clusters = labels.clamp_min(0)
+        before = self.prototypes[clusters]
+        after = F.normalize(kept * before + shares @ features, dim=1)
+        # Every row of the batch takes part, most with zero: to pick rows would wait for the device.
+        self.prototypes.index_add_(0, clusters, (after - before).masked_fill(~last[:, None], 0))
 
 
 def _random_members(labels: Tensor, seed: int) -> Tensor:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from model.prototypes import PrototypeMemory
@@ -101,3 +102,17 @@ def test_misspelt_options_stop_before_training() -> None:
         PrototypeMemory(DIM, momentum=1.1)
     with pytest.raises(UserError, match="start: 'random' given, expected one of mean, member"):
         PrototypeMemory(DIM, start="random")  # type: ignore[arg-type]
+
+
+def test_an_update_asks_the_device_for_no_value() -> None:
+    with FakeTensorMode():
+        memory = PrototypeMemory(8, momentum=0.9, start="mean")
+        memory.prototypes = torch.zeros(5, 8)
+        memory.update(torch.zeros(6, 8), torch.zeros(6, dtype=torch.int64))
+    assert memory.prototypes.shape == (5, 8)
+
+
+def test_without_clusters_an_update_does_nothing() -> None:
+    memory = PrototypeMemory(8, momentum=0.9, start="mean")
+    memory.update(torch.ones(2, 8), torch.tensor([-1, -1]))
+    assert memory.prototypes.shape == (0, 8)
