@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 
 
+def at_least_fp32(tensor: Tensor) -> Tensor:
+    """Returns `tensor` in fp32, or in its own type where that is wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 @dataclass(frozen=True)
 class Encoded:
     """One encoded view of B samples.

@@ -31,6 +31,7 @@ SMALL = (
     "trainer.log_every_n_steps=1",
     "trainer.limit_train_batches=2",
 )
+TWO_STEPS = ("+trainer.max_steps=2", "trainer.limit_val_batches=0")
 TWO = ("trainer.devices=2", "trainer.strategy=ddp")
 NARROW = "loss.terms.simclr.hidden_dim=16"
 OF_PRESET = {
@@ -42,6 +43,8 @@ OF_PRESET = {
 }
 PRESETS = sorted(file.stem for file in (ROOT / "config" / "loss").glob("*.yaml"))
 STEPS = {preset: [f"loss={preset}", *OF_PRESET.get(preset, ())] for preset in PRESETS}
+STEPS["grad_cache"] = ["loss=tbps_clip", NARROW, "grad_cache.micro_batch=2"]
+EXACT = "trainer.precision=64-true"  # in fp32 gradients differ by the rounding of another order of summing
 
 
 class Found(NamedTuple):
@@ -80,7 +83,14 @@ def two(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     }
     jobs = {
         "steps": {
-            name: [*steps, *common, f"run_dir={folder}/{name}", "+trainer.max_steps=2", "trainer.limit_val_batches=0"]
+            name: [
+                EXACT,
+                *steps,
+                *common,
+                f"run_dir={folder}/{name}",
+                "+trainer.max_steps=2",
+                "trainer.limit_val_batches=0",
+            ]
             for name, steps in STEPS.items()
         },
         "runs": {name: ["loss=itc", *run, *common] for name, run in runs.items()},
@@ -95,14 +105,14 @@ def two(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
 
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_is_that_of_one_process(name: str, two: Found, root: Path, tmp_path: Path) -> None:
-    overrides = [*STEPS[name], *SMALL, f"dataset_root_dir={root}", f"run_dir={tmp_path}", "+trainer.max_steps=2"]
-    expected = two_steps(composed([*overrides, "trainer.limit_val_batches=0"]))
+    overrides = [EXACT, *STEPS[name], *SMALL, f"dataset_root_dir={root}", f"run_dir={tmp_path}", *TWO_STEPS]
+    expected = two_steps(composed(overrides))
     largest = max(float(gradient.abs().max()) for gradient in expected["gradients"].values())
     for found in (rank["steps"][name] for rank in two.ranks):
         assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5, abs=1e-6)
         for parameter, gradient in expected["gradients"].items():
-            # Biases of attention keys have a gradient that is zero but for the rounding of what flows there.
-            bound = 1e-5 * float(gradient.abs().max()) + 1e-7 * largest
+            # Biases of attention keys, or before batch norm, have a gradient of zero but for rounding.
+            bound = 1e-5 * float(gradient.abs().max()) + 1e-10 * largest
             difference = (found["gradients"][parameter] - gradient).abs().max()
             assert difference <= bound, f"{parameter}: {difference} above {bound}"
         for buffer, value in expected["buffers"].items():  # pseudo labels and memories among them

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from model.backbones import BackboneOutput
-from model.features import Encoded
+from model.features import Encoded, at_least_fp32
 
 
 class GlobalHead(nn.Module):
@@ -27,5 +27,5 @@ class GlobalHead(nn.Module):
         return self._encode(output)
 
     def _encode(self, output: BackboneOutput) -> Encoded:
-        pooled = output.pooled.float()
+        pooled = at_least_fp32(output.pooled)
         return Encoded(pooled, F.normalize(pooled, dim=-1), output.tokens, output.mask)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.backbones import BackboneOutput
-from model.features import Encoded, PartEncoded
+from model.features import Encoded, PartEncoded, at_least_fp32
 from utils.errors import UserError
 
 
@@ -135,6 +135,6 @@ def _attention(dim: int) -> nn.MultiheadAttention:
 
 
 def _encoded(output: BackboneOutput, slots: list[Tensor]) -> PartEncoded:
-    raw = torch.cat([slot.float() for slot in slots], dim=1)  # (B, 1 + D + P, D)
+    raw = torch.cat([at_least_fp32(slot) for slot in slots], dim=1)  # (B, 1 + D + P, D)
     embedding = F.normalize(raw, dim=-1).flatten(1)
-    return PartEncoded(output.pooled.float(), embedding, output.tokens, output.mask, raw)
+    return PartEncoded(at_least_fp32(output.pooled), embedding, output.tokens, output.mask, raw)

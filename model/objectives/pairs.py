@@ -6,14 +6,9 @@ from typing import ClassVar, NotRequired, TypedDict
 import torch
 from torch import Tensor
 
-from model.features import Features
+from model.features import Features, at_least_fp32
 from model.objectives.base import Facts, LossTerm, Stats
 from utils.errors import UserError
-
-
-def at_least_fp32(tensor: Tensor) -> Tensor:
-    """Returns `tensor` in fp32, or in its own type where that is wider."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def similarities(a: Tensor, b: Tensor) -> Tensor:

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 
 from model.backbones import load_backbone
@@ -230,30 +228,6 @@ def test_under_amp_micro_batches_add_up_in_fp32() -> None:
     encoded.embedding.sum().backward()
     assert weight.grad is not None
     assert weight.grad.item() == 1024
-
-
-def test_two_processes_give_the_mean_gradients_of_the_whole_batch(tmp_path: Path) -> None:
-    torch.multiprocessing.start_processes(_one_of_two, args=(str(tmp_path),), nprocs=2, start_method="fork")
-    torch.manual_seed(0)
-    encoder = NoisyEncoder().eval()
-    expected = gradients(objective_of("baseline"), encoder, lambda plain: plain, rows=slice(6))
-    shares = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    assert_equal({name: (shares[0][name] + shares[1][name]) / 2 for name in expected}, expected)
-
-
-def _one_of_two(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    torch.manual_seed(0)
-    encoder = NoisyEncoder().eval()
-    found = gradients(
-        objective_of("baseline"),
-        encoder,
-        lambda plain: GradCache(plain, 2),
-        rows=slice(3 * rank, 3 * rank + 3),
-        gather=lambda rows: torch.cat(all_gather(rows.contiguous())),
-    )
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
