@@ -266,7 +266,7 @@ class LitTBPS(LitRanker):
             labels=labels,
             epoch=epoch,
             gather=gather,
-            one_pass=self._micro_batch is None,
+            lean=self._micro_batch is not None,
         )
 
     def on_after_backward(self) -> None:

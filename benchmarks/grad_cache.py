@@ -99,7 +99,7 @@ def measure(size: Size, batch: int, micro_batch: int | None, threads: int, devic
                 {view: pixels[:pairs] for view, pixels in images.items()},
                 {"text": (ids[:pairs], torch.ones_like(ids[:pairs]))},
                 {"pids": pids[:pairs]},
-                one_pass=micro_batch is None,
+                lean=micro_batch is not None,
             )
             loss = model["objective"](features).total
         del features

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 def at_least_fp32(tensor: Tensor) -> Tensor:
@@ -79,7 +80,8 @@ class Features:
             not know them.
         epoch: training progress in epochs, fractional (for ramps).
         gather: ``(B, ...) -> (W*B, ...)`` concatenates the rows of all W processes, with gradient.
-        one_pass: whether announced image views are encoded together, which takes a copy of their pixels.
+        lean: whether memory goes before speed: announced image views are not encoded together, which takes a copy of
+            their pixels, and losses compute their comparisons again in backward.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class Features:
         *,
         epoch: float = 0.0,
         gather: Callable[[Tensor], Tensor] = alone,
-        one_pass: bool = True,
+        lean: bool = False,
     ) -> None:
         self.epoch = epoch
         self.accessed: set[str] = set()
@@ -100,7 +102,7 @@ class Features:
         self._texts = texts
         self._labels = labels
         self._gather = gather
-        self._one_pass = one_pass
+        self._lean = lean
         self._encoded: dict[str, Encoded] = {}
         self._gathered: dict[tuple[str, str], Tensor] = {}
         self._offered: dict[str, Callable[[str], Tensor]] = {}
@@ -127,7 +129,7 @@ class Features:
         if view not in self._encoded:
             self._refuse_no_grad(view)
             together = [v for v in self._expected if v not in self._encoded]
-            self._encode_images(together if self._one_pass and view in together else [view])
+            self._encode_images([view] if self._lean or view not in together else together)
         return self._encoded[view]
 
     def text(self, view: str = "text") -> Encoded:
@@ -166,6 +168,15 @@ class Features:
         if (view, name) not in self._gathered:
             self._gathered[view, name] = self._offered[name](view)
         return self._gathered[view, name]
+
+    def compared(self, compare: Callable[..., Tensor], *embeddings: Tensor) -> Tensor:
+        """Returns ``compare(*embeddings)``, which holds matrices of the size of the batch squared until backward.
+
+        Where memory goes before speed it holds none and is computed again; `compare` then must not draw at random.
+        """
+        if not self._lean:
+            return compare(*embeddings)
+        return checkpoint(compare, *embeddings, use_reentrant=False, preserve_rng_state=False)
 
     @property
     def pids(self) -> Tensor:

@@ -9,6 +9,7 @@ fp32 or wider.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -150,4 +151,4 @@ class CMPM(LossTerm):
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         image, text = features.pooled("image"), features.pooled("text")
         stats = _unmatched_shares(*_projections(image.detach(), text.detach()))
-        return cmpm(image, text, features.pids), stats
+        return features.compared(partial(cmpm, pids=features.pids), image, text), stats

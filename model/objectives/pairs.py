@@ -1,6 +1,7 @@
 """What losses over paired images and texts share: similarities, identity masks, multi-view supervision."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar, NotRequired, TypedDict
 
 import torch
@@ -55,7 +56,8 @@ class PairTerm(LossTerm):
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         text = features.embedding("text")
         images = [features.embedding(view) for view in self.views]
-        losses = [self.pair_loss(image, text, features) for image in images]
+        compare = partial(self.pair_loss, features=features)
+        losses = [features.compared(compare, image, text) for image in images]
         with torch.no_grad():
             stats = self.pair_stats(images[0], text, features)
         return torch.stack(losses).mean(), stats

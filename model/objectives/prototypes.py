@@ -4,6 +4,7 @@ Labels are int64 ``(B,)``, the cluster of each sample in its own modality, -1 fo
 scalar in fp32 or wider. The terms learn from clustered pairs, those of which both sides are in a cluster.
 """
 
+from functools import partial
 from typing import Final, Literal, get_args
 
 import torch
@@ -111,10 +112,8 @@ class PCM(LossTerm):
         image_labels, text_labels = _clustered_labels(features)
         to_images = (self.image_memory.prototypes, image_labels, _temperature(self.image_log_temperature))
         to_texts = (self.text_memory.prototypes, text_labels, _temperature(self.text_log_temperature))
-        if self.matching == "cross_modal":
-            loss = pcm(image, *to_texts) + pcm(text, *to_images)
-        else:
-            loss = pcm(image, *to_images) + pcm(text, *to_texts)
+        of_image, of_text = (to_texts, to_images) if self.matching == "cross_modal" else (to_images, to_texts)
+        loss = features.compared(pcm, image, *of_image) + features.compared(pcm, text, *of_text)
         return loss, {"image_temperature": to_images[2].detach(), "text_temperature": to_texts[2].detach()}
 
     def fill(self, images: Modality, texts: Modality, seed: int) -> None:
@@ -149,7 +148,8 @@ class ICPM(LossTerm):
             f"{name}_positives": same_identity(_outliers_apart(labels)).float().sum(dim=1).mean()
             for name, labels in (("image", image_labels), ("text", text_labels))
         }
-        return icpm(image, text, image_labels, text_labels, self.logit_scale), stats
+        compare = partial(icpm, logit_scale=self.logit_scale)
+        return features.compared(compare, image, text, image_labels, text_labels), stats
 
 
 def _temperature(logarithm: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Ranking against the hardest negative, with a margin that shrinks where a part is common to many persons."""
 
 from collections.abc import Sequence
+from functools import partial
 from math import log
 from typing import Final, Literal
 
@@ -126,7 +127,8 @@ class Ranking(LossTerm):
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         image, text = (self.slots.of(features.embedding(view)) for view in ("image", "text"))
-        hinges = _hinges(image, text, features.pids, self.margin, self.margin)
+        compare = partial(_hinges, image_margin=self.margin, text_margin=self.margin)
+        hinges = features.compared(compare, image, text, features.pids)
         return _reduced(hinges, self.reduction), {"active": _active(hinges)}
 
 
@@ -159,7 +161,7 @@ class CMR(LossTerm):
         image, text = (self.slots.of(features.embedding(view)) for view in ("image", "text"))
         logits = (self.slots.of(features.derived("id_logits", view)) for view in ("image", "text"))
         common = [commonality(scores.softmax(dim=-1)) for scores in logits]
-        hinges = _hinges(image, text, features.pids, *(self.margin * (1 - c) for c in common))
+        hinges = features.compared(_hinges, image, text, features.pids, *(self.margin * (1 - c) for c in common))
         stats = {
             f"{modality}_commonality_{name}": share
             for modality, of_modality in zip(("image", "text"), common, strict=True)

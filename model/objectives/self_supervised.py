@@ -1,6 +1,7 @@
 """SimCLR on two augmentations of the same image."""
 
 from collections import OrderedDict
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ def simclr(a: Tensor, b: Tensor, temperature: float = 0.1) -> Tensor:
     logits = rows @ rows.T / temperature  # (2B, 2B)
     own = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
     other_view = torch.arange(len(rows), device=rows.device).roll(len(a))
-    return F.cross_entropy(logits.masked_fill(own, -torch.inf), other_view)
+    return F.cross_entropy(logits.masked_fill_(own, -torch.inf), other_view)
 
 
 class SimCLR(LossTerm):
@@ -71,4 +72,5 @@ class SimCLR(LossTerm):
             projections = self.simclr_projector(views)
         a, b = at_least_fp32(projections).chunk(2)
         agreement = F.cosine_similarity(a.detach(), b.detach()).mean()
-        return simclr(a, b, self.temperature), {"view_cosine": agreement}
+        loss = features.compared(partial(simclr, temperature=self.temperature), a, b)
+        return loss, {"view_cosine": agreement}

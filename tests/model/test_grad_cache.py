@@ -107,6 +107,7 @@ def gradients(
     rows: slice = slice(None),
     gather: Callable[[Tensor], Tensor] = alone,
     amp: torch.dtype | None = None,
+    lean: bool = True,
 ) -> Gradients:
     """Returns name -> gradient of one step from one random state, and the loss as "loss"."""
     draw = torch.Generator().manual_seed(2)
@@ -124,7 +125,7 @@ def gradients(
             dict.fromkeys(("pids", "image_labels", "text_labels"), torch.tensor([0, 0, 1, 1, 2, 3, 3])[rows]),
             epoch=0.5,
             gather=gather,
-            one_pass=False,
+            lean=lean,
         )
         total = objective(features).total
     total.backward()
@@ -151,6 +152,15 @@ def test_gradients_are_those_of_the_plain_step_under_dropout(preset: str) -> Non
     assert sorted(encoder.rows[:once]) == sorted(encoder.rows[once:])
     assert_equal(cached, gradients(objective, encoder, lambda plain: InMicroBatches(plain, MICRO)))
     assert cached["encoder.vision.0.weight"].abs().sum() > 0
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_losses_that_compare_again_in_backward_are_the_same(preset: str) -> None:
+    torch.manual_seed(0)
+    slots = PARTS if preset == "part_cmr" else {"global": 1}
+    encoder, objective = NoisyEncoder(sum(slots.values())).eval(), objective_of(preset, slots=slots)
+    lean, fast = (gradients(objective, encoder, lambda plain: plain, lean=lean) for lean in (True, False))
+    assert_equal(lean, fast)
 
 
 @pytest.mark.parametrize("preset", ["hybrid_circle", "irra"])
