@@ -1,10 +1,6 @@
 """CPCL through the whole path: without identities, resumed within an epoch, over two processes, and its edges."""
 
 import csv
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -207,52 +203,3 @@ def test_other_settings_train(overrides: tuple[str, ...], root: Path, tmp_path: 
     metrics = trainer.train(config(root, tmp_path, "trainer.max_epochs=1", *overrides))
     assert metrics["test/t2i/mAP"] > 0
     assert all(torch.isfinite(tensor).all() for tensor in last(tmp_path).values())
-
-
-ENCODE_AND_TRAIN = """
-import sys, torch
-from pathlib import Path
-import lightning as L
-from hydra import compose, initialize_config_dir
-from lightning_data import build_data
-from lightning_models import build_encoder, build_module
-from utils.config import register_resolvers
-
-register_resolvers()
-folder, config, *overrides = sys.argv[1:]
-with initialize_config_dir(config, version_base="1.3"):
-    cfg = compose("demo", overrides=overrides)
-L.seed_everything(cfg.seed, verbose=False)
-data = build_data(cfg)
-module = build_module(cfg, build_encoder(cfg), num_classes=data.num_classes)
-data.set_views(module.objective.needs)
-trainer = L.Trainer(
-    accelerator="cpu", devices=cfg.trainer.devices, strategy=cfg.trainer.strategy, max_epochs=1, logger=False,
-    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-    use_distributed_sampler=False, limit_train_batches=2,
-)
-trainer.fit(module, datamodule=data)
-torch.save(module.state_dict(), Path(folder) / f"{trainer.world_size}-{trainer.global_rank}.pt")
-"""
-
-
-def test_two_processes_share_the_encoding_and_agree_with_one(root: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script = [sys.executable, "-c", ENCODE_AND_TRAIN, str(tmp_path), str(ROOT / "config")]
-    command = [*script, *arguments(root, tmp_path)]
-    two = [*command, "trainer.devices=2", "trainer.strategy=ddp"]
-    ranks = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "WORLD_SIZE": "2"}
-    path = {"PYTHONPATH": str(ROOT)}
-    running = [subprocess.Popen(command, env=os.environ | path)]
-    running += [subprocess.Popen(two, env=os.environ | path | ranks | {"LOCAL_RANK": str(rank)}) for rank in range(2)]
-    assert [process.wait(timeout=240) for process in running] == [0, 0, 0]
-    alone, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
-        if "labeller" in name:
-            assert torch.equal(value, alone[name]), name
-        elif "memory" in name:
-            torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=1e-5)
-    assert int(alone["labeller.image_labels"].max()) > 0
