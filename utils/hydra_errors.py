@@ -20,6 +20,12 @@ from utils.errors import UserError, fail, nearest
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException, UserError)
 _NOT_FOUND = re.compile(r"Could not find '([^']+)'")
 LAUNCHER_EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
+# What is raised as an error of Python's own: what it begins with -> what to say.
+_FOREIGN = {
+    "Only one of --": "--multirun, --cfg, --info and --run exclude each other: give one of them",
+    'Could not detect "srun"': "hydra/launcher=submitit_slurm: there is no srun here, so this is no machine of a SLURM "
+    "cluster; submit from one, or run the jobs here with hydra/launcher=joblib or hydra/launcher=submitit_local",
+}
 _NO_PRIMARY = re.compile(r"Cannot find primary config '([^']+)'")
 
 
@@ -31,6 +37,11 @@ def hydra_errors_in_one_sentence(config_dir: Path, default_config: str) -> Itera
         yield
     except CONFIG_ERRORS as error:
         fail(sentence(error, config_dir, _config_name(sys.argv, default_config), sys.argv[1:]))
+    except (ValueError, RuntimeError) as error:
+        known = next((told for begins, told in _FOREIGN.items() if str(error).startswith(begins)), None)
+        if known is None:
+            raise
+        fail(known)
 
 
 def sentence(error: BaseException, config_dir: Path, config_name: str, arguments: Sequence[str]) -> str:

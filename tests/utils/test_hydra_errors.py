@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hydra.errors import MissingConfigException
 
-from utils.hydra_errors import sentence
+from utils.hydra_errors import hydra_errors_in_one_sentence, sentence
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,6 +39,7 @@ ROOT = Path(__file__).parents[2]
         (["img_size_str=384"], r"img_size_str: 384 is not a size; write height and width as \(384,128\)"),
         (["task=trian"], r"task=trian: no such task. Did you mean 'train'\?"),
         (["task=test", "-cn", "clip"], r"clip_checkpoints does not exist; run 'uv run prepare_checkpoints.py clip'"),
+        (["-m", "--cfg", "job"], r"--multirun, --cfg, --info and --run exclude each other: give one of them"),
         (["ckpt_path=none.ckpt"], r"none.ckpt does not exist"),
         (["ckpt_path=last", "run_name=never"], r"never/<time>/checkpoints/last.ckpt does not exist"),
     ],
@@ -65,3 +66,15 @@ def test_a_launcher_that_is_not_installed_is_named_with_its_extra(launcher: str,
     error = MissingConfigException(f"Could not find 'hydra/launcher/{launcher}'", None)
     told = sentence(error, ROOT / "config", "demo", ["-m", f"hydra/launcher={launcher}"])
     assert told == f"hydra/launcher={launcher} is not installed; install it with 'uv sync --extra {extra}'"
+
+
+def test_slurm_without_slurm_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # put back afterwards
+    told = 'Could not detect "srun", are you indeed on a slurm cluster?'  # submitit's
+    with pytest.raises(SystemExit), hydra_errors_in_one_sentence(ROOT / "config", "demo"):
+        raise RuntimeError(told)
+    assert re.fullmatch(r"error: hydra/launcher=submitit_slurm: there is no srun here.*\n", capsys.readouterr().err)
+    with pytest.raises(RuntimeError, match="another"), hydra_errors_in_one_sentence(ROOT / "config", "demo"):
+        raise RuntimeError("another")
