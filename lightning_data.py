@@ -38,7 +38,7 @@ from data.masking import Masker
 from data.samplers import Sampling
 from data.tokens import Tokenize, load_tokenizer
 from data.views import Views
-from utils.errors import UserError, check_choice
+from utils.errors import UserError, check_choice, check_positive
 
 AUGMENT_ON = ("auto", "worker", "device")
 
@@ -93,6 +93,7 @@ class TBPSDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         check_choice("dataset.augment_on", augment_on, AUGMENT_ON)
+        check_positive("dataset.eval_batch_size", eval_batch_size)
         self.dataset = dataset
         self.tokenize = Tokenize(load_tokenizer(tokenizer_path), max_length)
         height, width = img_size

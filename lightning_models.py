@@ -31,7 +31,7 @@ from model.tbps import TBPS
 from solver.optimizers import learning_rates
 from solver.stand_in import AdamW8bitStates
 from utils.checkpoints import frozen_names, load_weights
-from utils.errors import UserError
+from utils.errors import UserError, check_positive
 from utils.gather import gather_rows
 from utils.memory import fake_gpu, measure_step
 from utils.plan import Traced, processes
@@ -335,8 +335,7 @@ def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
     objective = build_objective(instantiate(cfg.loss.terms), facts)
     micro_batch = cfg.grad_cache.micro_batch
     if micro_batch is not None:
-        if micro_batch < 1:
-            raise UserError(f"grad_cache.micro_batch: {micro_batch} given, expected at least 1, or null")
+        check_positive("grad_cache.micro_batch", micro_batch)
         refuse_tokens(objective)
     return LitTBPS(
         encoder,

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.errors import UserError, check_choice
+from utils.errors import UserError, check_choice, check_positive
 
 SAMPLERS: Final = ("random", "identity")
 
@@ -217,7 +217,7 @@ class Sampling:
     with_pids: whether identities may be read; without, pairs come in stages.
 
     Raises:
-        UserError: no such name, or one that reads identities without them.
+        UserError: no such name, or one that reads identities without them; no pairs.
     """
 
     name: str
@@ -228,6 +228,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         check_choice("dataset.sampler", self.name, SAMPLERS)
+        check_positive("dataset.batch_size", self.batch_size)
+        check_positive("dataset.num_instance", self.num_instance)
         if self.name == "identity" and not self.with_pids:
             raise UserError(
                 "dataset.sampler=identity reads identities, which training with pseudo_label must not; use "

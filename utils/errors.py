@@ -29,6 +29,16 @@ def check_choice(key: str, value: str, options: tuple[str, ...]) -> None:
         raise UserError(f"{key}={value} is unknown; expected {' or '.join(options)}." + nearest(value, options))
 
 
+def check_positive(key: str, value: int) -> None:
+    """Passes when `value`, given for the config's `key`, is a whole number of at least 1.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not isinstance(value, int) or value < 1:
+        raise UserError(f"{key}: {value} given, expected a whole number of at least 1")
+
+
 def fail(message: str) -> NoReturn:
     """Prints `message` as one line on standard error and ends the process with status 2."""
     print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from utils.errors import UserError, fail, nearest
 
@@ -65,16 +65,35 @@ def sentence(error: BaseException, config_dir: Path, config_name: str, arguments
             f"{key}: the config has no such key.{nearest(key, known)} See all keys with --cfg job; "
             f"a key that is new on purpose is added with +{key}=..."
         )
-    if isinstance(error, InstantiationException):
-        cause = error.__cause__ or error
-        where = re.search(r"full_key: (\S+)", text)
-        return f"{where[1] if where else 'config'}: {_first_line(cause)}; see --cfg job for what it accepts"
-    return _first_line(error) + "; see --cfg job for the composed config"
+    return (
+        _of_missing_value(error)
+        or _of_instantiation(error)
+        or _first_line(error) + "; see --cfg job for the composed config"
+    )
 
 
 def fail_job(error: Exception) -> NoReturn:
     """Ends the process with the sentence for an error of the running job, before Hydra adds lines to it."""
-    fail(str(_user_error(error) or _first_line(error)))
+    fail(str(_user_error(error) or _of_missing_value(error) or _of_instantiation(error) or _first_line(error)))
+
+
+def _of_missing_value(error: BaseException) -> str | None:
+    """Returns which key has to be given a value, if that is what `error` is about."""
+    if not isinstance(error, MissingMandatoryValue):
+        return None
+    return f"{error.full_key} has no value here: give it one with {error.full_key}=..."
+
+
+def _of_instantiation(error: BaseException) -> str | None:
+    """Returns what the constructor of a part of the config had against it, if that is what `error` is about."""
+    if not isinstance(error, InstantiationException):
+        return None
+    where = re.search(r"full_key: (\S+)", str(error))
+    target = re.search(r"target '([^']+)'", str(error))
+    named = where or target
+    return (
+        f"{named[1] if named else 'config'}: {_first_line(error.__cause__ or error)}; see --cfg job for what it accepts"
+    )
 
 
 def _user_error(error: BaseException | None) -> UserError | None:

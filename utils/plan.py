@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 from prettytable import PrettyTable
 
-from utils.errors import UserError
+from utils.errors import UserError, check_positive
 from utils.memory import GIB, GRADIENTS, OTHER, STATES, WEIGHTS, StepMemory
 
 MOST: Final = 16_384  # pairs; no larger batch is looked for
@@ -107,8 +107,7 @@ def make_plan(cfg: DictConfig, trace: Trace) -> Plan:
             "which no tensor can have and which is at least 0"
         )
     cached, batch = cfg.grad_cache.micro_batch, cfg.dataset.batch_size
-    if batch < 1:
-        raise UserError(f"dataset.batch_size: {batch} given, expected at least 1")
+    check_positive("dataset.batch_size", batch)
     batch = ceil(batch / processes(cfg))
     traced = trace(cfg, batch)
 
@@ -137,21 +136,27 @@ def largest_that_fits(
 ) -> int:
     """Returns the largest multiple of `multiple_of` up to `most` with ``total(it) <= limit``, 0 if there is none.
 
-    The next guess is where the line through the two measurements next to the limit meets it; the answer is measured.
+    The next guess is where the line through the two measurements next to the limit meets it or, where such guesses
+    have not halved what is left twice running, its middle; the answer is measured.
 
     Args:
         total: grows with its argument.
         start, at_start: a value, and what `total` gives for it.
     """
     found = {start: at_start}
+    left: list[int] = []  # between the largest that fits and the smallest that does not, once that is known
     while True:
         low = max((size for size, taken in found.items() if taken <= limit), default=0)
         high = min((size for size, taken in found.items() if taken > limit), default=most + multiple_of)
         first, last = low // multiple_of + 1, -(-high // multiple_of) - 1
         if first > last:
             return low // multiple_of * multiple_of
+        if high in found:
+            left.append(high - low)
         if len(found) == 1:
             guess = 2 * low or high // 2
+        elif len(left) > 2 and 2 * left[-1] > left[-3]:
+            guess = (low + high) // 2
         else:
             (a, at_a), (b, at_b) = sorted(found.items(), key=lambda point: abs(point[1] - limit))[:2]
             guess = a + int((limit - at_a) * (b - a) / (at_b - at_a)) if at_a != at_b else (low + high) // 2

@@ -3,7 +3,7 @@ from itertools import chain, pairwise
 import numpy as np
 import pytest
 
-from data.samplers import Draw, EpochSampler, IdentitySampler, RandomSampler, StagedSampler
+from data.samplers import Draw, EpochSampler, IdentitySampler, RandomSampler, Sampling, StagedSampler
 from utils.errors import UserError
 
 
@@ -241,6 +241,12 @@ class TestIdentitySampler:
             IdentitySampler(pids, images, 24, 0, seed=0)
         with pytest.raises(UserError, match="needs 6 persons in a batch, but the training set has 4"):
             IdentitySampler(pids, images, 24, 4, seed=0)
+
+
+@pytest.mark.parametrize(("num_instance", "batch_size", "key"), [(1, 0, "batch_size"), (-1, 4, "num_instance")])
+def test_batches_of_nothing_are_refused(num_instance: int, batch_size: int, key: str) -> None:
+    with pytest.raises(UserError, match=rf"dataset\.{key}: .+ given, expected a whole number of at least 1"):
+        Sampling("random", num_instance, batch_size, seed=0, with_pids=True)
 
 
 def greedy_batches(left: list[int], persons: int) -> int:

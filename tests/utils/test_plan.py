@@ -55,6 +55,20 @@ def test_the_largest_that_fits_is_a_multiple(multiple_of: int) -> None:
     assert len(tried) <= 4
 
 
+@pytest.mark.parametrize("start", [1, 8, 1000, 100_000])
+@pytest.mark.parametrize("square", [0, 40, 1000])
+def test_the_largest_that_fits_is_found_soon_where_losses_grow_by_the_square(start: int, square: int) -> None:
+    tried: list[int] = []
+
+    def total(size: int) -> int:
+        tried.append(size)
+        return 30_000_000 + 2_000_000 * size + square * size**2
+
+    best = largest_that_fits(total, 11 * GIB, start, total(start), most=MOST)
+    assert total(best) <= 11 * GIB < total(best + 1)
+    assert len(tried) <= 20
+
+
 def test_a_plan_says_what_a_step_takes_and_what_fits() -> None:
     plan = make_plan(config("plan.memory_gb=12"), trace)
     assert plan.fits
@@ -143,7 +157,7 @@ def test_more_than_anybody_trains_is_not_looked_for() -> None:
         (("plan.memory_gb=0",), r"plan\.memory_gb: 0 given, expected more than plan\.reserve_gb=1\.0"),
         (("plan.reserve_gb=12",), r"plan\.memory_gb: 12 given, expected more than plan\.reserve_gb=12"),
         (("plan.reserve_gb=-1",), r"plan\.reserve_gb=-1, which .* is at least 0"),
-        (("dataset.batch_size=0",), r"dataset\.batch_size: 0 given, expected at least 1"),
+        (("dataset.batch_size=0",), r"dataset\.batch_size: 0 given, expected a whole number of at least 1"),
     ],
 )
 def test_what_cannot_be_planned_is_one_sentence(overrides: tuple[str, ...], message: str) -> None:
