@@ -112,7 +112,13 @@ def evaluation_loader(
 
 
 def worker_processes(wanted: int | Literal["auto"], training_processes: int) -> int:
-    """Returns how many processes load beside each training process of a machine; ``auto``: the cores that are left."""
+    """Returns how many processes load beside each training process of a machine; ``auto``: the cores that are left.
+
+    Raises:
+        UserError: neither ``auto`` nor a number of processes.
+    """
+    if wanted != "auto" and (not isinstance(wanted, int) or wanted < 0):
+        raise UserError(f"dataset.num_workers: {wanted} given, expected auto or a number of processes, 0 or more")
     # Tokenizers' threads do not survive the fork of a worker; it warns unless told so.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return min(MOST_AUTO_WORKERS, suggested_max_num_workers(training_processes)) if wanted == "auto" else wanted

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from data.loader import ResumableLoader, evaluation_loader
+from data.loader import ResumableLoader, evaluation_loader, worker_processes
 from data.samplers import Draw, IdentitySampler, RandomSampler
 from utils.errors import UserError
 
@@ -207,3 +207,11 @@ def test_both_samplers_serve_the_loader() -> None:
     sampler = IdentitySampler(pids, torch.arange(12).numpy(), 6, 3, seed=0)
     batches = list(ResumableLoader(Draws(), sampler, stack, num_workers=0))
     assert [tuple(batch["draws"].shape) for batch in batches] == [(6, 2), (6, 2)]
+
+
+def test_workers_are_counted_or_refused() -> None:
+    assert worker_processes(3, training_processes=1) == 3
+    assert 0 <= worker_processes("auto", training_processes=2) <= 8
+    for wanted in ("many", -1, None):
+        with pytest.raises(UserError, match=rf"dataset.num_workers: {wanted} given, expected auto or a number"):
+            worker_processes(wanted, training_processes=1)  # type: ignore[arg-type]
