@@ -1,18 +1,18 @@
 """SimCLR on two augmentations of the same image."""
 
 from collections import OrderedDict
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from model.features import Features
 from model.objectives.base import Facts, LossTerm, Stats
 from model.objectives.pairs import at_least_fp32
 
 
-def simclr(a: Tensor, b: Tensor, temperature: float = 0.1) -> Tensor:
+def simclr(a: Tensor, b: Tensor, temperature: float = 0.1, *, chunk: int = 512) -> Tensor:
     """Returns the scalar NT-Xent: each of the 2B rows finds its other view among the 2B - 1 rows but itself.
 
     Source: SimCLR (ICML 2020), eq. (1), on cosines.
@@ -21,12 +21,27 @@ def simclr(a: Tensor, b: Tensor, temperature: float = 0.1) -> Tensor:
     Args:
         a: projections ``(B, D)`` of one view, of any norm.
         b: projections ``(B, D)`` of the other view.
+        chunk: rows that are compared with all at a time; where there are more, their comparisons are computed again
+            in backward, so that memory grows by B and not by its square.
     """
     rows = F.normalize(at_least_fp32(torch.cat([a, b])), dim=1)  # (2B, D)
-    logits = rows @ rows.T / temperature  # (2B, 2B)
-    own = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
-    other_view = torch.arange(len(rows), device=rows.device).roll(len(a))
-    return F.cross_entropy(logits.masked_fill_(own, -torch.inf), other_view)
+    places = torch.arange(len(rows), device=rows.device)
+    chunks = list(zip(rows.split(chunk), places.split(chunk), strict=True))
+    if len(chunks) == 1:
+        return _entropies(rows, rows, places, temperature).mean()
+    sums = [
+        checkpoint(_entropies, some, rows, own, temperature, use_reentrant=False, preserve_rng_state=False).sum()
+        for some, own in chunks
+    ]
+    return torch.stack(sums).sum() / len(rows)
+
+
+def _entropies(some: Tensor, rows: Tensor, places: Tensor, temperature: float) -> Tensor:
+    """Returns the cross-entropies ``(C,)`` of `some` ``(C, D)``, which are those at `places` ``(C,)`` of all `rows`."""
+    logits = some @ rows.T / temperature  # (C, 2B)
+    own = places[:, None] == torch.arange(len(rows), device=rows.device)
+    other_view = (places + len(rows) // 2) % len(rows)
+    return F.cross_entropy(logits.masked_fill_(own, -torch.inf), other_view, reduction="none")
 
 
 class SimCLR(LossTerm):
@@ -72,5 +87,4 @@ class SimCLR(LossTerm):
             projections = self.simclr_projector(views)
         a, b = at_least_fp32(projections).chunk(2)
         agreement = F.cosine_similarity(a.detach(), b.detach()).mean()
-        loss = features.compared(partial(simclr, temperature=self.temperature), a, b)
-        return loss, {"view_cosine": agreement}
+        return simclr(a, b, self.temperature), {"view_cosine": agreement}

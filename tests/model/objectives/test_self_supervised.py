@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from model.objectives import simclr
+from tests.memory import LargestTensor
 
 TEMPERATURE = 0.1
 
@@ -37,6 +38,18 @@ def test_equals_the_slow_loop_in_value_and_gradient(batch: int) -> None:
         torch.autograd.grad(fast, fast_inputs), torch.autograd.grad(slow, slow_inputs), strict=True
     ):
         torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 48, 100])
+def test_rows_compared_in_chunks_are_the_same_at_less_memory(chunk: int) -> None:
+    whole_inputs, inputs = ([rows(24, seed).requires_grad_() for seed in (1, 2)] for _ in range(2))
+    whole = simclr(whole_inputs[0], whole_inputs[1])
+    with LargestTensor() as seen:
+        found = simclr(inputs[0], inputs[1], chunk=chunk)
+        gradients = torch.autograd.grad(found, inputs)
+    torch.testing.assert_close(found, whole)
+    torch.testing.assert_close(gradients, torch.autograd.grad(whole, whole_inputs))
+    assert seen.numel == max(48 * min(chunk, 48), 48 * 16)  # comparisons, or the rows themselves
 
 
 def test_own_view_is_no_candidate() -> None:
