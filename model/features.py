@@ -217,8 +217,9 @@ class Features:
 
     def _encode_images(self, views: list[str]) -> None:
         sizes = [len(self._images[view]) for view in views]
+        pixels = self._images[views[0]] if len(views) == 1 else torch.cat([self._images[view] for view in views])
         with self.amp():
-            encoded = self._encoder.encode_image(torch.cat([self._images[view] for view in views]))
+            encoded = self._encoder.encode_image(pixels)
         for view, *rows in zip(views, *(part.split(sizes) for part in vars(encoded).values()), strict=True):
             self._encoded[view] = type(encoded)(*rows)
 
