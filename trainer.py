@@ -251,7 +251,7 @@ def _report(cfg: DictConfig, trainer: L.Trainer, module: LitRanker, data: TBPSDa
         return
     facts = _run_facts(cfg, data)
     report = RunReport(cfg.run_dir, facts, trainer.loggers, trainer.global_step)
-    found, captions = module.encodings, data.test_captions
+    found, captions = module.eval().encodings, data.test_captions
     report.metrics(module.metrics, pair_similarities(found.texts, found.images, found.text_pids, found.image_pids))
     some = _spread(len(captions), cfg.shown_queries)
     if some:
@@ -282,10 +282,9 @@ def _spread(count: int, wanted: int) -> range:
 
 
 def _on_device(pair: Batch, module: LitRanker) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns pixels, token ids and mask of a batch, where `module` is; leaves that in evaluation mode."""
+    """Returns pixels, token ids and mask of a batch, where `module` is."""
     from data.batch import IMAGE, TEXT
 
-    module.eval()
     return pair[IMAGE].to(module.device), *(part.to(module.device) for part in pair[TEXT])
 
 

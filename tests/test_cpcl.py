@@ -1,4 +1,4 @@
-"""CPCL through the whole path: without identities, resumed within an epoch, over two processes, and its edges."""
+"""CPCL through the whole path: without identities, resumed within an epoch, and its edges."""
 
 import csv
 from dataclasses import replace

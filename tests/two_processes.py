@@ -48,7 +48,7 @@ def composed(overrides: Sequence[str]) -> DictConfig:
 
 
 def two_steps(cfg: DictConfig) -> dict[str, Any]:
-    """Returns gradients and losses of the first step of two, and the buffers after the second."""
+    """Returns gradients and losses of the first step of two, and the buffers and weights after the second."""
     trainer._prepare(cfg)
     data = build_data(cfg)
     module = build_module(cfg, build_encoder(cfg), num_classes=data.num_classes)
@@ -57,7 +57,9 @@ def two_steps(cfg: DictConfig) -> dict[str, Any]:
     lightning, kept = trainer._trainer(cfg, data), KeepFirstStep()
     lightning.callbacks = [kept]
     lightning.fit(module, datamodule=data)
-    return {"gradients": kept.gradients, "losses": kept.losses, "buffers": dict(module.named_buffers())}
+    weights = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    buffers = dict(module.named_buffers())
+    return {"gradients": kept.gradients, "losses": kept.losses, "buffers": buffers, "weights": weights}
 
 
 def main(folder: Path) -> None:

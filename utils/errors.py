@@ -36,7 +36,7 @@ def check_positive(key: str, value: int) -> None:
         UserError: it is not.
     """
     if not isinstance(value, int) or value < 1:
-        raise UserError(f"{key}: {value} given, expected a whole number of at least 1")
+        raise UserError(f"{key}: {value} given, expected at least 1, a whole number")
 
 
 def fail(message: str) -> NoReturn:

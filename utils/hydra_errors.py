@@ -46,8 +46,8 @@ def hydra_errors_in_one_sentence(config_dir: Path, default_config: str) -> Itera
 
 def sentence(error: BaseException, config_dir: Path, config_name: str, arguments: Sequence[str]) -> str:
     """Returns what is wrong with `arguments` and the nearest thing that would be right."""
-    if (ours := _user_error(error)) is not None:
-        return str(ours)
+    if (told := _in_a_part(error)) is not None:
+        return told
     text = str(error)
     if match := _NO_PRIMARY.search(text):
         names = [path.stem for path in config_dir.glob("*.yaml")]
@@ -65,35 +65,25 @@ def sentence(error: BaseException, config_dir: Path, config_name: str, arguments
             f"{key}: the config has no such key.{nearest(key, known)} See all keys with --cfg job; "
             f"a key that is new on purpose is added with +{key}=..."
         )
-    return (
-        _of_missing_value(error)
-        or _of_instantiation(error)
-        or _first_line(error) + "; see --cfg job for the composed config"
-    )
+    return _first_line(error) + "; see --cfg job for the composed config"
 
 
 def fail_job(error: Exception) -> NoReturn:
     """Ends the process with the sentence for an error of the running job, before Hydra adds lines to it."""
-    fail(str(_user_error(error) or _of_missing_value(error) or _of_instantiation(error) or _first_line(error)))
+    fail(_in_a_part(error) or _first_line(error))
 
 
-def _of_missing_value(error: BaseException) -> str | None:
-    """Returns which key has to be given a value, if that is what `error` is about."""
-    if not isinstance(error, MissingMandatoryValue):
-        return None
-    return f"{error.full_key} has no value here: give it one with {error.full_key}=..."
-
-
-def _of_instantiation(error: BaseException) -> str | None:
-    """Returns what the constructor of a part of the config had against it, if that is what `error` is about."""
-    if not isinstance(error, InstantiationException):
-        return None
-    where = re.search(r"full_key: (\S+)", str(error))
-    target = re.search(r"target '([^']+)'", str(error))
-    named = where or target
-    return (
-        f"{named[1] if named else 'config'}: {_first_line(error.__cause__ or error)}; see --cfg job for what it accepts"
-    )
+def _in_a_part(error: BaseException) -> str | None:
+    """Returns what a part of the project or of the config has against its values, if that is what `error` is about."""
+    if (ours := _user_error(error)) is not None:
+        return str(ours)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} has no value here: give it one with {error.full_key}=..."
+    if isinstance(error, InstantiationException):
+        where = re.search(r"full_key: (\S+)", str(error))
+        cause = _first_line(error.__cause__ or error)
+        return f"{where[1] if where else 'config'}: {cause}; see --cfg job for what it accepts"
+    return None
 
 
 def _user_error(error: BaseException | None) -> UserError | None:

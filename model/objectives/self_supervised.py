@@ -1,6 +1,7 @@
 """SimCLR on two augmentations of the same image."""
 
 from collections import OrderedDict
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +28,9 @@ def simclr(a: Tensor, b: Tensor, temperature: float = 0.1, *, chunk: int = 512) 
     rows = F.normalize(at_least_fp32(torch.cat([a, b])), dim=1)  # (2B, D)
     places = torch.arange(len(rows), device=rows.device)
     chunks = list(zip(rows.split(chunk), places.split(chunk), strict=True))
-    if len(chunks) == 1:
-        return _entropies(rows, rows, places, temperature).mean()
-    sums = [
-        checkpoint(_entropies, some, rows, own, temperature, use_reentrant=False, preserve_rng_state=False).sum()
-        for some, own in chunks
-    ]
-    return torch.stack(sums).sum() / len(rows)
+    again = partial(checkpoint, _entropies, use_reentrant=False, preserve_rng_state=False)
+    compare = again if len(chunks) > 1 else _entropies
+    return torch.cat([compare(some, rows, own, temperature) for some, own in chunks]).mean()
 
 
 def _entropies(some: Tensor, rows: Tensor, places: Tensor, temperature: float) -> Tensor:

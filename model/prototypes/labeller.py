@@ -10,7 +10,7 @@ from torch import Tensor
 from model.prototypes.mining import Modality, mine_outliers
 from model.prototypes.resizable import Resizable
 from model.prototypes.statistics import cluster_statistics
-from utils.errors import UserError
+from utils.errors import UserError, check_positive
 
 Cluster = Callable[[Tensor, int], Tensor]
 OPLM = Literal["none", "one_stage", "two_stage"]
@@ -76,8 +76,7 @@ class Labeller(Resizable):
         super().__init__()
         if oplm not in OPLMS:
             raise UserError(f"pseudo_label.oplm: {oplm!r} given, expected one of {', '.join(OPLMS)}")
-        if every_n_epochs < 1:
-            raise UserError(f"pseudo_label.every_n_epochs: {every_n_epochs} given, expected at least 1")
+        check_positive("pseudo_label.every_n_epochs", every_n_epochs)
         self.name = name
         self.oplm = oplm
         self.every_n_epochs = every_n_epochs

@@ -245,7 +245,7 @@ class TestIdentitySampler:
 
 @pytest.mark.parametrize(("num_instance", "batch_size", "key"), [(1, 0, "batch_size"), (-1, 4, "num_instance")])
 def test_batches_of_nothing_are_refused(num_instance: int, batch_size: int, key: str) -> None:
-    with pytest.raises(UserError, match=rf"dataset\.{key}: .+ given, expected a whole number of at least 1"):
+    with pytest.raises(UserError, match=rf"dataset\.{key}: .+ given, expected at least 1"):
         Sampling("random", num_instance, batch_size, seed=0, with_pids=True)
 
 

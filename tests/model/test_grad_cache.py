@@ -1,4 +1,4 @@
-"""GradCache: the gradients of the plain step, under dropout, AMP, LoRA, checkpointing and several processes."""
+"""GradCache: the gradients of the plain step, under dropout, AMP, LoRA and checkpointing."""
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.backbones import load_backbone
-from model.features import Encoded, Encoder, Features, PartEncoded, alone
+from model.features import Encoded, Encoder, Features, PartEncoded
 from model.grad_cache import GradCache, refuse_tokens
 from model.heads import GlobalHead, PartHead
 from model.lora import add_lora
@@ -104,15 +104,13 @@ def gradients(
     wrap: Callable[[Encoder], Encoder],
     *,
     side: int = 4,
-    rows: slice = slice(None),
-    gather: Callable[[Tensor], Tensor] = alone,
     amp: torch.dtype | None = None,
     lean: bool = True,
 ) -> Gradients:
     """Returns name -> gradient of one step from one random state, and the loss as "loss"."""
     draw = torch.Generator().manual_seed(2)
-    images = {v: torch.randint(256, (BATCH, 3, side, side), generator=draw, dtype=torch.uint8)[rows] for v in VIEWS}
-    ids = torch.randint(4, VOCABULARY, (BATCH, 6), generator=draw)[rows]
+    images = {v: torch.randint(256, (BATCH, 3, side, side), generator=draw, dtype=torch.uint8) for v in VIEWS}
+    ids = torch.randint(4, VOCABULARY, (BATCH, 6), generator=draw)
     ids[:, -1] = END_OF_TEXT
     model = nn.ModuleDict({"objective": objective, "encoder": encoder})
     model.zero_grad()
@@ -122,9 +120,8 @@ def gradients(
             wrap(encoder),  # type: ignore[arg-type]
             images,
             {"text": (ids, torch.ones_like(ids, dtype=torch.bool))},
-            dict.fromkeys(("pids", "image_labels", "text_labels"), torch.tensor([0, 0, 1, 1, 2, 3, 3])[rows]),
+            dict.fromkeys(("pids", "image_labels", "text_labels"), torch.tensor([0, 0, 1, 1, 2, 3, 3])),
             epoch=0.5,
-            gather=gather,
             lean=lean,
         )
         total = objective(features).total
