@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.batch import Batch
 from data.samplers import EpochSampler
 from utils.errors import UserError
+from utils.signals import leave_signals_to_parent
 
 MOST_AUTO_WORKERS: Final = 8
 
@@ -127,6 +128,7 @@ def worker_processes(wanted: int | Literal["auto"], training_processes: int) -> 
 def _process_options(num_workers: int) -> dict[str, Any]:
     return {
         "num_workers": num_workers,
+        "worker_init_fn": leave_signals_to_parent,
         "persistent_workers": num_workers > 0,
         "pin_memory": torch.cuda.is_available(),
         "generator": torch.Generator(),  # otherwise every epoch would draw from the global random state

@@ -1,42 +1,15 @@
-"""Lightning callbacks: the resumable checkpoint, the progress bar, throughput and memory."""
+"""Lightning callbacks: the progress bar, throughput and memory."""
 
 import resource
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.utilities import rank_zero_warn
-
-
-class LastCheckpoint(Checkpoint):
-    """Keeps `folder`/last.ckpt, from which ``ckpt_path=last`` continues a killed run.
-
-    Args:
-        folder: where it lies.
-        every_n_steps: also save within an epoch, every so many optimizer steps; 0: after each epoch only.
-    """
-
-    def __init__(self, folder: str, every_n_steps: int = 0) -> None:
-        self._path = Path(folder) / "last.ckpt"
-        self._every_n_steps = every_n_steps
-        self._seen_step = 0
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._seen_step = trainer.global_step
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        stepped = trainer.global_step != self._seen_step
-        self._seen_step = trainer.global_step
-        if stepped and self._every_n_steps and trainer.global_step % self._every_n_steps == 0:
-            trainer.save_checkpoint(self._path)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        trainer.save_checkpoint(self._path)
-
 
 SHOWN = {
     "train/loss": ("loss", "{:.3f}"),
@@ -84,6 +57,9 @@ class Throughput(Callback):
         self._since = 0.0
         self._images = 0
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._restart()  # perhaps within an epoch
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restart()
 
@@ -109,6 +85,12 @@ class AmpOverflow(Callback):
         self._scale: float | None = None
         self._skipped = 0
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"scale": self._scale, "skipped": self._skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._scale, self._skipped = state_dict["scale"], state_dict["skipped"]
+
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is None or trainer.global_step % self._every_n_steps:
@@ -119,6 +101,16 @@ class AmpOverflow(Callback):
             rank_zero_warn(f"fp16 gradients overflowed before step {trainer.global_step}: loss scale now {scale:g}")
         self._scale = scale
         pl_module.log_dict({"amp/scale": scale, "amp/overflows": float(self._skipped)})
+
+
+class NoSignals(_SignalConnector):
+    """Leaves signals to `utils.signals`: Lightning ends on SIGTERM with status 0 and saves nothing."""
+
+    def register_signal_handlers(self) -> None:
+        pass
+
+    def teardown(self) -> None:
+        pass
 
 
 def _peak_memory(device: torch.device) -> int:

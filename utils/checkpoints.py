@@ -1,15 +1,18 @@
-"""Checkpoint files: written whole or not at all, read without executing anything."""
+"""Checkpoint files: written whole or not at all, read without executing anything, proven to be as they were written."""
 
-import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
+from utils.disk import whole_file, why_not_written
 from utils.errors import UserError
+
+ZIP: Final = b"PK\x03\x04"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -17,20 +20,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(target.name + ".partial")
         try:
-            with partial.open("wb") as file:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(target) as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
         except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
             kept = "the previous one is intact" if target.exists() else "none was there before"
             raise UserError(
-                f"checkpoint {target} cannot be written ({_reason(error)}; {kept}); free disk space or set "
-                "output_dir= to another disk, then continue with ckpt_path=last"
+                f"checkpoint {target} cannot be written ({why_not_written(error, target.parent)}; {kept}); make room "
+                "or set output_dir= to another disk, then continue with ckpt_path=last"
             ) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
@@ -46,6 +44,7 @@ def read_checkpoint(path: str | Path, *, map_location: Any = "cpu") -> dict[str,
     path = Path(path)
     if not path.is_file():
         raise UserError(f"ckpt_path: {path} does not exist; give the path of a .ckpt file under outputs/, or 'last'")
+    check_intact(path)
     try:
         checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
     except Exception as error:  # garbage makes the unpickler raise anything
@@ -58,6 +57,31 @@ def read_checkpoint(path: str | Path, *, map_location: Any = "cpu") -> dict[str,
             f"ckpt_path: {path} holds no 'state_dict' and 'config'; give a .ckpt file that trainer.py wrote"
         )
     return checkpoint
+
+
+def check_intact(path: Path) -> None:
+    """Passes when a file of `torch.save` holds what was written; one of before 2020, without checksums, is named.
+
+    The file is a zip archive: it has a CRC-32 for each of its records, which `torch.load` does not look at. Of all
+    that stands outside of records only a folder's mark goes unnoticed by both: `torch.load` then reads garbage.
+
+    Raises:
+        UserError: a byte has changed, or the file is cut.
+    """
+    with path.open("rb") as file:
+        if file.read(len(ZIP)) != ZIP and not zipfile.is_zipfile(path):
+            print(f"note    {path} is of a kind without checksums: whether it is damaged cannot be told", flush=True)
+            return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip() or next((m.filename for m in archive.infolist() if m.external_attr), None)
+    except Exception as error:  # damaged headers make it raise anything
+        damaged = _reason(error)
+    if damaged is not None:
+        raise UserError(
+            f"{path} is damaged: its checksums do not fit ({damaged}); copy it again from where it is whole, or take "
+            "another checkpoint of the run"
+        )
 
 
 def encoder_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

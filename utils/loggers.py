@@ -1,6 +1,5 @@
 """Where the figures of a run go: Weights & Biases, a CSV file, TensorBoard."""
 
-import csv
 import hashlib
 import os
 import secrets
@@ -10,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
+from utils.csv_logger import AppendingCSVLogger
 from utils.errors import UserError, nearest
 from utils.metrics import DIRECTIONS, METRICS
 from utils.pictures import RankedQuery, marked, ranked_picture
@@ -77,30 +75,6 @@ def log_picture(loggers: Sequence[Logger], picture: Image.Image, *, key: str, st
                 logger.log_image(key, [picture], step=step)
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(key, np.asarray(picture), step, dataformats="HWC")
-
-
-class AppendingCSVLogger(CSVLogger):
-    """Lightning's CSV logger, which keeps the rows of earlier starts of the run instead of deleting them.
-
-    Steps that a killed run had logged after its last checkpoint are done again and logged again: of two rows
-    with the same step, the later one counts.
-    """
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:
-        if self._experiment is None:
-            self._experiment = _AppendingWriter(self.log_dir)
-        return self._experiment  # type: ignore[return-value]
-
-
-class _AppendingWriter(ExperimentWriter):
-    NAME_METRICS_FILE = "steps.csv"
-
-    def _check_log_dir_exists(self) -> None:
-        if os.path.exists(self.metrics_file_path):
-            with open(self.metrics_file_path, newline="", encoding="utf-8") as file:
-                self.metrics_keys = next(csv.reader(file), [])
 
 
 def _wandb_logger(

@@ -1,0 +1,417 @@
+"""Kills runs at random instants and at every hook, continues them, and counts which end as if nothing had happened.
+
+uv run benchmarks/kills.py --chains 8               random kills, so many chains for each mode
+uv run benchmarks/kills.py --hooks                  one kill at every hook and file operation of an epoch
+uv run benchmarks/kills.py --chains 4 --sigterm     signals that let a run save, in place of kills
+
+A chain is one run, killed and continued with `ckpt_path=last` until it ends. It is identical if last.ckpt (weights,
+optimizer, schedule, callbacks, counters), the best file and its weights, metrics.json and the rows of logs/steps.csv
+are those of a run that was left alone, throughput and memory aside, and nothing unfinished is left. Each run is a fork
+of this process, which has imported everything.
+"""
+
+import argparse
+import csv
+import functools
+import importlib
+import io
+import json
+import os
+import random
+import re
+import runpy
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false"}
+
+import torch  # noqa: E402
+
+from data.synthetic import SyntheticSpec, generate  # noqa: E402
+from prepare_checkpoints import prepare  # noqa: E402
+from tests.small_run import ANY_METHOD  # noqa: E402
+
+SHORT = ("trainer.max_epochs=3", "trainer.log_every_n_steps=2", "logger=csv", "shown_queries=0")
+EVERY_2 = "callbacks.last.every_n_steps=2"  # of 6, so that it falls on an epoch's last step
+CLIP = "backbone=tiny_clip"
+CLUSTERS = tuple(
+    f"pseudo_label.{of}.{setting}"
+    for of, settings in {
+        "images": ("k1=3", "k2=2", "eps=0.45", "min_samples=2"),
+        "texts": ("k1=4", "k2=2", "eps=0.45", "min_samples=3"),
+    }.items()
+    for setting in settings
+)
+MODES = {
+    "epochs": ("loss=baseline",),
+    "every 2 steps": ("loss=baseline", EVERY_2),
+    "accumulated": ("loss=baseline", "trainer.accumulate_grad_batches=4", "callbacks.last.every_n_steps=1"),
+    "LoRA": ("loss=baseline", EVERY_2, CLIP, "lora=default"),
+    "GradCache": ("loss=baseline", EVERY_2, "grad_cache.micro_batch=3"),
+    "CPCL": ("experiment=cpcl", CLIP, EVERY_2, "pseudo_label.every_n_epochs=2", *CLUSTERS),
+    "2 workers": ("loss=baseline", EVERY_2, "dataset.num_workers=2"),
+    "one epoch": ("loss=baseline", "callbacks.last.every_n_steps=3", "trainer.max_epochs=1"),
+    "early stopping": ("loss=baseline", EVERY_2, "callbacks=early_stopping", "callbacks.early_stopping.patience=1"),
+    "IRRA": ("experiment=irra", CLIP, EVERY_2),
+    "every 2nd epoch validated": (
+        "loss=baseline",
+        EVERY_2,
+        "callbacks=early_stopping",
+        "trainer.limit_train_batches=4",
+        "trainer.check_val_every_n_epoch=2",
+        "trainer.max_epochs=4",
+    ),
+    "validated within epochs": ("loss=baseline", EVERY_2, "+trainer.val_check_interval=0.5"),
+}
+EVERY_HOOK = (  # relabels, stops early, saves on the last step, and finds a better model in the epoch that is looked at
+    "experiment=cpcl",
+    CLIP,
+    *CLUSTERS,
+    "callbacks=early_stopping",
+    "callbacks.last.every_n_steps=3",
+    "callbacks.last.monitor=val/t2i/mAP",
+)
+LOOKED_AT = 1  # the epoch
+SETTING_UP = 0.15  # of a run's CPU time, about; a kill before finds nothing to lose
+UNSTEADY = re.compile(r"throughput/|memory/")  # columns that depend on time
+COMPARED = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "checkpoints", "loops", "global_step")
+
+
+class Attempt(NamedTuple):
+    """How a forked run ended: its wait status, and the CPU time it took in seconds."""
+
+    status: int
+    seconds: float
+
+
+def fork(arguments: list[str], log: Path, prepare_child: Callable[[], None]) -> Attempt:
+    """Runs trainer.py with `arguments` in a fork of this process, which `prepare_child` gets ready there."""
+    child = os.fork()
+    if child == 0:
+        status = 70
+        try:
+            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            os.setpgid(0, 0)
+            sys.argv = ["trainer.py", *arguments]
+            quiet_report()
+            prepare_child()
+            runpy.run_path(str(ROOT / "trainer.py"), run_name="__main__")
+            status = 0
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 1
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    _, status, usage = os.wait4(child, 0)
+    return Attempt(status, usage.ru_utime + usage.ru_stime)
+
+
+def quiet_report() -> None:
+    """Leaves out the pictures of the report, which take as long as a small run's training and are not compared."""
+    from utils.run_report import RunReport
+
+    RunReport.draw = lambda *_: None  # type: ignore[method-assign,assignment]
+
+
+def run_chain(
+    mode: tuple[str, ...], root: Path, out: Path, endings: list[Callable[[], None]]
+) -> tuple[Path, int, list[float]]:
+    """Starts a run and continues it until it ends by itself.
+
+    Args:
+        endings: what gets each attempt but the last one ready to be ended.
+
+    Returns:
+        The run's folder, how often it was ended, and the CPU seconds of each attempt.
+    """
+    out.mkdir(parents=True)
+    ended, seconds = 0, []
+    for ending in [*endings, lambda: None]:
+        newest = max(out.glob("*/*/"), default=None)
+        is_saved = newest is not None and (newest / "checkpoints" / "last.ckpt").exists()
+        places = [f"dataset_root_dir={root}", f"output_dir={out}", *(["ckpt_path=last"] if is_saved else [])]
+        attempt = fork([*ANY_METHOD, *SHORT, *mode, *places], out / "log.txt", ending)
+        seconds.append(attempt.seconds)
+        status = os.waitstatus_to_exitcode(attempt.status)
+        if status == 0:
+            break
+        if status not in (-signal.SIGKILL, -signal.SIGPROF, 128 + signal.SIGTERM):
+            raise RuntimeError(f"{out}: a run ended with status {status}; see log.txt there")
+        ended += 1
+    return max(out.glob("*/*/")), ended, seconds
+
+
+def differences(expected: Path, found: Path) -> list[str]:
+    """Returns what of the run `found` is not as in the run `expected`."""
+    told = []
+    names = [sorted(file.name for file in (run / "checkpoints").iterdir()) for run in (expected, found)]
+    if names[0] != names[1]:
+        return [f"files {names[1]} instead of {names[0]}"]
+    for name in names[0]:
+        saved = [torch.load(run / "checkpoints" / name, weights_only=True) for run in (expected, found)]
+        told += [f"{name}: {key}" for key in COMPARED if not equal(saved[0][key], saved[1][key])]
+    reports = [json.loads((run / "metrics.json").read_text()) for run in (expected, found)]
+    told += [f"metrics.json: {key}" for key in ("metrics", "similarity") if reports[0][key] != reports[1][key]]
+    rows = [steady_rows(run / "logs" / "steps.csv") for run in (expected, found)]
+    return told + ([] if rows[0] == rows[1] else [f"steps.csv: {len(rows[1])} rows, {len(rows[0])} expected"])
+
+
+def steady_rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as lines:
+        return [{k: v for k, v in row.items() if not UNSTEADY.match(k)} for row in csv.DictReader(lines)]
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return isinstance(b, list | tuple) and len(a) == len(b) and all(map(equal, a, b))
+    return a == b or (a != a and b != b)
+
+
+def killed_after(seconds: float, signum: int) -> Callable[[], None]:
+    """Returns what lets a process die, or be sent SIGTERM, when it has used so much CPU time."""
+
+    def arm() -> None:
+        if signum == signal.SIGTERM:
+            signal.signal(signal.SIGPROF, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+
+    return arm
+
+
+class Instants:
+    """Named instants of an epoch: before and after every hook, every file operation, and in the middle of writes.
+
+    Args:
+        kill_at: (name, which time), at which the process is killed; None: names are written to `names_file`.
+    """
+
+    def __init__(self, names_file: Path, kill_at: tuple[str, int] | None = None) -> None:
+        self._file = names_file
+        self._kill_at = kill_at
+        self._is_on = False
+        self._seen: Counter[str] = Counter()
+
+    def __call__(self) -> None:
+        """Watches this process from now on."""
+        from lightning.pytorch.trainer import call
+
+        import utils.checkpoints
+
+        for kind in ("callback_hooks", "lightning_module_hook", "lightning_datamodule_hook", "strategy_hook"):
+            name = f"_call_{kind}"
+            setattr(call, name, self._watched_hook(kind.removesuffix("_hook"), getattr(call, name)))
+        for name in ("replace", "rename", "unlink", "fsync", "open"):
+            setattr(os, name, self._watched_call(name, getattr(os, name)))
+        utils.checkpoints.torch = _Halved(torch, self.at)  # type: ignore[attr-defined]
+        opened = Path.open
+
+        def open_path(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+            if mode == "r" or "b" in mode:
+                return opened(path, mode, *args, **kwargs)
+            self.at(f"before {path.name} is opened")
+            return _HalvedFile(opened(path, mode, *args, **kwargs), path.name, self.at)
+
+        Path.open = open_path  # type: ignore[method-assign,assignment]
+
+    def at(self, name: str) -> None:
+        if not self._is_on:
+            return
+        name = re.sub(r"\.[0-9a-f]{8}\.", ".*.", name)
+        self._seen[name] += 1
+        if self._kill_at is None:
+            with open(self._file, "a") as file:
+                file.write(name + "\n")
+        elif self._kill_at == (name, self._seen[name]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _watched_hook(self, kind: str, hook: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(hook)
+        def watched(trainer: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+            is_start = kind == "callback_hooks" and name == "on_train_epoch_start"
+            self._is_on |= is_start and trainer.current_epoch == LOOKED_AT
+            self._watch_callbacks(trainer)
+            self.at(f"before {kind} {name}")
+            result = hook(trainer, name, *args, **kwargs)
+            self.at(f"after {kind} {name}")
+            self._is_on &= not (is_start and trainer.current_epoch > LOOKED_AT)
+            return result
+
+        return watched
+
+    def _watch_callbacks(self, trainer: Any) -> None:
+        for callback in trainer.callbacks:
+            for name in [name for name in dir(type(callback)) if name.startswith("on_")]:
+                if name not in vars(callback):
+                    label = f"{type(callback).__name__}.{name}"
+                    setattr(callback, name, self._watched_call(label, getattr(callback, name)))
+
+    def _watched_call(self, label: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            paths = [Path(arg).name for arg in args if isinstance(arg, str | Path)]
+            name = " ".join([label, *paths[-1:]])
+            self.at(f"before {name}")
+            result = function(*args, **kwargs)
+            self.at(f"after {name}")
+            return result
+
+        return watched
+
+
+class _Halved:
+    """torch, but half of what it saves is written before the other half."""
+
+    def __init__(self, module: Any, at: Callable[[str], None]) -> None:
+        self._module = module
+        self._at = at
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    def save(self, content: Any, file: Any) -> None:
+        whole = io.BytesIO()
+        self._module.save(content, whole)
+        _HalvedFile(file, Path(os.readlink(f"/proc/self/fd/{file.fileno()}")).name, self._at).write(whole.getvalue())
+
+
+class _HalvedFile:
+    """A file, but half of what is written to it comes to disk before the other half."""
+
+    def __init__(self, file: Any, name: str, at: Callable[[str], None]) -> None:
+        self._file = file
+        self._name = name
+        self._at = at
+
+    def __enter__(self) -> "_HalvedFile":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()
+
+    def write(self, content: Any) -> None:
+        half = len(content) // 2
+        self._file.write(content[:half])
+        self._file.flush()
+        self._at(f"half of {self._name} is written")
+        self._file.write(content[half:])
+
+
+def import_all(root: Path, folder: Path) -> None:
+    """Imports here what a run imports, so that its forks need not."""
+    names = folder / "modules.txt"
+
+    def tell() -> None:
+        from utils.run_report import RunReport
+
+        close = RunReport.close
+
+        def closing(report: RunReport) -> None:
+            names.write_text("\n".join(sys.modules))
+            close(report)
+
+        RunReport.close = closing  # type: ignore[method-assign]
+
+    run_chain((*MODES["LoRA"], "trainer.max_epochs=1"), root, folder / "imports", [tell])
+    for name in names.read_text().splitlines():
+        with suppress(Exception):
+            importlib.import_module(name)
+
+
+def kill_at_random(options: argparse.Namespace, root: Path, folder: Path) -> bool:
+    """Prints a line for each mode; returns whether all chains were identical."""
+    signum = signal.SIGTERM if options.sigterm else signal.SIGPROF
+    total: Counter[str] = Counter()
+    print(f"{'mode':<26} {'identical':>9} {'chains':>7} {'kills':>6} {'seconds':>8}")
+    for number, (mode, overrides) in enumerate(MODES.items()):
+        if options.modes and mode not in options.modes:
+            continue
+        begun, rng = time.monotonic(), random.Random(f"{options.seed}/{mode}")
+        expected, _, [seconds] = run_chain(overrides, root, folder / f"{number}-whole", [])
+        counts: Counter[str] = Counter()
+        for chain in range(options.chains):
+            moments = [rng.uniform(SETTING_UP, 1) * seconds for _ in range(rng.randint(2, 4))]
+            out = folder / f"{number}-{chain}"
+            found, ended, _ = run_chain(overrides, root, out, [killed_after(moment, signum) for moment in moments])
+            told = differences(expected, found)
+            counts += Counter(identical=not told, chains=1, kills=ended)
+            for line in told:
+                print(f"  {mode}, chain {chain}: {line}", flush=True)
+            if not told:
+                shutil.rmtree(out)
+        total += counts
+        line = [f"{counts[key]}" for key in ("identical", "chains", "kills")]
+        print(f"{mode:<26} {line[0]:>9} {line[1]:>7} {line[2]:>6} {time.monotonic() - begun:>8.0f}", flush=True)
+    print(f"{'all':<26} {total['identical']:>9} {total['chains']:>7} {total['kills']:>6}")
+    return total["identical"] == total["chains"]
+
+
+def kill_at_hooks(options: argparse.Namespace, root: Path, folder: Path) -> bool:
+    """Prints how many of the kills at each instant were as if nothing had happened; returns whether all were."""
+    names = folder / "names.txt"
+    expected, _, _ = run_chain(EVERY_HOOK, root, folder / "whole", [])
+    watched, _, _ = run_chain(EVERY_HOOK, root, folder / "watched", [Instants(names)])
+    if differences(expected, watched):
+        raise RuntimeError("a run that is watched is not the run that is not")
+    times = Counter(names.read_text().splitlines())
+    rng = random.Random(options.seed)
+    print(f"{len(times)} instants of epoch {LOOKED_AT}, {sum(times.values())} times in all; each is died at once")
+    identical = 0
+    for number, (name, count) in enumerate(times.items()):
+        out, which = folder / f"hook-{number}", rng.randint(1, count)
+        found, ended, _ = run_chain(EVERY_HOOK, root, out, [Instants(names, (name, which))])
+        told = differences(expected, found) + ([] if ended else ["it was not killed"])
+        identical += not told
+        for line in told:
+            print(f"  {name}, time {which} of {count}: {line}", flush=True)
+        if not told:
+            shutil.rmtree(out)
+    print(f"identical: {identical} of {len(times)}")
+    return identical == len(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--chains", type=int, default=7, help="random chains for each mode")
+    parser.add_argument("--hooks", action="store_true", help="kill at every hook instead")
+    parser.add_argument("--sigterm", action="store_true", help="send SIGTERM instead of killing")
+    parser.add_argument("--modes", nargs="+", choices=MODES, metavar="MODE", help=f"of: {', '.join(MODES)}")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="where runs lie; those that differ stay there (default: none stay)")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        root = folder / "data"
+        if not root.exists():
+            spec = SyntheticSpec(train=12, val=4, test=4, images_per_identity=2, height=64, width=32)
+            root.mkdir(parents=True)
+            generate(root, spec, workers=1)
+            for name in ("tiny_siglip", "tiny_clip"):
+                prepare(name, root, steps=1)
+        import_all(root, folder)
+        kill = kill_at_hooks if options.hooks else kill_at_random
+        sys.exit(0 if kill(options, root, folder) else 1)
+
+
+if __name__ == "__main__":
+    main()

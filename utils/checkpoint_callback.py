@@ -1,0 +1,222 @@
+"""The callback that writes a run's checkpoints: last.ckpt to continue from, and the best one."""
+
+import re
+import shutil
+import signal
+from itertools import chain, count
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from lightning.pytorch.trainer.states import TrainerFn
+
+from utils.checkpoints import check_intact
+from utils.csv_logger import AppendingCSVLogger
+from utils.disk import sweep, whole_file
+from utils.errors import UserError, check_choice, nearest
+from utils.loop_state import settle
+from utils.signals import Stopped, stopping
+
+LAST: Final = "last.ckpt"
+STATE: Final = "checkpoints"  # its key in a checkpoint
+_BEST: Final = re.compile(r"best-\d+(-v\d+)?\.ckpt")
+
+
+class Validation(NamedTuple):
+    """A validation that no checkpoint knows of yet."""
+
+    epoch: int
+    score: float
+
+
+class Checkpoints(Checkpoint):
+    """Keeps `folder`/last.ckpt, from which ``ckpt_path=last`` continues, and best-NNN.ckpt, NNN being the epoch.
+
+    Only last.ckpt counts, and it names the best file. A new best one is written first, beside the old one, then
+    last.ckpt, and then what it does not name is removed. So a kill undoes the end of an epoch, or does not.
+
+    Checkpoints are saved where nothing is half done: before a batch, when the batch before is trained, logged and
+    validated, or between epochs, before pseudo labels are found.
+
+    Args:
+        folder: where they lie.
+        every_n_steps: also save within an epoch, every so many optimizer steps; 0: after each epoch only.
+        monitor: the logged figure that tells the best one.
+        mode: "max" where more of it is better, or "min".
+    """
+
+    def __init__(self, folder: str, every_n_steps: int = 0, monitor: str = "val/t2i/R1", mode: str = "max") -> None:
+        check_choice("callbacks.last.mode", mode, ("max", "min"))
+        self._folder = Path(folder)
+        self._every_n_steps = every_n_steps
+        self._monitor = monitor
+        self._sign = 1 if mode == "max" else -1
+        self.best_model_path = ""  # Lightning's name of it; empty while there is none
+        self._best_score = float("nan")
+        self._validation: Validation | None = None
+        self._is_unsaved = False  # whether a batch has begun that last.ckpt does not know of
+        self._is_due = False
+        self._step = 0  # when that batch began
+        self._rows: int | None = None
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint.get(STATE) or _state_of_older(checkpoint)
+        self._rows = state.get("rows")
+        if state.get("best"):
+            self._find_best(state["best"], Path(str(trainer.ckpt_path)))
+            self._best_score = state["score"]
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.should_stop |= any(_has_stopped(callback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._tidy(trainer)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._tidy(trainer)  # nothing was left to train
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save_between_batches(trainer, is_end=True)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save_between_batches(trainer, is_end=True)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        # After some of its restarts Lightning is one step ahead here, and would log figures at the wrong step.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        self._save_between_batches(trainer)
+        self._step = trainer.global_step
+        self._is_unsaved = True
+        stopping.hold()
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and self._has_stepped(trainer) and _is_to_stop(trainer):
+            self._save_last(trainer)
+            raise Stopped(stopping.received or signal.SIGTERM)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        figures = trainer.callback_metrics
+        if self._monitor not in figures:
+            raise UserError(
+                f"callbacks.last.monitor: {self._monitor} is not among the figures of a validation."
+                f"{nearest(self._monitor, set(figures))} Choose one that begins with val/"
+            )
+        self._validation = Validation(trainer.current_epoch, float(figures[self._monitor]))
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        settle(checkpoint, batches_per_epoch=trainer.num_training_batches, validation_due=trainer.validating)
+        csv = _csv_logger(trainer)
+        checkpoint[STATE] = {
+            "best": Path(self.best_model_path).name,
+            "score": self._best_score,
+            "rows": None if csv is None else csv.count_rows(),
+        }
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        stopping.release()
+
+    def _has_stepped(self, trainer: L.Trainer) -> bool:
+        """Whether the batch before has ended in an optimizer step that last.ckpt does not know of."""
+        return self._is_unsaved and trainer.global_step > self._step
+
+    def _save_between_batches(self, trainer: L.Trainer, *, is_end: bool = False) -> None:
+        """Saves what is due; ends the process where a signal has asked for it."""
+        if not self._is_unsaved:
+            return
+        if self._validation is not None:
+            self._save_best(trainer, self._validation)
+            self._validation, self._is_due = None, True
+        if not (is_end or self._has_stepped(trainer)):
+            return  # gradients have been accumulated, which no checkpoint holds
+        is_to_stop = _is_to_stop(trainer)
+        is_nth = self._every_n_steps > 0 and trainer.global_step % self._every_n_steps == 0
+        if is_end or is_nth or self._is_due or is_to_stop:
+            self._save_last(trainer)
+        if is_to_stop:
+            raise Stopped(stopping.received or signal.SIGTERM)
+
+    def _save_best(self, trainer: L.Trainer, validation: Validation) -> None:
+        """Saves the model as the best one if `validation` found it better."""
+        if self.best_model_path and not self._sign * (validation.score - self._best_score) > 0:
+            return
+        self._best_score = validation.score
+        self.best_model_path = str(trainer.strategy.broadcast(_free_name(self._folder, validation.epoch)))
+        trainer.save_checkpoint(self.best_model_path)
+
+    def _save_last(self, trainer: L.Trainer) -> None:
+        best = Path(self.best_model_path)
+        if self.best_model_path and best.parent != self._folder:  # the run was continued in another folder
+            self.best_model_path = str(self._folder / best.name)
+            if trainer.is_global_zero:
+                with whole_file(self._folder / best.name) as file, best.open("rb") as source:
+                    shutil.copyfileobj(source, file)
+        trainer.save_checkpoint(self._folder / LAST)
+        self._is_unsaved = self._is_due = False
+        stopping.release()
+        if trainer.is_global_zero:
+            self._remove_other_best()
+
+    def _remove_other_best(self) -> None:
+        """Removes best files that last.ckpt does not name."""
+        for file in self._folder.glob("best-*.ckpt"):
+            if _BEST.fullmatch(file.name) and file.name != Path(self.best_model_path).name:
+                file.unlink()
+
+    def _find_best(self, name: str, continued: Path) -> None:
+        """Takes over the best file that the checkpoint `continued` names."""
+        found = [folder / name for folder in (self._folder, continued.parent) if (folder / name).is_file()]
+        if not found:
+            raise UserError(
+                f"ckpt_path: {continued} names {name} as the run's best checkpoint so far, which is not beside it: "
+                "put it back, or start a new run"
+            )
+        check_intact(found[0])
+        self.best_model_path = str(found[0])
+
+    def _tidy(self, trainer: L.Trainer) -> None:
+        """Removes what a killed run has left after the checkpoint that is continued."""
+        if trainer.is_global_zero and trainer.ckpt_path is not None:
+            csv = _csv_logger(trainer)
+            if csv is not None and self._rows is not None:
+                csv.cut_rows(self._rows)
+            if Path(trainer.ckpt_path).resolve() == (self._folder / LAST).resolve():
+                self._remove_other_best()
+            sweep(self._folder)
+        self._rows = None
+
+
+def _is_to_stop(trainer: L.Trainer) -> bool:
+    """Whether a signal has asked one of the run's processes to end."""
+    received = stopping.received is not None
+    return trainer.strategy.reduce_boolean_decision(received, all=False) if trainer.world_size > 1 else received
+
+
+def _has_stopped(callback: Callback) -> bool:
+    """Whether early stopping, as it was restored, had ended the training."""
+    if not isinstance(callback, EarlyStopping) or callback.stopping_reason == EarlyStoppingReason.NOT_STOPPED:
+        return False
+    is_patient = callback.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED
+    return not is_patient or callback.wait_count >= callback.patience
+
+
+def _free_name(folder: Path, epoch: int) -> Path:
+    """Returns the name of a new best file; none that is there is written over."""
+    names = (f"best-{epoch:03d}{version}.ckpt" for version in chain([""], (f"-v{n}" for n in count(1))))
+    return next(folder / name for name in names if not (folder / name).exists())
+
+
+def _csv_logger(trainer: L.Trainer) -> AppendingCSVLogger | None:
+    found = (logger for logger in trainer.loggers if isinstance(logger, AppendingCSVLogger))
+    return next(found, None) if trainer.is_global_zero else None
+
+
+def _state_of_older(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a checkpoint from the time of Lightning's `ModelCheckpoint` knows of the best one."""
+    for key, state in checkpoint.get("callbacks", {}).items():
+        if key.startswith("ModelCheckpoint") and state.get("best_model_path"):
+            return {"best": Path(state["best_model_path"]).name, "score": float(state["best_model_score"])}
+    return {}
