@@ -11,11 +11,11 @@ HF_ENDPOINT chooses a mirror of the hub. A folder that is complete already is ke
 
 import argparse
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final, NamedTuple
 
 from utils.checkpoint_folder import Architecture, IncompleteError, check_folder, copy_folder, copy_small_files
 from utils.config import parse_size
+from utils.disk import scratch_folder
 from utils.download import UnreachableError
 from utils.errors import UserError, nearest, run_command
 
@@ -139,8 +139,8 @@ def _join(name: str, vision: str, text: str, folder: Path, root: Path) -> None:
 
     from model.backbones.bert import join_folders
 
-    with TemporaryDirectory(prefix=f".{folder.name}.", dir=root) as temporary:
-        joined = join_folders(sources[vision], sources[text], Path(temporary))
+    with scratch_folder(folder) as temporary:
+        joined = join_folders(sources[vision], sources[text], temporary)
         files = [path.name for path in joined.iterdir()]
         write_record(joined, repo=f"{vision} and {text}", revision="newest", files=files)
         copy_folder(joined, folder, CHECKPOINTS[name].architecture)
@@ -156,9 +156,8 @@ def _convert(name: str, source: Path, folder: Path, root: Path, img_size: tuple[
     if repo is None or architecture.model_type != "clip":
         raise UserError(f"{source} is a file, but {name} is copied from folders only; files are converted for clip")
     published = convert(read_state(source), source=source, img_size=img_size)
-    root.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{folder.name}.", dir=root) as temporary:
-        staging = Path(temporary) / "converted"
+    with scratch_folder(folder) as temporary:
+        staging = temporary / "converted"
         staging.mkdir()
         tokenizer = root / f"{name}_checkpoints"
         if tokenizer.is_dir() and tokenizer != folder:
@@ -195,12 +194,10 @@ def _make(name: str, folder: Path, root: Path, steps: int) -> None:
     languages = [read_dataset("synthetic", root, language=language).train for language in ("en", "vi")]
     print(f"{name}: making {folder} from scratch, {steps} steps of pre-training")
     with (
-        TemporaryDirectory(prefix=f".{folder.name}.", dir=root) as temporary,
+        scratch_folder(folder) as temporary,
         torch.random.fork_rng(devices=[]),
     ):
-        made = make_tiny(
-            kind, (c for records in languages for r in records for c in r.captions), Path(temporary) / "made"
-        )
+        made = make_tiny(kind, (c for records in languages for r in records for c in r.captions), temporary / "made")
         size = (IMAGE_SIZE, IMAGE_SIZE // 2)
         backbone = load_backbone(
             name,

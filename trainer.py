@@ -184,8 +184,8 @@ def _how_to_go_on(cfg: DictConfig) -> str:
     last = Path(cfg.run_dir) / "checkpoints" / "last.ckpt"
     if cfg.task != "train" or not last.is_file():
         return "nothing was saved yet; start again with the same command"
-    is_job = HydraConfig.get().mode == RunMode.MULTIRUN
-    return f"continue with the same command and ckpt_path={last if is_job else 'last'}; {last} is whole"
+    is_newest = Path(cfg.run_dir).resolve().parent == (Path(cfg.output_dir) / cfg.run_name).resolve()
+    return f"{last} is saved; continue with the same command and ckpt_path={'last' if is_newest else last}"
 
 
 def _prepare(cfg: DictConfig) -> None:
@@ -194,12 +194,15 @@ def _prepare(cfg: DictConfig) -> None:
     from filelock import FileLock
 
     from prepare_checkpoints import CHECKPOINTS, prepare
+    from utils.disk import sweep
     from utils.quiet import quiet_libraries
 
     quiet_libraries()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
     root = Path(cfg.dataset_root_dir)
+    for folder in (root, *Path(cfg.run_dir).parent.glob("*/checkpoints")):
+        sweep(folder)
     if cfg.dataset.name == "synthetic":
         from data.synthetic import FOLDER, generate
 

@@ -349,7 +349,7 @@ def kill_at_random(options: argparse.Namespace, root: Path, folder: Path) -> boo
         expected, _, [seconds] = run_chain(overrides, root, folder / f"{number}-whole", [])
         counts: Counter[str] = Counter()
         for chain in range(options.chains):
-            moments = [rng.uniform(SETTING_UP, 1) * seconds for _ in range(rng.randint(2, 4))]
+            moments = [rng.uniform(SETTING_UP, 0.95) * seconds for _ in range(rng.randint(2, 4))]
             out = folder / f"{number}-{chain}"
             found, ended, _ = run_chain(overrides, root, out, [killed_after(moment, signum) for moment in moments])
             told = differences(expected, found)

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from math import log
 from pathlib import Path
 from string import ascii_lowercase, digits
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import torch
@@ -29,6 +28,7 @@ from transformers import (
 from transformers.utils import logging
 
 from model.backbones.bert import join_towers
+from utils.disk import scratch_folder
 
 WIDTH: Final = 128
 PATCH_SIZE: Final = 16
@@ -58,18 +58,17 @@ def make_tiny(name: str, captions: Iterable[str], folder: Path, seed: int = 0) -
         captions: what the tokenizer learns from, in every language that the model will see.
         folder: where to write; must not exist.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with (
-        TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary,
+        scratch_folder(folder) as temporary,
         torch.random.fork_rng(devices=[]),
         _silent_transformers(),
     ):
         torch.manual_seed(seed)
         parts = MAKERS[name](captions)
         for part in parts:
-            part.save_pretrained(Path(temporary) / "made")
+            part.save_pretrained(temporary / "made")
         try:
-            (Path(temporary) / "made").rename(folder)
+            (temporary / "made").rename(folder)
         except OSError:
             if not folder.is_dir():
                 raise

@@ -14,6 +14,7 @@ from typing import Final
 
 from tqdm import tqdm
 
+from utils.disk import scratch_folder
 from utils.errors import UserError
 
 IMAGE_FOLDER: Final = "imgs"
@@ -31,15 +32,9 @@ def install(archive: Path, target: Path) -> None:
             ``imgs/`` or several, a name that `target` has already, disk full. `target` is then as before.
     """
     name, target = target.name, target.resolve()
-    staging = target.with_name(f".{target.name}.unpacking")
-    try:
-        with _one_sentence(archive):
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
-            unpack(archive, staging)
-            _move_in(_dataset_in(staging, archive, name), target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with _one_sentence(archive), scratch_folder(target) as staging:
+        unpack(archive, staging)
+        _move_in(_dataset_in(staging, archive, name), target)
 
 
 def unpack(archive: Path, folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from safetensors import SafetensorError, safe_open
 
+from utils.disk import scratch_folder
 from utils.download import sha256_of, writing
 from utils.errors import UserError
 
@@ -108,26 +109,20 @@ def copy_folder(source: Path, folder: Path, expected: Architecture) -> None:
     """
     if not source.is_dir():
         raise UserError(f"there is no folder {source}; --from takes a folder that save_pretrained wrote")
-    staging = folder.with_name(f".{folder.name}.copying")
-    try:
-        with writing(folder):
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
-            converted = not (source / WEIGHTS).is_file() and (source / PICKLED).is_file()
-            if converted:
-                to_safetensors(source / PICKLED, staging / WEIGHTS)
-            check_folder(source, expected, weights=staging / WEIGHTS if converted else None)
-            copy_small_files(source, staging)
-            for name in (WEIGHTS, RECORD):
-                if (source / name).is_file():
-                    shutil.copyfile(source / name, staging / name)
-            folder.mkdir(exist_ok=True)
-            (folder / RECORD).unlink(missing_ok=True)
-            make_way(folder / WEIGHTS)
-            for file in sorted(staging.iterdir(), key=lambda path: path.name == WEIGHTS):
-                file.replace(folder / file.name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with writing(folder), scratch_folder(folder) as staging:
+        converted = not (source / WEIGHTS).is_file() and (source / PICKLED).is_file()
+        if converted:
+            to_safetensors(source / PICKLED, staging / WEIGHTS)
+        check_folder(source, expected, weights=staging / WEIGHTS if converted else None)
+        copy_small_files(source, staging)
+        for name in (WEIGHTS, RECORD):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, staging / name)
+        folder.mkdir(exist_ok=True)
+        (folder / RECORD).unlink(missing_ok=True)
+        make_way(folder / WEIGHTS)
+        for file in sorted(staging.iterdir(), key=lambda path: path.name == WEIGHTS):
+            file.replace(folder / file.name)
 
 
 def copy_small_files(source: Path, folder: Path) -> None:
@@ -164,13 +159,13 @@ def to_safetensors(pickled: Path, target: Path) -> None:
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{pickled} is not a table of tensors; expected the weights of a transformers model")
-    partial = target.with_name(f"{target.name}.part")
-    try:
-        own = {key: value.clone(memory_format=torch.contiguous_format) for key, value in state.items()}
-        save_file(own, partial, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise UserError(f"cannot write {partial} ({error}); make room and run the same command again") from error
-    partial.replace(target)
+    own = {key: value.clone(memory_format=torch.contiguous_format) for key, value in state.items()}
+    with scratch_folder(target) as folder:
+        try:
+            save_file(own, folder / target.name, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise UserError(f"cannot write {target} ({error}); make room and run the same command again") from error
+        (folder / target.name).replace(target)
 
 
 def _architecture(weights: Path, model_type: str) -> Architecture:

@@ -21,7 +21,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         target = Path(path)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(target) as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:
@@ -44,7 +43,7 @@ def read_checkpoint(path: str | Path, *, map_location: Any = "cpu") -> dict[str,
     path = Path(path)
     if not path.is_file():
         raise UserError(f"ckpt_path: {path} does not exist; give the path of a .ckpt file under outputs/, or 'last'")
-    check_intact(path)
+    is_checked = check_intact(path)
     try:
         checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
     except Exception as error:  # garbage makes the unpickler raise anything
@@ -56,11 +55,13 @@ def read_checkpoint(path: str | Path, *, map_location: Any = "cpu") -> dict[str,
         raise UserError(
             f"ckpt_path: {path} holds no 'state_dict' and 'config'; give a .ckpt file that trainer.py wrote"
         )
+    if not is_checked:
+        print(f"note    {path} has no checksums: whether it is damaged cannot be told", flush=True)
     return checkpoint
 
 
-def check_intact(path: Path) -> None:
-    """Passes when a file of `torch.save` holds what was written; one of before 2020, without checksums, is named.
+def check_intact(path: Path) -> bool:
+    """Returns whether the checksums in a file of `torch.save` were compared; one of before 2020 has none.
 
     The file is a zip archive: it has a CRC-32 for each of its records, which `torch.load` does not look at. Of all
     that stands outside of records only a folder's mark goes unnoticed by both: `torch.load` then reads garbage.
@@ -70,18 +71,18 @@ def check_intact(path: Path) -> None:
     """
     with path.open("rb") as file:
         if file.read(len(ZIP)) != ZIP and not zipfile.is_zipfile(path):
-            print(f"note    {path} is of a kind without checksums: whether it is damaged cannot be told", flush=True)
-            return
+            return False
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip() or next((m.filename for m in archive.infolist() if m.external_attr), None)
+            record = archive.testzip() or next((m.filename for m in archive.infolist() if m.external_attr), None)
+            damage = record and f"its record {record} is not what was written"
     except Exception as error:  # damaged headers make it raise anything
-        damaged = _reason(error)
-    if damaged is not None:
+        damage = _reason(error)
+    if damage:
         raise UserError(
-            f"{path} is damaged: its checksums do not fit ({damaged}); copy it again from where it is whole, or take "
-            "another checkpoint of the run"
+            f"{path} is damaged ({damage}); copy it again from where it is whole, or take another checkpoint of the run"
         )
+    return True
 
 
 def encoder_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

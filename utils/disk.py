@@ -20,7 +20,6 @@ FOLDER: Final = ".d"  # ends the name of an unfinished folder, which lies beside
 @contextmanager
 def whole_file(target: Path) -> Iterator[BinaryIO]:
     """Yields a file to write. It takes the place of `target`, safely on disk, where the block ends without an error."""
-    sweep(target.parent)
     path, file = _locked_file(target)
     with file:
         try:
@@ -37,7 +36,6 @@ def whole_file(target: Path) -> Iterator[BinaryIO]:
 @contextmanager
 def scratch_folder(target: Path) -> Iterator[Path]:
     """Yields an empty folder beside `target`, to build in and to rename from; it is gone when the block ends."""
-    sweep(target.parent)
     lock, file = _locked_file(target)
     folder = _folder_of(lock)
     with file:
@@ -92,6 +90,8 @@ def why_not_written(error: BaseException, folder: Path) -> str:
 
 def _locked_file(target: Path) -> tuple[Path, BinaryIO]:
     """Returns the path of a new file beside `target`, and the file, open and locked."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target.parent)
     while True:
         path = target.with_name(f".{target.name}.{secrets.token_hex(4)}{UNFINISHED}")
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), "r+b")

@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -19,7 +18,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from utils.disk import scratch_folder
 from utils.errors import UserError
+from utils.signals import END_WITH_PARENT
 
 OF_THE_SWEEP = ("hydra.mode=", "hydra.run.dir=")
 
@@ -42,9 +43,10 @@ def run_own_command(script: Path) -> Any:
         UserError: it fails; it has said why.
     """
     hydra = HydraConfig.get()
-    with TemporaryDirectory() as folder:
-        returned = Path(folder) / "returned.json"
-        process = subprocess.Popen([sys.executable, str(script), *_arguments(hydra, returned)], cwd=hydra.runtime.cwd)
+    with scratch_folder(Path(hydra.runtime.output_dir) / "returned") as folder:
+        returned = folder / "returned.json"
+        command = [sys.executable, str(script), *_arguments(hydra, returned)]
+        process = subprocess.Popen(command, cwd=hydra.runtime.cwd, env={**os.environ, END_WITH_PARENT: "1"})
         try:
             status = process.wait()
         finally:

@@ -6,7 +6,6 @@ python -m utils.reports FOLDER_OR_FILE...      compares the runs in the folders,
 import argparse
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from typing import Any
 from prettytable import PrettyTable
 
 from utils.comparison import CHOSEN_ON_TEST, METRICS_FILE, as_csv, compare_runs, find_metrics
+from utils.disk import write_whole
 from utils.errors import run_command
 from utils.metrics import DIRECTIONS, METRICS, RetrievalMetrics
 
@@ -68,15 +68,9 @@ def save_metrics(
     if similarity is not None:
         report["similarity"] = {name: None if math.isnan(value) else value for name, value in similarity.items()}
     table = [{**run, "split": split, "task": direction, **row} for direction, row in rows.items()]
-    _write_whole(folder / "metrics.csv", as_csv(table))
-    _write_whole(folder / METRICS_FILE, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_whole(folder / "metrics.csv", as_csv(table))
+    write_whole(folder / METRICS_FILE, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return folder / METRICS_FILE
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 def main() -> None:
@@ -88,7 +82,7 @@ def main() -> None:
     comparison = compare_runs(find_metrics(options.paths))
     print(comparison)
     if options.csv:
-        _write_whole(options.csv, comparison.csv())
+        write_whole(options.csv, comparison.csv())
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import random
-import shutil
 import signal
 import sys
 import threading
@@ -14,7 +13,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from filelock import FileLock
@@ -24,6 +22,7 @@ from data.synthetic.attributes import Identity, sample_identities
 from data.synthetic.captions.annotators import annotate
 from data.synthetic.drawing.picture import draw_picture
 from data.synthetic.shot import sample_shot, sample_views
+from utils.disk import scratch_folder
 from utils.errors import UserError
 
 FOLDER: Final = "SYNTH-PEDES"
@@ -117,18 +116,15 @@ def _read_stamp(folder: Path) -> Any:
 
 
 def _build(folder: Path, spec: SyntheticSpec, stamp: Record, workers: int) -> None:
-    """Replaces `folder`. The place to build has a new name each time: a killed build's worker may still write."""
-    for leftover in folder.parent.glob(f".{FOLDER}.*/"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    with TemporaryDirectory(prefix=f".{FOLDER}.", dir=folder.parent, ignore_cleanup_errors=True) as temporary:
-        building = Path(temporary) / FOLDER
+    with scratch_folder(folder) as temporary:
+        building = temporary / FOLDER
         images = building / IMAGES
         images.mkdir(parents=True)
         records = [record for records in _draw_all(spec, images, workers) for record in records]
         for name, content in ((ANNOTATIONS, records), (STAMP, stamp)):
             (building / name).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
         if folder.exists():
-            folder.rename(Path(temporary) / "old")
+            folder.rename(temporary / "old")
         building.rename(folder)
 
 

@@ -1,4 +1,6 @@
 import io
+import os
+import signal
 import stat
 import tarfile
 import zipfile
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import die, forked
 from utils import archives
 from utils.archives import install, unpack
 from utils.errors import UserError
@@ -186,13 +189,15 @@ def test_a_folder_on_another_disk_may_be_linked(tmp_path: Path) -> None:
     assert [path.name for path in elsewhere.parent.iterdir()] == ["data"]
 
 
-def test_what_a_killed_run_left_is_cleared_away(tmp_path: Path) -> None:
-    stale = tmp_path / ".CUHK-PEDES.unpacking"
-    (stale / "imgs").mkdir(parents=True)
-    (stale / "imgs" / "half.jpg").write_bytes(b"half")
-    install(pack(tmp_path / "x.zip", DATASET), tmp_path / "CUHK-PEDES")
-    assert content(tmp_path / "CUHK-PEDES") == DATASET
-    assert not stale.exists()
+def test_what_a_killed_run_left_is_cleared_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive, target = pack(tmp_path / "x.zip", DATASET), tmp_path / "CUHK-PEDES"
+    with monkeypatch.context() as patch:
+        patch.setattr(archives, "_move_in", die)
+        assert forked(lambda: install(archive, target)) == -signal.SIGKILL
+    assert len(os.listdir(tmp_path)) == 3, "an unpacked folder and its lock"
+    install(archive, target)
+    assert content(target) == DATASET
+    assert sorted(os.listdir(tmp_path)) == ["CUHK-PEDES", "x.zip"]
 
 
 def test_too_little_room_is_noticed_before_unpacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,8 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (65536, limits[1]))
     try:
-        with pytest.raises(UserError, match=r"last.ckpt cannot be written \(.*; the previous one is intact\)") as error:
+        told = r"last.ckpt cannot be written \(File too large: /.* GB free; the previous one is intact\)"
+        with pytest.raises(UserError, match=told) as error:
             AtomicCheckpointIO().save_checkpoint(content(2.0, size=100_000), path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -57,8 +58,40 @@ def test_damaged_files_are_one_sentence(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "damaged.ckpt"
     torch.save(content(1.0), path)
     path.write_bytes({"empty": b"", "cut": path.read_bytes()[:500], "text": b"hello"}[damage])
-    with pytest.raises(UserError, match=r"damaged.ckpt is not a readable checkpoint \(.+\); it may be damaged"):
+    told = (
+        r"damaged \(.+\); copy it again" if damage == "cut" else r"not a readable checkpoint \(.+\); it may be damaged"
+    )
+    with pytest.raises(UserError, match=f"damaged.ckpt is {told}"):
         read_checkpoint(path)
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else type(a) is type(b) and a == b
+
+
+def test_a_flipped_bit_anywhere_is_told_or_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint(content(2.0), path)
+    whole, expected = path.read_bytes(), read_checkpoint(path)
+    directory = whole.index(b"PK\1\2")  # outside of the records' checksums: every bit of an entry
+    flips = [(at, 1 << at % 8) for at in range(len(whole))]
+    flips += [(at, 1 << bit) for at in range(directory, whole.index(b"PK\1\2", directory + 1)) for bit in range(8)]
+    told = 0
+    for at, bit in flips:
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
+        try:
+            assert equal(read_checkpoint(path), expected), f"byte {at} of {len(whole)}, bit {bit}"
+        except UserError:
+            told += 1
+    assert told > len(flips) / 2
+
+
+def test_a_file_without_checksums_is_read_with_a_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(content(2.0), tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
+    assert equal(read_checkpoint(tmp_path / "old.ckpt")["state_dict"], content(2.0)["state_dict"])
+    assert "old.ckpt has no checksums" in capsys.readouterr().out
 
 
 def test_absent_and_foreign_files_are_one_sentence(tmp_path: Path) -> None:
