@@ -11,6 +11,7 @@ uv run trainer.py -cn clip task=test backbone.folder=irra_checkpoints      a con
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,8 @@ from utils.config import register_resolvers, run_facts
 from utils.errors import UserError, nearest
 from utils.hydra_errors import CONFIG_ERRORS, fail_job, hydra_errors_in_one_sentence
 from utils.own_command import needs_own_command, run_own_command
-from utils.signals import END_WITH_PARENT, Stopped, end_with_parent, stopping
+from utils.signals import end_with_parent, stopping
+from utils.stopped_run import arguments_of_slurm, continued_when_stopped
 from utils.trained_config import checkpoint_of, refuse_other_model, take_over_model
 
 if TYPE_CHECKING:
@@ -151,15 +153,14 @@ def plan(cfg: DictConfig) -> dict[str, float]:
 @hydra.main(version_base="1.3", config_path="config", config_name="demo")
 def main(cfg: DictConfig) -> float | None:
     """Runs `cfg.task`; returns t2i R@1, of validation where there is one, for sweepers that optimise."""
-    with stopping.on_signals():  # here as well: launchers of sweeps run it in processes of their own
+    cfg.run_dir = HydraConfig.get().runtime.output_dir
+    end_with_parent()
+    with stopping.on_signals(), continued_when_stopped(cfg):  # launchers of sweeps run it in processes of their own
         return _run_task(cfg)
 
 
 def _run_task(cfg: DictConfig) -> float | None:
     tasks = {"train": train, "test": test, "plan": plan}
-    cfg.run_dir = HydraConfig.get().runtime.output_dir
-    if {"LOCAL_RANK", END_WITH_PARENT} & os.environ.keys():
-        end_with_parent()
     try:
         if cfg.task not in tasks:
             raise UserError(f"task={cfg.task}: no such task.{nearest(cfg.task, set(tasks))} Choose train, test or plan")
@@ -169,23 +170,11 @@ def _run_task(cfg: DictConfig) -> float | None:
         if needs_own_command(cfg.trainer):
             return run_own_command(Path(__file__))
         metrics = tasks[cfg.task](cfg)
-    except Stopped as stop:
-        stop.tell(_how_to_go_on(cfg))
-        raise
     except CONFIG_ERRORS as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise  # the other jobs of the sweep go on
         fail_job(error)
     return metrics.get("val/t2i/R1", metrics.get("test/t2i/R1"))
-
-
-def _how_to_go_on(cfg: DictConfig) -> str:
-    """Returns what to do after a signal has ended the run."""
-    last = Path(cfg.run_dir) / "checkpoints" / "last.ckpt"
-    if cfg.task != "train" or not last.is_file():
-        return "nothing was saved yet; start again with the same command"
-    is_newest = Path(cfg.run_dir).resolve().parent == (Path(cfg.output_dir) / cfg.run_name).resolve()
-    return f"{last} is saved; continue with the same command and ckpt_path={'last' if is_newest else last}"
 
 
 def _prepare(cfg: DictConfig) -> None:
@@ -353,5 +342,6 @@ def _draw_parts(report: RunReport, module: LitRanker, data: TBPSDataModule, capt
 if __name__ == "__main__":
     # Threads that wait asleep: where other programs keep the cores busy, spinning ones halve the speed or worse.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sys.argv += arguments_of_slurm()
     with stopping.on_signals(), hydra_errors_in_one_sentence(CONFIG_DIR, "demo"):
         main()

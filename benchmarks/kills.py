@@ -259,9 +259,11 @@ class Instants:
         return watched
 
     def _watch_callbacks(self, trainer: Any) -> None:
+        from lightning.pytorch.callbacks import Callback
+
         for callback in trainer.callbacks:
-            for name in [name for name in dir(type(callback)) if name.startswith("on_")]:
-                if name not in vars(callback):
+            for name in [name for name in dir(Callback) if name.startswith("on_")]:
+                if getattr(type(callback), name) is not getattr(Callback, name) and name not in vars(callback):
                     label = f"{type(callback).__name__}.{name}"
                     setattr(callback, name, self._watched_call(label, getattr(callback, name)))
 

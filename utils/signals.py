@@ -24,6 +24,11 @@ class Stopped(SystemExit):
         self.signum = signum
         self._told = False
 
+    @property
+    def is_warning(self) -> bool:
+        """Whether SLURM says that the job's time is nearly up."""
+        return self.signum in _WARNINGS
+
     def tell(self, how_to_go_on: str) -> None:
         """Prints one sentence, once, from the first of a job's processes."""
         if not self._told and os.environ.get("LOCAL_RANK", "0") == "0":
@@ -99,7 +104,9 @@ stopping = Stopping()
 
 
 def end_with_parent() -> None:
-    """Lets this process end when the one that started it is gone, killed included: saved if it can, else by force."""
+    """Lets a process that another one started for its job end with it, killed included: saved, or by force."""
+    if not {"LOCAL_RANK", END_WITH_PARENT} & os.environ.keys():
+        return
     parent = os.getppid()
 
     def watch() -> None:

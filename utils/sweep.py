@@ -12,6 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from utils.comparison import METRICS_FILE, compare_runs, find_metrics
+from utils.signals import stopping
 
 ERROR_FILE = "error.txt"
 
@@ -61,7 +62,11 @@ class CompareRuns(Callback):
         for job in failed:
             reason = job / ERROR_FILE
             why = reason.read_text(encoding="utf-8").strip() if reason.exists() else "see its messages above"
-            print(f"failed and missing from the table: {job} ({why})", file=sys.stderr, flush=True)
+            what = "failed" if reason.exists() or stopping.received is None else "stopped"
+            print(f"{what} and missing from the table: {job} ({why})", file=sys.stderr, flush=True)
+        if stopping.received is not None:
+            done = ", ".join(file.parent.name for file in files) or "none"
+            print(f"the sweep was stopped as a whole; done are: {done}", file=sys.stderr, flush=True)
         return failed
 
 

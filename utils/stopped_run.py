@@ -1,0 +1,102 @@
+"""How a run goes on that a signal has ended: the user is told how, or SLURM starts its job again.
+
+SLURM warns a job before its time is up with ``#SBATCH --signal=USR1@120``; submitit has it send a signal of its own.
+The job is then queued again. Whenever SLURM starts a job once more, it goes on from the run's last checkpoint.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from utils.own_command import quoted
+from utils.signals import Stopped, stopping
+
+
+@contextmanager
+def continued_when_stopped(cfg: DictConfig) -> Iterator[None]:
+    """Runs the job `cfg`, in the block, from where SLURM had it stopped, and says how to go on if a signal ends it."""
+    last = Path(cfg.run_dir) / "checkpoints" / "last.ckpt"
+    checkpoint, is_slurms = _continued_by_slurm(), cfg.task == "train" and _is_job_of_slurm()
+    if checkpoint is not None and cfg.ckpt_path is None:  # a job of submitit, which has no command line
+        cfg.ckpt_path = str(checkpoint)
+    if is_slurms:
+        _mark().write_text(str(last.resolve()), encoding="utf-8")
+    try:
+        yield
+    except Stopped as stop:
+        stop.tell(_how_to_go_on(cfg, last))
+        if is_slurms and stop.is_warning and last.is_file():
+            _requeue(stop.signum)
+        raise
+    except BaseException:
+        _forget(is_slurms)
+        raise
+    _forget(is_slurms)
+
+
+def arguments_of_slurm() -> list[str]:
+    """Returns what SLURM's second start of a job adds to its command line: the checkpoint that it goes on from."""
+    checkpoint = _continued_by_slurm()
+    return [] if checkpoint is None else [f"ckpt_path={quoted(checkpoint)}"]
+
+
+def _how_to_go_on(cfg: DictConfig, last: Path) -> str:
+    if cfg.task != "train" or not last.is_file():
+        return "nothing was saved; start again with the same command"
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return f"saved; continue this job, without the sweep, with its options and ckpt_path={last}"
+    is_newest = Path(cfg.run_dir).resolve().parent == (Path(cfg.output_dir) / cfg.run_name).resolve()
+    return f"{last} is saved; continue with the same command and ckpt_path={'last' if is_newest else last}"
+
+
+def _is_job_of_slurm() -> bool:
+    """Whether this is the first process of a run that SLURM may start again: alone in its job, or by submitit."""
+    is_first = all(os.environ.get(rank, "0") == "0" for rank in ("SLURM_PROCID", "LOCAL_RANK"))
+    if "SLURM_JOB_ID" not in os.environ or not is_first:
+        return False
+    return HydraConfig.get().mode == RunMode.RUN or callable(stopping.handler_before(signal.SIGUSR2))
+
+
+def _requeue(signum: int) -> None:
+    """Has SLURM start this job again later."""
+    submitit = stopping.handler_before(signum)
+    if callable(submitit):
+        submitit(signum, None)
+        return
+    try:
+        subprocess.run(["scontrol", "requeue", _job()], check=True, stdout=sys.stderr)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"SLURM does not queue job {_job()} again ({error}): submit it again", file=sys.stderr, flush=True)
+
+
+def _continued_by_slurm() -> Path | None:
+    """Returns the checkpoint of this job's run, where SLURM has started it again and there is one."""
+    if os.environ.get("SLURM_RESTART_COUNT", "0") == "0" or not _mark().is_file():
+        return None
+    checkpoint = Path(_mark().read_text(encoding="utf-8"))
+    return checkpoint if checkpoint.is_file() else None
+
+
+def _forget(is_slurms: bool) -> None:
+    if is_slurms:
+        _mark().unlink(missing_ok=True)
+
+
+def _job() -> str:
+    """Returns the number of this job, or of its array and in it."""
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ["SLURM_JOB_ID"]
+
+
+def _mark() -> Path:
+    """Returns the file that names the checkpoint; SLURM starts a job again in the same folder."""
+    return Path(f".slurm-{_job()}")
