@@ -4,17 +4,21 @@ A cache is a folder of two files, which only ever grow:
 
 - ``pixels-...``: rows of uint8 ``(3, H, W)``, one for every different content of an image file.
 - ``index``: a line that says what decoded them and into which file, then a line for every image file that was looked
-  at: its path below the dataset's folder, its stamp, the digest of its bytes and its row.
+  at: its path below the dataset's folder, its stamp, the digest of its bytes, its row and the CRC-32 of that row. The
+  line ends in a CRC-32 of its own.
 
 Rows come safely to disk before the lines that name them, and nothing that a line names is written again. So whatever
 is killed at whatever time, every line tells the truth but the last one, which may be torn. One process writes at a
-time; readers need no lock. A cache that begins anew does so under another name.
+time; readers need no lock. A cache that begins anew does so under another name. A process proves a row when it reads
+it for the first time, and decodes the image of a row that is damaged.
 """
 
 import hashlib
 import json
 import os
 import re
+import warnings
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,10 +36,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.annotations import Record
-from data.images import decode_image, image_errors
+from data.images import decode_image, image_errors, read_image
 from utils.errors import UserError
 
-VERSION: Final = 1
+VERSION: Final = 2
 AT_ONCE: Final = 256  # images decoded ahead, and lines of the index written together
 
 
@@ -47,13 +51,20 @@ class Stamp(NamedTuple):
     ctime_ns: int
 
 
+class Row(NamedTuple):
+    """Where the pixels of an image are, and what proves them."""
+
+    number: int
+    crc: int
+
+
 class Entry(NamedTuple):
     """A line of the index: an image file, as it was, and its row."""
 
     path: str
     stamp: Stamp
     digest: str
-    row: int
+    row: Row
 
 
 class Found(NamedTuple):
@@ -82,14 +93,30 @@ class CachedImages:
         size: (height, width).
     """
 
-    def __init__(self, file: Path, rows: dict[Path, int], size: tuple[int, int]) -> None:
+    def __init__(self, file: Path, rows: dict[Path, Row], size: tuple[int, int]) -> None:
         self._parts = (file, rows, size)
         self._rows = rows
-        shape = (max(rows.values()) + 1, 3, *size)
-        self._pixels = np.memmap(file, np.uint8, "r", shape=shape)
+        length = max(row.number for row in rows.values()) + 1
+        self._pixels = np.memmap(file, np.uint8, "r", shape=(length, 3, *size))
+        self._is_proven = np.zeros(length, dtype=bool)
 
     def __call__(self, record: Record) -> Tensor:
-        return torch.from_numpy(np.array(self._pixels[self._rows[record.image_path]]))
+        row = self._rows[record.image_path]
+        pixels = np.array(self._pixels[row.number])
+        if not self._is_proven[row.number]:
+            if zlib.crc32(pixels.data) != row.crc:
+                return self._decoded_anew(record)
+            self._is_proven[row.number] = True
+        return torch.from_numpy(pixels)
+
+    def _decoded_anew(self, record: Record) -> Tensor:
+        file, _, size = self._parts
+        warnings.warn(
+            f"the image cache {file} is damaged; the images of damaged rows are decoded whenever they are read: delete "
+            f"{file.parent}, it is made anew",
+            stacklevel=2,
+        )
+        return read_image(record, size)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CachedImages, self._parts  # a pickled map would be a copy of the whole file
@@ -170,7 +197,7 @@ class ImageCache:
         length = len(header)
         for line in lines:
             entry = _parsed(line)
-            if entry is None or not 0 <= entry.row < rows:
+            if entry is None or not 0 <= entry.row.number < rows:
                 break
             entries[entry.path] = entry
             length += len(line)
@@ -201,7 +228,7 @@ class ImageCache:
                 for found in self._read_all(records, rows):
                     if found.pixels is not None and found.digest not in rows:
                         pixels.write(found.pixels.numpy().data)
-                        rows[found.digest] = free
+                        rows[found.digest] = Row(free, zlib.crc32(found.pixels.numpy().data))
                         free += 1
                     added.append(Entry(found.path, found.stamp, found.digest, rows[found.digest]))
                     if len(added) % AT_ONCE == 0:
@@ -210,7 +237,7 @@ class ImageCache:
                 _commit(pixels, lines, added[len(added) // AT_ONCE * AT_ONCE :])
         index.entries.update((entry.path, entry) for entry in added)
 
-    def _read_all(self, records: Sequence[Record], rows: Mapping[str, int]) -> Iterator[Found]:
+    def _read_all(self, records: Sequence[Record], rows: Mapping[str, Row]) -> Iterator[Found]:
         """Yields the images of `records` in order, read by all cores; shows a progress bar on a terminal."""
         with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes without the lock of the interpreter
             tasks = (pool.submit(self._read, record, rows) for record in records)
@@ -221,7 +248,7 @@ class ImageCache:
                     ahead.extend(islice(tasks, 1))
                     bar.update()
 
-    def _read(self, record: Record, rows: Mapping[str, int]) -> Found:
+    def _read(self, record: Record, rows: Mapping[str, Row]) -> Found:
         with image_errors(record):
             with record.image_path.open("rb") as file:
                 stamp = _stamp(os.fstat(file.fileno()))
@@ -244,14 +271,15 @@ def _commit(pixels: BinaryIO, lines: BinaryIO, entries: Sequence[Entry]) -> None
 
 
 def _line(entry: Entry) -> bytes:
-    return json.dumps(entry).encode() + b"\n"
+    content = json.dumps(entry).encode()
+    return b"%b %08x\n" % (content, zlib.crc32(content))
 
 
 def _parsed(line: bytes) -> Entry | None:
     """Returns what `_line` wrote; None for anything else."""
     try:
-        path, stamp, digest, row = json.loads(line)
-        entry = Entry(path, Stamp(*stamp), digest, int(row))
+        path, stamp, digest, row = json.loads(line.rpartition(b" ")[0])
+        entry = Entry(path, Stamp(*stamp), digest, Row(*row))
     except (ValueError, TypeError):
         return None
     return entry if _line(entry) == line else None

@@ -73,6 +73,12 @@ def pixels_file(cache: ImageCache) -> Path:
     return file
 
 
+def flip(file: Path, at: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1 << at % 8
+    file.write_bytes(content)
+
+
 def rows_on_disk(cache: ImageCache) -> int:
     return pixels_file(cache).stat().st_size // ROW
 
@@ -235,6 +241,25 @@ class TestDamage:
                 os.truncate(path, end)
                 check(cache.reader(records), records)
                 check(cache.reader(records[3:]), records[3:])
+
+    @pytest.mark.filterwarnings("ignore:the image cache .* is damaged")
+    @pytest.mark.parametrize("name", ["index", "pixels-*"])
+    def test_a_flipped_bit_is_never_trained_on(self, cache: ImageCache, root: Path, name: str) -> None:
+        records = drawn(root, 3)
+        cache.reader(records)
+        for at in range(0, next(cache.folder.glob(name)).stat().st_size, 17):
+            (file,) = cache.folder.glob(name)
+            flip(file, at)
+            check(cache.reader(records), records)
+            if name != "index":
+                flip(file, at)
+
+    def test_a_damaged_row_is_decoded_again_with_a_word(self, cache: ImageCache, root: Path) -> None:
+        records = drawn(root, 3)
+        reader = cache.reader(records)
+        flip(pixels_file(cache), ROW + 5)
+        with pytest.warns(UserWarning, match=r"the image cache .* is damaged; .* delete .*/PEDES/12x6, it is made"):
+            check(reader, records)
 
     @pytest.mark.parametrize("name", ["index", "pixels-*"])
     def test_a_lost_file_is_made_again(self, cache: ImageCache, root: Path, name: str) -> None:
