@@ -38,7 +38,10 @@ def install(archive: Path, target: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpacks a zip or (compressed) tar archive below `folder`; refuses all but plain files and folders."""
+    r"""Unpacks a zip or (compressed) tar archive below `folder`; refuses all but plain files and folders.
+
+    A ``\`` in a name is taken for the ``/`` that a program on Windows should have written.
+    """
     if zipfile.is_zipfile(archive):
         _unpack_zip(archive, folder)
     elif tarfile.is_tarfile(archive):
@@ -55,6 +58,7 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
         members = opened.infolist()
         for member in members:
             kind = stat.S_IFMT(member.external_attr >> 16)
+            member.filename = member.filename.replace("\\", "/")
             _check(archive, member.filename, plain=kind in (0, stat.S_IFREG, stat.S_IFDIR))
             if member.flag_bits & 1:
                 raise UserError(f"{archive} is encrypted; unpack it by hand and pack it again without a password")
@@ -71,6 +75,7 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
 def _unpack_tar(archive: Path, folder: Path) -> None:
     with tarfile.open(archive) as opened:
         for member in tqdm(opened, desc=f"unpacking {archive.name}", disable=None):
+            member.name = member.name.replace("\\", "/")
             _check(archive, member.name, plain=member.isreg() or member.isdir())
             opened.extract(member, folder, filter="data")
 

@@ -189,6 +189,15 @@ def test_a_folder_on_another_disk_may_be_linked(tmp_path: Path) -> None:
     assert [path.name for path in elsewhere.parent.iterdir()] == ["data"]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_backslashes_are_slashes(tmp_path: Path, kind: str) -> None:
+    windows = {name.replace("/", "\\"): each for name, each in under("CUHK-PEDES", DATASET).items()}
+    if kind == "zip":
+        windows["CUHK-PEDES\\imgs\\empty\\"] = b""
+    install(pack(tmp_path / f"x.{kind}", windows), tmp_path / "CUHK-PEDES")
+    assert content(tmp_path / "CUHK-PEDES") == DATASET
+
+
 def test_what_a_killed_run_left_is_cleared_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive, target = pack(tmp_path / "x.zip", DATASET), tmp_path / "CUHK-PEDES"
     with monkeypatch.context() as patch:
