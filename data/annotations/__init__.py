@@ -1,12 +1,12 @@
 """Reads a dataset into train, validation and test records; every cut runs between identities."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Final, Literal, NamedTuple
 
-from data.annotations.layouts import IMAGE_FOLDER, layout_of
+from data.annotations.layouts import IMAGE_FOLDER, Size, layout_of
 from data.annotations.records import Annotations, load_annotations
 from utils.errors import UserError, nearest
 
@@ -30,6 +30,9 @@ class DatasetSplits:
 
     validation: where `val` comes from: the file's own split, identities held out of train, or the test split
         ("test": checkpoints are then chosen on test, which every table must say).
+    respelled: path in the file -> path on disk, of images whose name is spelled in another way there.
+    skipped: split -> what was left out of it because the image cannot be read, once its images were looked at.
+    oddities: how many images look wrong, by the keys of `data.oddities.ODDITIES`.
     """
 
     name: str
@@ -39,11 +42,20 @@ class DatasetSplits:
     val: list[Record]
     test: list[Record]
     validation: Literal["own", "held_out", "test"]
+    respelled: Mapping[str, str] = field(default_factory=dict)
+    skipped: Mapping[str, Size] = field(default_factory=dict)
+    oddities: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def val_is_test(self) -> bool:
         """Whether validation happens on the test split, as in the literature."""
         return self.validation == "test"
+
+
+def size_of(records: Sequence[Record]) -> Size:
+    """Returns how much a split holds."""
+    captions = sum(len(record.captions) for record in records)
+    return Size(len(records), captions, len(_identities(records)))
 
 
 def read_dataset(
@@ -59,7 +71,7 @@ def read_dataset(
 ) -> DatasetSplits:
     """Returns the records of dataset `name`, one per image, captions with white space collapsed.
 
-    Image files are not looked at; every path stays inside the dataset folder.
+    Image files are not opened; every path stays inside the dataset folder, and is spelled as it is on disk.
 
     Args:
         name: a key of `data.annotations.layouts.LAYOUTS`.
@@ -131,8 +143,8 @@ def cut(
         )
     kept = _fold(_identities(train), proportion, fold_id, seed)
     train = [record for record in train if record.pid in kept]
-    layout = annotations.layout
-    return DatasetSplits(annotations.name, layout.language, annotations.folder, train, val, test, validation)
+    language, respelled = annotations.layout.language, annotations.respelled
+    return DatasetSplits(annotations.name, language, annotations.folder, train, val, test, validation, respelled)
 
 
 def _identities(records: Iterable[Record]) -> set[int]:

@@ -12,7 +12,7 @@ SPLIT_NAMES: Final = {"train": "train", "val": "val", "validate": "val", "test":
 
 
 class Size(NamedTuple):
-    """Official counts of one split."""
+    """Counts of one split."""
 
     images: int
     captions: int

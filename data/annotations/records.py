@@ -1,14 +1,20 @@
 """Reads an annotation file into checked annotations and names everything that is wrong in it."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from data.annotations.fields import WrongValueError, kind_of, record_fields
-from data.annotations.layouts import SPLITS, Layout
+from data.annotations.fields import record_fields
+from data.annotations.layouts import IMAGE_FOLDER, SPLITS, Layout
+from data.annotations.paths import ImagePaths
+from data.annotations.values import WrongValueError, kind_of, short
 from utils.errors import UserError, nearest
+
+KEYS_SHOWN: Final = 8
 
 
 class Annotation(NamedTuple):
@@ -38,6 +44,7 @@ class Annotations:
     images: one annotation per image, in file order; records of the same image are merged.
     problems: everything that must be corrected before training, in order of discovery.
     ids_restart: whether every split numbers its identities from 0 anew.
+    respelled: path in the file -> path on disk, where that is spelled in another way.
     """
 
     name: str
@@ -49,10 +56,11 @@ class Annotations:
     images: list[Annotation]
     problems: list[Problem]
     ids_restart: bool
+    respelled: dict[str, str]
 
     def sentence(self, problem: Problem) -> str:
         """Returns `problem` as a clause that names file, record, key and expectation."""
-        key = "" if problem.key is None else f", key {problem.key!r}"
+        key = "" if problem.key is None else f", key {short(problem.key)}"
         where = f"{self.file}, record {problem.record} of {self.records}{key}"
         return f"{where}: {problem.found}; expected {problem.expected}"
 
@@ -67,13 +75,16 @@ def load_annotations(name: str, layout: Layout, root: str | Path) -> Annotations
     file = _find_file(name, layout, folder)
     entries = _read_list(file)
     problems: list[Problem] = []
-    sound = list(_check_records(entries, layout, folder, problems))
+    paths = ImagePaths(folder / IMAGE_FOLDER)
+    sound = list(_check_records(entries, layout, paths, problems))
     images = _merge(sound, problems)
     ids_restart = layout.ids_may_restart and _restarts(images)
     if not ids_restart:
         _check_leaks(images, problems)
     per_split = {split: sum(annotation.split == split for annotation in sound) for split in SPLITS}
-    return Annotations(name, layout, folder, file, len(entries), per_split, images, problems, ids_restart)
+    return Annotations(
+        name, layout, folder, file, len(entries), per_split, images, problems, ids_restart, paths.respelled
+    )
 
 
 def _find_file(name: str, layout: Layout, folder: Path) -> Path:
@@ -97,7 +108,7 @@ def _find_file(name: str, layout: Layout, folder: Path) -> Path:
 
 def _read_list(file: Path) -> list[Any]:
     try:
-        content = json.loads(file.read_bytes().decode("utf-8-sig"))
+        content = json.loads(file.read_bytes().decode("utf-8-sig"), object_pairs_hook=_object)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}.") from error
     except json.JSONDecodeError as error:
@@ -115,12 +126,33 @@ def _read_list(file: Path) -> list[Any]:
     return content
 
 
-def _check_records(entries: list[Any], layout: Layout, folder: Path, problems: list[Problem]) -> Iterator[Annotation]:
+class _AmbiguousObject(dict[str, Any]):
+    """An object of a JSON file in which `key` stands more than once."""
+
+    key: str
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns an object of a JSON file; one in which a key is repeated says so."""
+    content = dict(pairs)
+    if len(content) == len(pairs):
+        return content
+    ambiguous = _AmbiguousObject(content)
+    ambiguous.key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+    return ambiguous
+
+
+def _check_records(
+    entries: list[Any], layout: Layout, paths: ImagePaths, problems: list[Problem]
+) -> Iterator[Annotation]:
     """Yields the sound records and adds to `problems` what is wrong with the others."""
-    fields = record_fields(layout, folder)
+    fields = record_fields(layout, paths)
     for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, dict):
             problems.append(Problem(number, None, kind_of(entry), f"an object with keys {_names(fields)}"))
+            continue
+        if isinstance(entry, _AmbiguousObject):
+            problems.append(Problem(number, entry.key, "a key that the record has more than once", "one value"))
             continue
         values: dict[str, Any] = {}
         for key, field in fields.items():
@@ -138,7 +170,9 @@ def _check_records(entries: list[Any], layout: Layout, folder: Path, problems: l
 
 
 def _names(keys: Iterable[str]) -> str:
-    return ", ".join(map(repr, keys))
+    """Returns the first `KEYS_SHOWN` of the keys in words."""
+    first = list(islice(keys, KEYS_SHOWN + 1))
+    return ", ".join([*map(short, first[:KEYS_SHOWN]), *(["..."] if len(first) > KEYS_SHOWN else [])])
 
 
 def _merge(annotations: Iterable[Annotation], problems: list[Problem]) -> list[Annotation]:
@@ -147,19 +181,26 @@ def _merge(annotations: Iterable[Annotation], problems: list[Problem]) -> list[A
     Records of one image that disagree on identity or split are problems.
     """
     images: dict[str, Annotation] = {}
+    captions: dict[str, list[str]] = {}  # of images with several records
+    known: dict[str, set[str]] = {}
     for annotation in annotations:
         first = images.setdefault(annotation.path, annotation)
         if first is annotation:
             continue
         for key, here, there in (("id", annotation.pid, first.pid), ("split", annotation.split, first.split)):
             if here != there:
-                found = f"{here!r} for the image {annotation.path!r}"
+                found = f"{here!r} for the image {short(annotation.path)}"
                 expected = f"{there!r} as in record {first.number}, which names the same image"
                 problems.append(Problem(annotation.number, key, found, expected))
         if (first.pid, first.split) == (annotation.pid, annotation.split):
-            new = tuple(caption for caption in annotation.captions if caption not in first.captions)
-            images[annotation.path] = first._replace(captions=first.captions + new)
-    return list(images.values())
+            if annotation.path not in captions:
+                captions[annotation.path], known[annotation.path] = list(first.captions), set(first.captions)
+            new = [caption for caption in annotation.captions if caption not in known[annotation.path]]
+            captions[annotation.path] += new
+            known[annotation.path].update(new)
+    return [
+        image._replace(captions=tuple(captions[path])) if path in captions else image for path, image in images.items()
+    ]
 
 
 def _restarts(images: list[Annotation]) -> bool:
