@@ -1,7 +1,7 @@
 """TBPSDataModule: a dataset, its views and its sampler, as loaders."""
 
-from collections.abc import Collection, Sequence
-from functools import cached_property
+from collections.abc import Callable, Collection, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -9,11 +9,13 @@ import lightning as L
 import numpy as np
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data.annotations import DatasetSplits, read_dataset
+from data.annotations.layouts import SPLITS
 from data.augmentation import Augmentation
 from data.batch import (
     IMAGE,
@@ -31,8 +33,7 @@ from data.batch import (
 from data.counts import DatasetCounts, count, describe
 from data.datasets import CaptionDataset, Collate, ImageDataset, PairDataset, captions_of
 from data.device_views import DeviceViews
-from data.image_readers import ImageReaders
-from data.images import read_image
+from data.image_readers import OpenedImages, open_images
 from data.loader import ResumableLoader, evaluation_loader, worker_processes
 from data.masking import Masker
 from data.samplers import Sampling
@@ -53,23 +54,21 @@ class TBPSDataModule(L.LightningDataModule):
         dataset: the records to train, validate and test on.
         tokenizer_path: folder of the backbone, with its tokenizer.
         max_length: tokens that the backbone reads of a caption.
-        img_size: (height, width).
         aug: what provides the views of training.
         sampler: ``random`` pairs, or P persons x `num_instance` pairs (``identity``).
         num_instance: pairs of a person in a batch, for ``identity``.
         batch_size: pairs of a training batch, over all processes.
         eval_batch_size: images or captions of an evaluation batch, for each process.
         num_workers: loading processes beside each training process; ``auto`` takes the cores that are left.
-        cache: whether images are decoded once, into `cache_dir`, or whenever they are read.
-        cache_dir: folder of the image caches of all datasets.
         augment_on: who builds the image views of training: the ``worker`` that loads, the ``device`` that trains,
             or (``auto``) that device where it is a GPU. The views are the same up to the device's rounding.
+        open_images: looks at the images; last of all, as it may take long.
         seed: of batches and augmentation.
         with_pids: whether training may read identities; without, no training batch carries them, and pairs
             are trained in the stages that `set_stages` was told.
 
     Raises:
-        UserError: a setting that cannot be, or no tokenizer.
+        UserError: a setting that cannot be, no tokenizer, or images that cannot be read.
     """
 
     def __init__(
@@ -78,36 +77,31 @@ class TBPSDataModule(L.LightningDataModule):
         *,
         tokenizer_path: str | Path,
         max_length: int,
-        img_size: Sequence[int],
         aug: Augmentation,
         sampler: str,
         num_instance: int,
         batch_size: int,
         eval_batch_size: int,
         num_workers: int | Literal["auto"],
-        cache: bool,
-        cache_dir: str | Path,
         augment_on: str,
+        open_images: Callable[[DatasetSplits], OpenedImages],
         seed: int,
         with_pids: bool = True,
     ) -> None:
         super().__init__()
         check_choice("dataset.augment_on", augment_on, AUGMENT_ON)
         check_positive("dataset.eval_batch_size", eval_batch_size)
-        self.dataset = dataset
         self.tokenize = Tokenize(load_tokenizer(tokenizer_path), max_length)
-        height, width = img_size
-        self._img_size = (height, width)
         self._aug = aug
         self._sampling = Sampling(sampler, num_instance, batch_size, seed, with_pids)
         self._eval_batch_size = eval_batch_size
         self._num_workers = num_workers
-        self._images = ImageReaders(dataset, (height, width), Path(cache_dir) if cache else None)
         self._augment_on = augment_on
         self._with_pids = with_pids
         self._views: Views | None = None
         self._device_views: DeviceViews | None = None
         self._masker: Masker | None = None
+        self.dataset, self._read = open_images(dataset)
         self._stages = np.ones(len(self.text_images), dtype=np.int64)
 
     @property
@@ -194,7 +188,7 @@ class TBPSDataModule(L.LightningDataModule):
         image, text = captions_of(self.dataset.test)[caption]
         return {
             INDEX: torch.tensor([image]),
-            IMAGE: read_image(self.dataset.test[image], self._img_size)[None],
+            IMAGE: self._read(self.dataset.test[image])[None],
             TEXT: self.tokenize([text]),
         }
 
@@ -207,17 +201,12 @@ class TBPSDataModule(L.LightningDataModule):
         """Returns one line on the dataset for the start of a run."""
         return describe(self.dataset, self.counts, self.tokenize.max_length)
 
-    def setup(self, stage: str) -> None:
-        """Decodes what the image cache lacks. Training ends in a test: a broken image is better found before."""
-        for split in {"fit": ("train", "val", "test"), "validate": ("val",)}.get(stage, ("test",)):
-            self._images(split)
-
     def train_dataloader(self) -> ResumableLoader:
         if self._views is None:
             raise RuntimeError("set_views(objective.needs) comes before training")
         dataset = PairDataset(
             self.dataset.train,
-            self._images("train"),
+            self._read,
             self._views,
             with_pids=self._with_pids,
             later=self._augments_on_device,
@@ -257,7 +246,7 @@ class TBPSDataModule(L.LightningDataModule):
 
     def _evaluation_loaders(self, split: str) -> list[DataLoader[Batch]]:
         records = getattr(self.dataset, split)
-        images, captions = ImageDataset(records, self._images(split)), CaptionDataset(records)
+        images, captions = ImageDataset(records, self._read), CaptionDataset(records)
         collate, size = Collate(self.tokenize), self._eval_batch_size
         return [
             evaluation_loader(images, collate, size, num_workers=self._workers(), **self._share),
@@ -268,25 +257,39 @@ class TBPSDataModule(L.LightningDataModule):
         return worker_processes(self._num_workers, self.trainer.num_devices if self.trainer else 1)
 
 
-def build_data(cfg: DictConfig) -> TBPSDataModule:
+def build_data(cfg: DictConfig, splits: Sequence[str] = SPLITS) -> TBPSDataModule:
     """Returns the datamodule that `cfg.dataset`, `cfg.aug` and `cfg.backbone` describe.
 
+    Every image is looked at, and decoded if the cache lacks it: a broken one is better found before training.
+
+    Args:
+        cfg: the config of a run.
+        splits: the images of those are read.
+
     Raises:
-        UserError: the dataset is absent or damaged, or a setting cannot be.
+        UserError: the dataset is absent or damaged, images cannot be read, or a setting cannot be.
     """
     options = cfg.dataset
     reading = ("language", "val_protocol", "val_identities", "proportion", "fold_id")
-    loading = (key for key in options if key not in (*reading, "name", "label"))
-    splits = read_dataset(
+    opening = ("cache", "cache_dir", "on_broken")
+    loading = (key for key in options if key not in (*reading, *opening, "name", "label"))
+    dataset = read_dataset(
         options.name, cfg.dataset_root_dir, **{key: options[key] for key in reading}, seed=cfg.split_seed
     )
     return TBPSDataModule(
-        splits,
+        dataset,
         tokenizer_path=cfg.backbone.folder,
         max_length=cfg.backbone.max_length,
-        img_size=cfg.img_size,
         aug=instantiate(cfg.aug),
         **{key: options[key] for key in loading},
+        open_images=partial(
+            open_images,
+            splits=splits,
+            size=tuple(cfg.img_size),
+            cache_dir=Path(options.cache_dir) if options.cache else None,
+            on_broken=options.on_broken,
+            folder=None if rank_zero_only.rank else Path(cfg.run_dir),  # type: ignore[attr-defined]
+        ),
         seed=cfg.seed,
         with_pids=cfg.pseudo_label.name == "none",
     )

@@ -113,7 +113,7 @@ def test(cfg: DictConfig) -> dict[str, float]:
     else:
         take_over_model(cfg, checkpoint["config"], path)
     _prepare(cfg)
-    data = build_data(cfg)
+    data = build_data(cfg, ["test"])
     encoder = build_encoder(cfg)
     if path is not None:
         weights = encoder_weights(checkpoint)
@@ -233,7 +233,8 @@ def _trainer(cfg: DictConfig, data: TBPSDataModule) -> L.Trainer:
 
 
 def _run_facts(cfg: DictConfig, data: TBPSDataModule) -> dict[str, Any]:
-    return run_facts(cfg, language=data.dataset.language, val_is_test=data.dataset.val_is_test)
+    skipped = {split: size.images for split, size in data.dataset.skipped.items()}
+    return run_facts(cfg, language=data.dataset.language, val_is_test=data.dataset.val_is_test, skipped=skipped)
 
 
 def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule) -> None:

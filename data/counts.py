@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from data.annotations import DatasetSplits
 from data.datasets import captions_of
+from data.oddities import ODDITIES
 from data.tokens import Tokenize
 
 
@@ -55,6 +56,16 @@ def describe(dataset: DatasetSplits, counts: DatasetCounts, max_length: int) -> 
     cut = sum(split.cut for split in counts.splits.values())
     if cut:
         told.append(f"{cut:,} captions cut to {max_length} tokens (the longest has {counts.most_tokens})")
+    told += [f"images {ODDITIES[oddity]}: {number:,}" for oddity, number in dataset.oddities.items()]
+    if dataset.oddities:
+        told[-1] += f" (`uv run python -m data.doctor {dataset.name}` names them)"
+    if dataset.respelled:
+        written, on_disk = next(iter(dataset.respelled.items()))
+        told.append(f"image paths spelled otherwise on disk: {len(dataset.respelled):,} ({on_disk} for {written})")
+    for split, skipped in dataset.skipped.items():
+        if skipped.images:
+            lost = f"images {skipped.images:,}, captions {skipped.captions:,}, identities {skipped.ids:,}"
+            told.append(f"left out of {split} because images cannot be read: {lost}")
     name = f"{dataset.name} ({dataset.language})"
     if dataset.val_is_test:
         name += ", validated on test"

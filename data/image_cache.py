@@ -3,9 +3,9 @@
 A cache is a folder of two files, which only ever grow:
 
 - ``pixels-...``: rows of uint8 ``(3, H, W)``, one for every different content of an image file.
-- ``index``: a line that says what decoded them and into which file, then a line for every image file that was looked
-  at: its path below the dataset's folder, its stamp, the digest of its bytes, its row and the CRC-32 of that row. The
-  line ends in a CRC-32 of its own.
+- ``index``: a line that says what decoded them and into which file, then a line for every image file that was decoded:
+  its path below the dataset's folder, its stamp, the digest of its bytes, and its row, with the CRC-32 of the pixels
+  and what looks wrong about them. The line ends in a CRC-32 of its own.
 
 Rows come safely to disk before the lines that name them, and nothing that a line names is written again. So whatever
 is killed at whatever time, every line tells the truth but the last one, which may be torn. One process writes at a
@@ -17,30 +17,26 @@ import hashlib
 import json
 import os
 import re
-import warnings
 import zlib
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Container, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple
 from uuid import uuid4
 
-import numpy as np
 import PIL
-import torch
 from filelock import FileLock
 from PIL import features
-from torch import Tensor
-from tqdm import tqdm
 
 from data.annotations import Record
-from data.images import decode_image, image_errors, read_image
+from data.cached_images import CachedImages, Row
+from data.images import BrokenImage, DecodedImage, decode_image
 from utils.errors import UserError
+from utils.images import BadImageError, check_file, image_faults
+from utils.threads import in_threads
 
-VERSION: Final = 2
-AT_ONCE: Final = 256  # images decoded ahead, and lines of the index written together
+VERSION: Final = 3  # of how images are read, and of the format
+AT_ONCE: Final = 256  # lines of the index written together
 
 
 class Stamp(NamedTuple):
@@ -49,13 +45,6 @@ class Stamp(NamedTuple):
     size: int
     mtime_ns: int
     ctime_ns: int
-
-
-class Row(NamedTuple):
-    """Where the pixels of an image are, and what proves them."""
-
-    number: int
-    crc: int
 
 
 class Entry(NamedTuple):
@@ -67,13 +56,13 @@ class Entry(NamedTuple):
     row: Row
 
 
-class Found(NamedTuple):
-    """An image file that was read: `pixels` ``(3, H, W)``, or None where a row has them."""
+class ReadFile(NamedTuple):
+    """An image file that was read: what was decoded of it, or None where a row has it."""
 
     path: str
     stamp: Stamp
     digest: str
-    pixels: Tensor | None
+    image: DecodedImage | None
 
 
 class Index(NamedTuple):
@@ -82,44 +71,6 @@ class Index(NamedTuple):
     pixels: Path
     entries: dict[str, Entry]
     length: int
-
-
-class CachedImages:
-    """Reads images from a cache: record -> uint8 ``(3, H, W)``. Processes share the memory of the file.
-
-    Args:
-        file: of the rows.
-        rows: the row of each image file.
-        size: (height, width).
-    """
-
-    def __init__(self, file: Path, rows: dict[Path, Row], size: tuple[int, int]) -> None:
-        self._parts = (file, rows, size)
-        self._rows = rows
-        length = max(row.number for row in rows.values()) + 1
-        self._pixels = np.memmap(file, np.uint8, "r", shape=(length, 3, *size))
-        self._is_proven = np.zeros(length, dtype=bool)
-
-    def __call__(self, record: Record) -> Tensor:
-        row = self._rows[record.image_path]
-        pixels = np.array(self._pixels[row.number])
-        if not self._is_proven[row.number]:
-            if zlib.crc32(pixels.data) != row.crc:
-                return self._decoded_anew(record)
-            self._is_proven[row.number] = True
-        return torch.from_numpy(pixels)
-
-    def _decoded_anew(self, record: Record) -> Tensor:
-        file, _, size = self._parts
-        warnings.warn(
-            f"the image cache {file} is damaged; the images of damaged rows are decoded whenever they are read: delete "
-            f"{file.parent}, it is made anew",
-            stacklevel=2,
-        )
-        return read_image(record, size)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return CachedImages, self._parts  # a pickled map would be a copy of the whole file
 
 
 class ImageCache:
@@ -144,19 +95,22 @@ class ImageCache:
         """Returns what reads the images of these records, after decoding those that are new or have changed.
 
         Raises:
-            ImageError: an image is missing, empty or broken.
             UserError: the folder cannot be read or written, or the disk is full.
         """
         try:
+            broken: list[BrokenImage] = []
             index = self._read_index()
-            if index is None or self._outdated(records, index):
+            if index is None or self._outdated(records, index, broken):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with FileLock(self.folder / "lock"):
+                    broken.clear()
                     index = self._sound_index()  # of another process, perhaps, that had the lock
-                    if outdated := self._outdated(records, index):
-                        self._add(outdated, index)
-            rows = {record.image_path: index.entries[self._key(record)].row for record in records}
-            return CachedImages(index.pixels, rows, self._size)
+                    if outdated := self._outdated(records, index, broken):
+                        self._add(outdated, index, broken)
+            unreadable = {bad.record.image_path for bad in broken}
+            readable = [record for record in records if record.image_path not in unreadable]
+            rows = {record.image_path: index.entries[self._key(record)].row for record in readable}
+            return CachedImages(index.pixels, rows, self._size, broken)
         except OSError as error:
             gigabytes = len(records) * self._row_bytes / 1e9
             raise UserError(
@@ -168,12 +122,16 @@ class ImageCache:
     def _key(self, record: Record) -> str:
         return record.image_path.relative_to(self._root).as_posix()
 
-    def _outdated(self, records: Iterable[Record], index: Index) -> list[Record]:
-        """Returns the records whose image is not in the index as it is now."""
+    def _outdated(self, records: Iterable[Record], index: Index, broken: list[BrokenImage]) -> list[Record]:
+        """Returns the records whose image is not in the index as it is now; adds to `broken` what is no image file."""
         outdated = []
         for record in records:
-            with image_errors(record):
-                stamp = _stamp(record.image_path.stat())
+            try:
+                with image_faults():
+                    stamp = _stamp(check_file(record.image_path.stat()))
+            except BadImageError as error:
+                broken.append(BrokenImage(record, str(error)))
+                continue
             entry = index.entries.get(self._key(record))
             if entry is None or entry.stamp != stamp:
                 outdated.append(record)
@@ -217,7 +175,7 @@ class ImageCache:
             file.unlink()  # whoever reads it keeps it
         return Index(new, {}, len(header))
 
-    def _add(self, records: Sequence[Record], index: Index) -> None:
+    def _add(self, records: Sequence[Record], index: Index, broken: list[BrokenImage]) -> None:
         """Decodes the images of `records` and adds them to the index, on disk and here; only under the lock."""
         rows = {entry.digest: entry.row for entry in index.entries.values()}
         added: list[Entry] = []
@@ -225,10 +183,11 @@ class ImageCache:
             free = os.fstat(pixels.fileno()).st_size // self._row_bytes
             pixels.truncate(free * self._row_bytes)
             try:
-                for found in self._read_all(records, rows):
-                    if found.pixels is not None and found.digest not in rows:
-                        pixels.write(found.pixels.numpy().data)
-                        rows[found.digest] = Row(free, zlib.crc32(found.pixels.numpy().data))
+                for found in self._read_all(records, rows, broken):
+                    if found.image is not None and found.digest not in rows:
+                        content = found.image.pixels.numpy().data
+                        pixels.write(content)
+                        rows[found.digest] = Row(free, zlib.crc32(content), found.image.oddities)
                         free += 1
                     added.append(Entry(found.path, found.stamp, found.digest, rows[found.digest]))
                     if len(added) % AT_ONCE == 0:
@@ -237,25 +196,29 @@ class ImageCache:
                 _commit(pixels, lines, added[len(added) // AT_ONCE * AT_ONCE :])
         index.entries.update((entry.path, entry) for entry in added)
 
-    def _read_all(self, records: Sequence[Record], rows: Mapping[str, Row]) -> Iterator[Found]:
-        """Yields the images of `records` in order, read by all cores; shows a progress bar on a terminal."""
-        with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes without the lock of the interpreter
-            tasks = (pool.submit(self._read, record, rows) for record in records)
-            ahead = deque(islice(tasks, AT_ONCE))
-            with tqdm(total=len(records), desc=f"decoding {self._root.name}", unit="img", disable=None) as bar:
-                while ahead:
-                    yield ahead.popleft().result()
-                    ahead.extend(islice(tasks, 1))
-                    bar.update()
+    def _read_all(
+        self, records: Sequence[Record], rows: Container[str], broken: list[BrokenImage]
+    ) -> Iterator[ReadFile]:
+        """Yields the images of `records` in order, and adds to `broken` those that cannot be read."""
+        read = partial(self._read, rows=rows)
+        title = f"decoding {self._root.name}"
+        results = in_threads(read, records, total=len(records), title=title, unit="img")  # Pillow lets others decode
+        for record, found in zip(records, results, strict=True):
+            if isinstance(found, BadImageError):
+                broken.append(BrokenImage(record, str(found)))
+            else:
+                yield found
 
-    def _read(self, record: Record, rows: Mapping[str, Row]) -> Found:
-        with image_errors(record):
-            with record.image_path.open("rb") as file:
-                stamp = _stamp(os.fstat(file.fileno()))
+    def _read(self, record: Record, rows: Container[str]) -> ReadFile | BadImageError:
+        try:
+            with image_faults(), record.image_path.open("rb") as file:
+                stamp = _stamp(check_file(os.fstat(file.fileno())))
                 content = file.read()
             digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-            pixels = None if digest in rows else decode_image(content, self._size)
-            return Found(self._key(record), stamp, digest, pixels)
+            image = None if digest in rows else decode_image(content, self._size)
+            return ReadFile(self._key(record), stamp, digest, image)
+        except BadImageError as error:
+            return error
 
 
 def _stamp(status: os.stat_result) -> Stamp:

@@ -1,37 +1,112 @@
-"""Who reads the images of a split: their files, or a cache."""
+"""Opens the images of a dataset: each is looked at once, and those that cannot be read are refused or left out."""
 
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Final, NamedTuple
 
-from data.annotations import DatasetSplits
+from data.annotations import DatasetSplits, Record, size_of
+from data.annotations.layouts import Size
+from data.annotations.paths import nearest_name
 from data.image_cache import ImageCache
-from data.images import ImageReader, read_image
+from data.images import BrokenImage, CheckedImages, FileImages, ImageError
+from utils.errors import UserError, check_choice
+
+ON_BROKEN: Final = ("error", "skip")
+LIST_FILE: Final = "broken_images.txt"
+NAMED_AT_MOST: Final = 10
+LONGEST_MESSAGE: Final = 500  # characters
 
 
-class ImageReaders:
-    """What reads the images of each split of a dataset: their files, or a cache.
+class OpenedImages(NamedTuple):
+    """What is left of a dataset, and what reads its images."""
+
+    dataset: DatasetSplits
+    read: CheckedImages
+
+
+def open_images(
+    dataset: DatasetSplits,
+    splits: Sequence[str],
+    size: tuple[int, int],
+    *,
+    cache_dir: Path | None,
+    on_broken: str,
+    folder: Path | None,
+) -> OpenedImages:
+    """Looks at every image of `splits`; decodes those that the cache lacks.
 
     Args:
         dataset: the splits.
+        splits: whose images are read.
         size: (height, width).
-        cache_dir: of all caches; None for none.
+        cache_dir: of all caches; None: images are read from their files.
+        on_broken: what to do where images cannot be read: ``error``, or ``skip`` them with their captions.
+        folder: where `LIST_FILE` goes, which lists all of them; None: nowhere.
+
+    Raises:
+        ImageError: images cannot be read, and are not to be skipped.
+        UserError: skipping them leaves nothing of a split, or the cache cannot be written.
     """
+    check_choice("dataset.on_broken", on_broken, ON_BROKEN)
+    unique = {record.image_path: record for split in splits for record in getattr(dataset, split)}
+    records = list(unique.values())
+    cache = None if cache_dir is None else ImageCache(cache_dir, dataset.folder, size)
+    images: CheckedImages = FileImages(records, size) if cache is None else cache.reader(records)
+    if images.broken:
+        listed = None if folder is None else _list_in(folder, images.broken)
+        if on_broken == "error":
+            raise ImageError(_refusal(dataset.folder, images.broken, listed))
+    return OpenedImages(_readable(dataset, splits, images), images)
 
-    def __init__(self, dataset: DatasetSplits, size: tuple[int, int], cache_dir: Path | None) -> None:
-        self._dataset = dataset
-        self._size = size
-        self._cache = None if cache_dir is None else ImageCache(cache_dir, dataset.folder, size)
-        self._readers: dict[str, ImageReader] = {}
 
-    def __call__(self, split: str) -> ImageReader:
-        """Returns the reader of "train", "val" or "test"; what the cache lacks of it is decoded before.
+def _list_in(folder: Path, broken: Sequence[BrokenImage]) -> Path:
+    """Returns the file in `folder` that now has a line for each of the images."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (f"{record.image_path}\tidentity {record.pid}\t{why}\n" for record, why in broken)
+    (folder / LIST_FILE).write_text("".join(lines), encoding="utf-8")
+    return folder / LIST_FILE
 
-        Raises:
-            ImageError: an image that must be decoded is missing, empty or broken.
-            UserError: the cache cannot be written.
-        """
-        if self._cache is None:
-            return partial(read_image, size=self._size)
-        if split not in self._readers:
-            self._readers[split] = self._cache.reader(getattr(self._dataset, split))
-        return self._readers[split]
+
+def _readable(dataset: DatasetSplits, splits: Sequence[str], images: CheckedImages) -> DatasetSplits:
+    """Returns `dataset` without the images of `splits` that cannot be read."""
+    broken = {bad.record.image_path for bad in images.broken}
+    kept: dict[str, Any] = {}
+    skipped: dict[str, Size] = {}
+    for split in splits:
+        records: list[Record] = getattr(dataset, split)
+        kept[split] = [record for record in records if record.image_path not in broken]
+        skipped[split] = _less(size_of(records), size_of(kept[split]))
+        if not kept[split]:
+            raise UserError(
+                f"dataset.on_broken=skip leaves nothing of split {split!r}: none of its {len(records):,} images in "
+                f"{dataset.folder} can be read; restore them"
+            )
+    return replace(dataset, **kept, skipped=skipped, oddities=images.oddities)
+
+
+def _less(before: Size, after: Size) -> Size:
+    return Size(*(more - fewer for more, fewer in zip(before, after, strict=True)))
+
+
+def _refusal(root: Path, broken: Sequence[BrokenImage], listed: Path | None) -> str:
+    """Returns a sentence on images that cannot be read; it names as many of the first ten as it has room for."""
+    record, why = broken[0]
+    if len(broken) == 1:
+        return (
+            f"{record.image_path} (identity {record.pid}) cannot be read ({why}{nearest_name(record.image_path)}): "
+            "restore it, or go on without it with dataset.on_broken=skip"
+        )
+    start = f"{len(broken):,} images in {root} cannot be read"
+    start += "" if listed is None else f", see {listed}"
+    end = ": restore them, or go on without them with dataset.on_broken=skip"
+    named: list[str] = []
+    for record, why in broken[:NAMED_AT_MOST]:
+        path = record.image_path
+        text = f"{path.relative_to(root).as_posix()} ({why}{nearest_name(path)})"
+        if named and len(", ".join([start, *named, text, end])) > LONGEST_MESSAGE - len(" (...)"):
+            break
+        named.append(text)
+    if len(named) < len(broken):
+        named.append("...")
+    return f"{start} ({', '.join(named)}){end}"

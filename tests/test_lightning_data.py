@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,7 @@ from torchvision.transforms.v2 import RandomErasing, RandomHorizontalFlip
 from transformers import PreTrainedTokenizerFast
 
 from data.annotations import DatasetSplits, Record
+from data.annotations.layouts import SPLITS
 from data.augmentation import Augmentation, RandomWordDeletion
 from data.batch import (
     IMAGE,
@@ -32,6 +35,7 @@ from data.batch import (
     Batch,
     Tokens,
 )
+from data.image_readers import OpenedImages, open_images
 from data.views import PROVIDED_BY
 from lightning_data import TBPSDataModule
 from utils.config import register_resolvers
@@ -79,21 +83,25 @@ def tokenizer_path(tmp_path: Path) -> Path:
     return tmp_path / "tokenizer"
 
 
+def opening(splits: Sequence[str] = SPLITS, cache_dir: Path | None = None, **options: Any) -> partial[OpenedImages]:
+    """Returns what opens images of 16 x 8, from their files unless there is a `cache_dir`."""
+    options = {"on_broken": "error", "folder": None} | options
+    return partial(open_images, splits=splits, size=(16, 8), cache_dir=cache_dir, **options)
+
+
 @pytest.fixture
-def settings(tokenizer_path: Path, tmp_path: Path) -> dict[str, Any]:
+def settings(tokenizer_path: Path) -> dict[str, Any]:
     return {
         "tokenizer_path": tokenizer_path,
         "max_length": 5,
-        "img_size": [16, 8],
         "aug": AUGMENTATION,
         "sampler": "random",
         "num_instance": 4,
         "batch_size": 8,
         "eval_batch_size": 4,
         "num_workers": 0,
-        "cache": False,
-        "cache_dir": tmp_path / "cache",
         "augment_on": "worker",
+        "open_images": opening(),
         "seed": 1,
     }
 
@@ -208,14 +216,14 @@ class TestTraining:
 
 class TestImageCache:
     def test_no_image_file_is_read_after_the_cache_was_filled(
-        self, dataset: DatasetSplits, settings: dict[str, Any]
+        self, dataset: DatasetSplits, settings: dict[str, Any], tmp_path: Path
     ) -> None:
         plain = TBPSDataModule(dataset, **settings)
-        cached = TBPSDataModule(dataset, **settings | {"cache": True, "num_workers": 1})
+        from_cache = {"open_images": opening(cache_dir=tmp_path / "cache"), "num_workers": 1}
+        cached = TBPSDataModule(dataset, **settings | from_cache)
         loaded: list[list[Batch]] = []
         for data in (plain, cached):
             data.set_views(ALL_VIEWS)
-            data.setup("fit")
             if data is cached:
                 for record in (*dataset.train, *dataset.val, *dataset.test):
                     record.image_path.unlink()
@@ -226,14 +234,17 @@ class TestImageCache:
         for first, second in zip(*loaded, strict=True):
             assert_same(first, second)
 
-    def test_a_test_decodes_no_other_split(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
+    @pytest.mark.parametrize("cache", [False, True])
+    def test_a_test_decodes_no_other_split(
+        self, dataset: DatasetSplits, settings: dict[str, Any], tmp_path: Path, cache: bool
+    ) -> None:
         for record in dataset.train:
             record.image_path.unlink()
-        data = TBPSDataModule(dataset, **settings | {"cache": True})
-        data.setup("test")
+        cache_dir = tmp_path / "cache" if cache else None
+        data = TBPSDataModule(dataset, **settings | {"open_images": opening(["test"], cache_dir)})
         assert (len(dataset.test), len(list(data.test_dataloader()[0]))) == (10, 3)
         with pytest.raises(UserError, match="there is no such file"):
-            data.setup("fit")
+            TBPSDataModule(dataset, **settings | {"open_images": opening(cache_dir=cache_dir)})
 
 
 class TestAugmentOnDevice:
@@ -333,7 +344,8 @@ class TestUnderLightning:
     def test_it_trains_and_tests(
         self, dataset: DatasetSplits, settings: dict[str, Any], tmp_path: Path, augment_on: str
     ) -> None:
-        data = TBPSDataModule(dataset, **settings | {"cache": True, "augment_on": augment_on})
+        from_cache = {"open_images": opening(cache_dir=tmp_path / "cache"), "augment_on": augment_on}
+        data = TBPSDataModule(dataset, **settings | from_cache)
         data.set_views(ALL_VIEWS)
         trainer = self.trainer(tmp_path)
         trainer.fit(Reader(), datamodule=data)
@@ -351,12 +363,12 @@ class TestUnderLightning:
         num_workers: int,
         content: bytes | None,
     ) -> None:
-        for bad in (dataset.train[7], dataset.test[3]):
+        data = TBPSDataModule(dataset, **settings | {"num_workers": num_workers})
+        data.set_views(ALL_VIEWS)
+        for bad in (dataset.train[7], dataset.test[3]):  # after all were looked at
             bad.image_path.unlink()
             if content is not None:
                 bad.image_path.write_bytes(content)
-        data = TBPSDataModule(dataset, **settings | {"num_workers": num_workers})
-        data.set_views(ALL_VIEWS)
         for run, bad in (
             (self.trainer(tmp_path).fit, dataset.train[7]),
             (self.trainer(tmp_path).test, dataset.test[3]),
@@ -375,7 +387,8 @@ class TestDescription:
         assert data.counts.splits == {"train": (12, 24, 48, 24), "val": (3, 6, 6, 0), "test": (5, 10, 20, 0)}
         assert data.describe() == (
             "toy (en): train 24 images, 48 captions, 12 identities; val 6 images, 6 captions, 3 identities; "
-            "test 10 images, 20 captions, 5 identities; 24 captions cut to 5 tokens (the longest has 7)"
+            "test 10 images, 20 captions, 5 identities; 24 captions cut to 5 tokens (the longest has 7); "
+            "images of one color: 40 (`uv run python -m data.doctor toy` names them)"
         )
 
     def test_the_token_table_must_reach_the_largest_id(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:

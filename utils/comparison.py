@@ -24,7 +24,7 @@ SHOWN = {
     "lora": "LoRA",
     "variant": "Variant",
 }
-FACTS = (*SHOWN, "split", "val_protocol")
+FACTS = (*SHOWN, "split", "val_protocol", "skipped_test")
 
 Metrics = dict[str, dict[str, float]]
 
@@ -66,6 +66,7 @@ class Comparison:
             for group in self.groups:
                 names = [group.facts[name] for name in columns]
                 names[0] += " *" if group.facts["val_protocol"] == "paper" else ""
+                names[0] += " †" if group.facts["skipped_test"] else ""
                 cells = [str(group.spreads[direction][metric]) for metric in METRICS]
                 table.add_row([*names, len(group.seeds), direction, *cells], divider=group is self.groups[-1])
         common = [self.groups[0].facts[name] for name in SHOWN if name not in columns]
@@ -94,6 +95,8 @@ class Comparison:
             notes.append("mean ± sample standard deviation over n seeds")
         if "paper" in self._values("val_protocol"):
             notes.append(f"* {CHOSEN_ON_TEST}")
+        if skipped := " or ".join(filter(None, self._values("skipped_test"))):
+            notes.append(f"† test images left out because they cannot be read: {skipped}")
         if self.older:
             notes.append(f"left out because a newer run has the same facts and seed: {self.older}")
         return notes

@@ -4,6 +4,7 @@ Imports nothing heavy, so that --help and a misspelt key answer at once.
 """
 
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -85,12 +86,15 @@ def task_overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
-def run_facts(cfg: DictConfig, *, language: str, val_is_test: bool) -> dict[str, Any]:
+def run_facts(
+    cfg: DictConfig, *, language: str, val_is_test: bool, skipped: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """Returns what tells this run from others, in tables and on dashboards.
 
     Args:
         language: of the captions.
         val_is_test: whether the checkpoint is chosen on the test split.
+        skipped: split -> how many images were left out of it because they cannot be read.
     """
     return {
         "strategy": cfg.loss.name,
@@ -100,6 +104,7 @@ def run_facts(cfg: DictConfig, *, language: str, val_is_test: bool) -> dict[str,
         "seed": cfg.seed,
         "val_protocol": "paper" if val_is_test else "held_out",
         "variant": " ".join(o for o in task_overrides() if o.split("=")[0] not in IN_FACTS),
+        **{f"skipped_{split}": images for split, images in (skipped or {}).items()},
     }
 
 

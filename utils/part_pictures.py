@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
-from utils.pictures import FAINT, GAP, INK, LINE, MARGIN, PAPER, TEXT_SIZE, THUMB, font
+from utils.pictures import FAINT, GAP, INK, LINE, MARGIN, PAPER, TEXT_SIZE, THUMB, font, read_photo
 
 HEAT = "inferno"
 RED = (204, 41, 54)
@@ -51,8 +51,7 @@ def attention_picture(samples: Sequence[PartAttention], path: str | Path | None 
     picture = Image.new("RGB", size, PAPER)
     top = MARGIN
     for sample, block, height in zip(samples, blocks, heights, strict=True):
-        with Image.open(sample.path) as opened:
-            photo = ImageOps.exif_transpose(opened).convert("RGB").resize(THUMB)
+        photo = read_photo(sample.path).resize(THUMB)
         picture.paste(photo, (MARGIN, top))
         picture.paste(heat_map(photo, sample.foreground, sample.grid), (MARGIN + THUMB[0] + GAP, top))
         picture.paste(block, (left, top))

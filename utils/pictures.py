@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.images import BadImageError, read_bytes, read_rgb
 from utils.retrieval import top_k
 
 RIGHT, WRONG = "#1a8a3a", "#cc2936"
@@ -126,13 +127,21 @@ def composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+def read_photo(path: Path) -> Image.Image:
+    """Returns the image in a file as a viewer shows it, and as models saw it.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return read_rgb(read_bytes(path))
+    except BadImageError as error:
+        raise UserError(f"{path} cannot be read as an image ({error}): replace it, then draw again") from error
+
+
 def marked(image: RankedImage) -> Image.Image:
     """Returns the image fitted into `THUMB`, in a green frame with a tick or a red one with a cross."""
-    try:
-        with Image.open(image.path) as opened:
-            photo = ImageOps.exif_transpose(opened).convert("RGB")
-    except OSError as error:
-        raise UserError(f"{image.path} cannot be read as an image ({error}): replace it, then draw again") from error
+    photo = read_photo(image.path)
     inner = (THUMB[0] - 2 * FRAME, THUMB[1] - 2 * FRAME)
     fitted = ImageOps.pad(photo, inner, Image.Resampling.LANCZOS, color=BACKDROP)
     framed = ImageOps.expand(fitted, FRAME, RIGHT if image.right else WRONG)

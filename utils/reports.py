@@ -25,7 +25,7 @@ def metrics_table(metrics: Mapping[str, RetrievalMetrics], run: Mapping[str, Any
 
     Args:
         metrics: "t2i" and "i2t" -> metrics.
-        run: the facts of the run, see `save_metrics`; `dataset` and `val_protocol` show.
+        run: the facts of the run, see `save_metrics`; `dataset`, `val_protocol` and `skipped_<split>` show.
         split: what was ranked.
     """
     table = PrettyTable(["Task", *METRICS])
@@ -39,6 +39,8 @@ def metrics_table(metrics: Mapping[str, RetrievalMetrics], run: Mapping[str, Any
         for direction in DIRECTIONS
         if metrics[direction].skipped
     ]
+    if images := run.get(f"skipped_{split}"):
+        lost.append(f"images left out with their captions because they cannot be read: {images:,}")
     return "\n".join([title, str(table), *lost])
 
 
@@ -55,8 +57,9 @@ def save_metrics(
     Args:
         metrics: "t2i" and "i2t" -> metrics.
         run: what tells the run from others: strategy, dataset, backbone, lora, seed; val_protocol, "paper"
-            where the checkpoint was chosen on the test split; and, where a sweep goes over anything else,
-            variant: those overrides as text.
+            where the checkpoint was chosen on the test split; skipped_test and so on, how many images of a split
+            were left out because they cannot be read; and, where a sweep goes over anything else, variant: those
+            overrides as text.
         split: what was ranked.
         similarity: figures on the similarities of its pairs, for metrics.json; one that is NaN is null there.
     """

@@ -2,8 +2,8 @@
 
     uv run python -m data.doctor cuhk_pedes [--root .] [--tokenizer m_siglip_checkpoints] [--fast] [--json]
 
-Ends with status 0 if the dataset can be trained on, 1 if something in it would break training, and 2 if
-there is nothing to examine.
+Ends with status 0 if the dataset can be trained on (what looks odd is a warning), 1 if something in it would break
+training, and 2 if there is nothing to examine.
 """
 
 import argparse
@@ -14,7 +14,9 @@ from typing import Final
 
 from data.annotations import cut
 from data.annotations.layouts import IMAGE_FOLDER, LAYOUTS, layout_of
+from data.annotations.paths import nearest_name
 from data.annotations.records import load_annotations
+from data.annotations.values import short
 from data.doctor.facts import (
     Facts,
     caption_facts,
@@ -25,7 +27,8 @@ from data.doctor.facts import (
     token_facts,
 )
 from data.doctor.images import look_at_images
-from data.doctor.tables import render
+from data.doctor.tables import NAMED_AT_MOST, render
+from data.oddities import ODDITIES
 from utils.errors import EXIT_STATUS, UserError
 
 FAULT_WORDS: Final = {
@@ -78,6 +81,7 @@ def examine(
         "tokens": tokens,
         "images": {"decoded": decode} | image_facts(annotations, states),
         "duplicates": duplicate_facts(annotations, states),
+        "respelled": annotations.respelled,
     }
     errors = [annotations.sentence(problem) for problem in annotations.problems] + _image_errors(report)
     try:
@@ -94,14 +98,17 @@ def _image_errors(report: Facts) -> list[str]:
     absent = {folder: counts["images"] for folder, counts in folders.items() if not counts["exists"]}
     whole = [
         f"{report['folder']}/{folder}: the folder is missing, and all images in it ({count:,})"
+        + nearest_name(Path(report["folder"], folder))
         for folder, count in absent.items()
     ]
-    return whole + [
-        f"{report['folder']}/{image['path']}: {FAULT_WORDS[image['fault']]}"
-        + (f" ({image['detail']})" if image["detail"] else "")
-        for image in report["images"]["faulty"]
-        if image["folder"] not in absent
-    ]
+    single = [image for image in report["images"]["faulty"] if image["folder"] not in absent]
+    sentences = []
+    for number, image in enumerate(single):
+        file = Path(report["folder"], image["path"])
+        nearest = nearest_name(file) if image["fault"] == "missing" and number < NAMED_AT_MOST else ""
+        detail = f" ({image['detail']})" if image["detail"] else ""
+        sentences.append(f"{file}: {FAULT_WORDS[image['fault']]}{detail}{nearest}")
+    return whole + sentences
 
 
 def _warnings(report: Facts) -> list[str]:
@@ -121,6 +128,15 @@ def _warnings(report: Facts) -> list[str]:
     ):
         if count:
             warnings.append(f"{what}: {count:,}")
+    odd, respelled = report["images"]["odd"], report["respelled"]
+    named = {
+        **{f"images {words}": [i["path"] for i in odd if kind in i["oddities"]] for kind, words in ODDITIES.items()},
+        "image paths spelled otherwise on disk": [f"{there} for {here}" for here, there in respelled.items()],
+    }
+    for what, examples in named.items():
+        if examples:
+            first = ", ".join(map(short, examples[:3])) + (", ..." if len(examples) > 3 else "")
+            warnings.append(f"{what}: {len(examples):,} ({first})")
     return warnings
 
 

@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from data.annotations.layouts import IMAGE_FOLDER, SPLITS
 from data.annotations.records import Annotation, Annotations
-from data.doctor.images import FAULTS, ImageState
+from data.doctor.images import ImageState
 from utils.errors import UserError
+from utils.images import FAULTS
 
 NO_LIMIT: Final = 1_000_000  # transformers writes a huge number where a tokenizer has no limit
 
@@ -89,7 +90,7 @@ def token_facts(images: Sequence[Annotation], folder: Path, max_length: int | No
 
 
 def image_facts(annotations: Annotations, states: Sequence[ImageState]) -> Facts:
-    """Returns smallest and largest sides, counts by first folder below imgs/, and every faulty image."""
+    """Returns smallest and largest sides, counts by first folder below imgs/, every faulty image and every odd one."""
     folders: dict[str, Counter[str]] = defaultdict(Counter)
     faulty = []
     for image, state in zip(annotations.images, states, strict=True):
@@ -111,6 +112,11 @@ def image_facts(annotations: Annotations, states: Sequence[ImageState]) -> Facts
         "height": _range(height for _, height in sizes),
         "folders": counts,
         "faulty": faulty,
+        "odd": [
+            {"path": f"{IMAGE_FOLDER}/{image.path}", "oddities": list(state.oddities)}
+            for image, state in zip(annotations.images, states, strict=True)
+            if state.oddities
+        ],
     }
 
 

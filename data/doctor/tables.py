@@ -6,7 +6,7 @@ from typing import Any, Final
 from prettytable import PrettyTable
 
 from data.doctor.facts import Facts
-from data.doctor.images import FAULTS
+from utils.images import FAULTS
 
 NAMED_AT_MOST: Final = 10
 VALIDATION: Final = {
@@ -22,7 +22,10 @@ def render(report: Facts) -> str:
     for kind in ("errors", "warnings"):
         if report[kind]:
             parts.append(_named(kind, report[kind]))
-    if report["trainable"]:
+    odd = len(report["images"]["odd"])
+    if report["trainable"] and odd:
+        verdict = f"Training would go through, but look at the {odd:,} odd images first (see the warnings)."
+    elif report["trainable"]:
         verdict = "This dataset can be trained on."
     else:
         verdict = f"This dataset cannot be trained on: {len(report['errors']):,} error(s) to correct."

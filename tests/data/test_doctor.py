@@ -1,5 +1,6 @@
 """The dataset doctor: what it counts, names and returns as exit status."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -38,7 +39,7 @@ def write(root: Path, entries: Entries) -> Path:
     for number, entry in enumerate(entries):
         file = images / entry["file_path"]
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (10 + number, 30 + number), (number, 0, 0)).save(file)
+        Image.linear_gradient("L").resize((10 + number, 30 + number)).save(file)
     rewrite(root, entries)
     return images
 
@@ -201,6 +202,62 @@ def test_duplicates_are_found_by_path_caption_and_bytes(tmp_path: Path, entries:
         "captions shared by several identities: 1",
         "image files shared by several identities: 1",
         "records merged because they name the same image: 1",
+    ]
+
+
+def test_images_that_training_can_read_but_not_learn_from_are_named(
+    tmp_path: Path, entries: Entries, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = write(tmp_path, entries)
+    for name in ("cam_a/1_0.png", "cam_a/2_0.png", "cam_a/4_0.png", "cam_a/11_0.png"):
+        Image.new("RGB", (10, 30), "white").save(images / name)
+    Image.effect_noise((5, 30), 50).save(images / "Market" / "1_1.png")
+    noise = io.BytesIO()
+    Image.effect_noise((64, 64), 90).save(noise, "JPEG")
+    (images / "Market" / "2_1.png").write_bytes(noise.getvalue()[:-500] + b"\xff\xd9")
+    report = examine("cuhk_pedes", tmp_path)
+    assert report["trainable"]
+    assert {"path": "imgs/cam_a/1_0.png", "oddities": ["constant"]} in report["images"]["odd"]
+    assert report["warnings"][-3:] == [
+        "images of one color: 4 ('imgs/cam_a/1_0.png', 'imgs/cam_a/2_0.png', 'imgs/cam_a/4_0.png', ...)",
+        "images with damaged JPEG data: 1 ('imgs/Market/2_1.png')",
+        "images under 8 pixels a side: 1 ('imgs/Market/1_1.png')",
+    ]
+    assert run(tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert "images of one color: 4" in printed
+    assert "can be trained on" not in printed
+    assert printed.endswith("Training would go through, but look at the 6 odd images first (see the warnings).\n")
+
+
+def test_sizes_are_those_of_upright_images(tmp_path: Path, entries: Entries) -> None:
+    images = write(tmp_path, entries)
+    lying = Image.Exif()
+    lying[274] = 6
+    for number, entry in enumerate(entries):
+        Image.linear_gradient("L").resize((30 + number, 10 + number)).save(images / entry["file_path"], exif=lying)
+    report = examine("cuhk_pedes", tmp_path)
+    assert report["images"]["width"] == {"min": 10, "max": 18}
+    assert report["images"]["height"] == {"min": 30, "max": 38}
+
+
+def test_names_that_are_spelled_otherwise_are_told(tmp_path: Path, entries: Entries) -> None:
+    write(tmp_path, entries)
+    for entry in entries[:2]:
+        entry["file_path"] = entry["file_path"].replace("/", "\\").upper()
+    entries[2]["file_path"] = "cam_a/2_0.jpeg"
+    entries[3]["file_path"] = "Markt/2_1.png"
+    rewrite(tmp_path, entries)
+    report = examine("cuhk_pedes", tmp_path)
+    assert report["respelled"] == {"CAM_A\\1_0.PNG": "cam_a/1_0.png", "MARKET\\1_1.PNG": "Market/1_1.png"}
+    assert report["warnings"][-1] == (
+        "image paths spelled otherwise on disk: 2 "
+        r"('cam_a/1_0.png for CAM_A\\1_0.PNG', 'Market/1_1.png for MARKET\\1_1.PNG')"
+    )
+    folder = tmp_path / "CUHK-PEDES" / "imgs"
+    assert report["errors"] == [
+        f"{folder}/Markt: the folder is missing, and all images in it (1); there is 'Market'",
+        f"{folder}/cam_a/2_0.jpeg: the image is missing; there is '2_0.png'",
     ]
 
 

@@ -1,5 +1,7 @@
+import io
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ from torch._utils import ExceptionWrapper
 
 from data.annotations import Record
 from data.images import ImageError, read_image
+from data.oddities import jpeg_damage, oddities_of
 from utils.errors import UserError
+from utils.images import read_rgb
 
 SIZE = (24, 12)
 
@@ -65,7 +69,7 @@ class TestReadImage:
             "empty": "the file is empty",
             "truncated": "truncated",
             "not an image": "not an image",
-            "a folder": "there is no such file",
+            "a folder": "not a file",
         }
         assert f"{bad.image_path} (identity 17) cannot be read (" in str(error.value)
         assert reason[damage] in str(error.value)
@@ -83,3 +87,53 @@ class TestReadImage:
             carried.reraise()
         assert str(arrived.value) == str(error.value)
         assert "\n" not in str(arrived.value)
+
+
+def jpeg(**options: Any) -> bytes:
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).convert(options.pop("mode", "RGB")).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+class TestOddities:
+    @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"mode": "L"}, {"mode": "CMYK"}, {"quality": 5}])
+    def test_a_sound_jpeg_is_not_damaged(self, options: dict[str, Any]) -> None:
+        content = jpeg(**options)
+        assert jpeg_damage(content) is None
+        assert jpeg_damage(content + b"behind the end") is None
+        assert oddities_of(content, read_rgb(content)) == ()
+
+    @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"mode": "CMYK"}])
+    def test_damage_that_pillow_passes_over_is_noticed(self, options: dict[str, Any]) -> None:
+        content = jpeg(**options)
+        middle = len(content) // 2
+        for damaged in (content[:middle] + b"\xff\xd9", content[:middle] + b"\xff\xd0" + content[middle:]):
+            image = read_rgb(damaged)  # without a word
+            assert oddities_of(damaged, image) == ("damaged",)
+
+    def test_most_runs_of_wrong_bytes_are_noticed(self) -> None:
+        content, rng = jpeg(), np.random.default_rng(0)
+        start = content.index(b"\xff\xda") + 14
+        noticed = 0
+        for place in rng.integers(start, len(content) - 40, 100):
+            wrong = rng.integers(0, 255, 30, dtype=np.uint8).tobytes()
+            noticed += jpeg_damage(content[:place] + wrong + content[place + 30 :]) is not None
+        assert noticed > 50
+
+    def test_other_formats_have_other_means(self) -> None:
+        buffer = io.BytesIO()
+        Image.effect_noise((16, 16), 50).save(buffer, "PNG")
+        assert jpeg_damage(buffer.getvalue()) is None
+
+    @pytest.mark.parametrize(
+        ("image", "oddities"),
+        [
+            (Image.new("RGB", (8, 8), "white"), ("constant",)),
+            (Image.new("RGB", (7, 90)), ("constant", "small")),
+            (Image.effect_noise((7, 90), 50).convert("RGB"), ("small",)),
+            (Image.effect_noise((8, 8), 50).convert("RGB"), ()),
+        ],
+    )
+    def test_one_color_and_few_pixels(self, image: Image.Image, oddities: tuple[str, ...]) -> None:
+        assert oddities_of(b"", image) == oddities

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from utils.errors import UserError
 from utils.part_pictures import WORDS_WIDTH, PartAttention, attention_picture, heat_map, word_shares
 
 WORDS = [("áo", [1]), ("khoác", [2, 3]), ("đen", [5])]
@@ -42,6 +43,11 @@ def test_the_patch_that_is_attended_to_most_is_the_brightest() -> None:
         row, column = divmod(patch, 2)
         cells = np.asarray(heat.convert("L")).reshape(4, 20, 2, 20).mean(axis=(1, 3))
         assert np.unravel_index(cells.argmax(), cells.shape) == (row, column)
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gone\.png cannot be read as an image \(there is no such file\)"):
+        attention_picture([sample(tmp_path / "gone.png", torch.ones(2, 6))])
 
 
 def test_an_even_map_is_drawn_too() -> None:

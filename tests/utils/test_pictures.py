@@ -3,6 +3,7 @@
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageChops, ImageColor
@@ -80,6 +81,17 @@ def test_every_vietnamese_letter_has_a_glyph(photo: Path) -> None:
         ranked_picture([query(photo, unicodedata.normalize(form, VIETNAMESE))]) for form in ("NFC", "NFD")
     )
     assert composed == apart
+
+
+def test_images_are_shown_as_models_saw_them(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 3
+    upside_down = np.repeat(np.uint16([40_000, 0]), 30)[:, None].repeat(30, axis=1)
+    Image.fromarray(upside_down).save(tmp_path / "grey.png", exif=exif)
+    drawn = marked(RankedImage(tmp_path / "grey.png", 0.5, True))
+    middle = pictures.THUMB[0] // 2
+    assert drawn.getpixel((middle, pictures.THUMB[1] // 4)) == (0, 0, 0)
+    assert drawn.getpixel((middle, 3 * pictures.THUMB[1] // 4)) == (156, 156, 156)
 
 
 def test_an_unreadable_image_is_named(tmp_path: Path) -> None:

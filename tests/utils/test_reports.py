@@ -64,6 +64,24 @@ def test_table_says_how_many_queries_were_left_out() -> None:
     assert last == "i2t: 7 queries without a positive were left out"
 
 
+def test_table_says_how_many_images_of_its_split_were_left_out() -> None:
+    run = facts(skipped_train=2, skipped_val=0, skipped_test=1_234)
+    last = "images left out with their captions because they cannot be read: 1,234"
+    assert metrics_table(PAPER, run).splitlines()[-1] == last
+    assert "left out" not in metrics_table(PAPER, run, split="val")
+
+
+def test_runs_without_some_images_are_marked_and_not_averaged_with_whole_ones(tmp_path: Path) -> None:
+    for seed, skipped in ((1, {}), (2, {"skipped_test": 0}), (3, {"skipped_test": 4}), (4, {"skipped_test": 4})):
+        save_metrics(tmp_path / str(seed), level(10 * seed), facts(seed=seed, **skipped))
+    compared = str(compare_runs(find_metrics([tmp_path])))
+    assert [row[:3] for row in rows_of(compared)[1:3]] == [
+        ["hybrid_circle †", "2", "t2i"],
+        ["hybrid_circle", "2", "t2i"],
+    ]
+    assert compared.splitlines()[-1] == "† test images left out because they cannot be read: 4"
+
+
 def test_saved_metrics_keep_every_digit(tmp_path: Path) -> None:
     metrics = level(100 / 3) | {"i2t": RetrievalMetrics(1 / 7, 2 / 7, 3 / 7, 4 / 7, 5 / 7, queries=9, skipped=2)}
     saved = save_metrics(tmp_path / "run", metrics, facts(variant="gamma=64"))

@@ -1,0 +1,67 @@
+"""Reads images that lie decoded in a file."""
+
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.annotations import Record
+from data.images import BrokenImage, read_image
+
+
+class Row(NamedTuple):
+    """Where the pixels of an image are, what proves them, and what looks wrong (`data.oddities.ODDITIES`)."""
+
+    number: int
+    crc: int
+    oddities: tuple[str, ...] = ()
+
+
+class CachedImages:
+    """Reads images from a cache, as `data.images.CheckedImages`. Processes share the memory of the file.
+
+    Args:
+        file: of the rows.
+        rows: the row of each image file.
+        size: (height, width).
+        broken: what could not be decoded.
+    """
+
+    def __init__(
+        self, file: Path, rows: dict[Path, Row], size: tuple[int, int], broken: Sequence[BrokenImage] = ()
+    ) -> None:
+        self._parts = (file, rows, size)
+        self._rows = rows
+        self.broken = list(broken)
+        self.oddities = Counter(oddity for row in rows.values() for oddity in row.oddities)
+        length = max((row.number for row in rows.values()), default=-1) + 1
+        shape = (length, 3, *size)
+        self._pixels = np.memmap(file, np.uint8, "r", shape=shape) if rows else np.empty(shape, np.uint8)
+        self._is_proven = np.zeros(length, dtype=bool)
+
+    def __call__(self, record: Record) -> Tensor:
+        row = self._rows[record.image_path]
+        pixels = np.array(self._pixels[row.number])
+        if not self._is_proven[row.number]:
+            if zlib.crc32(pixels.data) != row.crc:
+                return self._decoded_anew(record)
+            self._is_proven[row.number] = True
+        return torch.from_numpy(pixels)
+
+    def _decoded_anew(self, record: Record) -> Tensor:
+        file, _, size = self._parts
+        warnings.warn(
+            f"the image cache {file} is damaged; the images of damaged rows are decoded whenever they are read: delete "
+            f"{file.parent}, it is made anew",
+            stacklevel=2,
+        )
+        return read_image(record, size)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CachedImages, self._parts  # a pickled map would be a copy of the whole file

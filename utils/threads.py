@@ -1,0 +1,28 @@
+"""Work on many items, done by all cores in threads."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Final, TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+AHEAD: Final = 256  # results that wait for whoever takes them
+
+
+def in_threads(
+    work: Callable[[Item], Result], items: Iterable[Item], *, total: int, title: str, unit: str
+) -> Iterator[Result]:
+    """Yields what `work` returns for each item, in order; shows a progress bar on a terminal's standard error."""
+    with ThreadPoolExecutor() as pool:
+        tasks = (pool.submit(work, item) for item in items)
+        ahead = deque(islice(tasks, AHEAD))
+        with tqdm(total=total, desc=title, unit=unit, disable=None) as bar:
+            while ahead:
+                yield ahead.popleft().result()
+                ahead.extend(islice(tasks, 1))
+                bar.update()
