@@ -1,7 +1,7 @@
 """TBPSDataModule: a dataset, its views and its sampler, as loaders."""
 
-from collections.abc import Callable, Collection, Sequence
-from functools import cached_property, partial
+from collections.abc import Collection, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -33,7 +33,7 @@ from data.batch import (
 from data.counts import DatasetCounts, count, describe
 from data.datasets import CaptionDataset, Collate, ImageDataset, PairDataset, captions_of
 from data.device_views import DeviceViews
-from data.image_readers import OpenedImages, open_images
+from data.image_readers import open_images
 from data.loader import ResumableLoader, evaluation_loader, worker_processes
 from data.masking import Masker
 from data.samplers import Sampling
@@ -54,18 +54,23 @@ class TBPSDataModule(L.LightningDataModule):
         dataset: the records to train, validate and test on.
         tokenizer_path: folder of the backbone, with its tokenizer.
         max_length: tokens that the backbone reads of a caption.
+        img_size: (height, width).
         aug: what provides the views of training.
         sampler: ``random`` pairs, or P persons x `num_instance` pairs (``identity``).
         num_instance: pairs of a person in a batch, for ``identity``.
         batch_size: pairs of a training batch, over all processes.
         eval_batch_size: images or captions of an evaluation batch, for each process.
         num_workers: loading processes beside each training process; ``auto`` takes the cores that are left.
+        cache: whether images are decoded once, into `cache_dir`, or whenever they are read.
+        cache_dir: folder of the image caches of all datasets.
         augment_on: who builds the image views of training: the ``worker`` that loads, the ``device`` that trains,
             or (``auto``) that device where it is a GPU. The views are the same up to the device's rounding.
-        open_images: looks at the images; last of all, as it may take long.
         seed: of batches and augmentation.
         with_pids: whether training may read identities; without, no training batch carries them, and pairs
             are trained in the stages that `set_stages` was told.
+        splits: those whose images are read; each image is looked at, and decoded if the cache lacks it.
+        on_broken: what to do where images cannot be read: ``error``, or ``skip`` them with their captions.
+        list_in: folder for a list of those; None: none is written.
 
     Raises:
         UserError: a setting that cannot be, no tokenizer, or images that cannot be read.
@@ -77,16 +82,21 @@ class TBPSDataModule(L.LightningDataModule):
         *,
         tokenizer_path: str | Path,
         max_length: int,
+        img_size: Sequence[int],
         aug: Augmentation,
         sampler: str,
         num_instance: int,
         batch_size: int,
         eval_batch_size: int,
         num_workers: int | Literal["auto"],
+        cache: bool,
+        cache_dir: str | Path,
         augment_on: str,
-        open_images: Callable[[DatasetSplits], OpenedImages],
         seed: int,
         with_pids: bool = True,
+        splits: Sequence[str] = SPLITS,
+        on_broken: str = "error",
+        list_in: Path | None = None,
     ) -> None:
         super().__init__()
         check_choice("dataset.augment_on", augment_on, AUGMENT_ON)
@@ -101,7 +111,15 @@ class TBPSDataModule(L.LightningDataModule):
         self._views: Views | None = None
         self._device_views: DeviceViews | None = None
         self._masker: Masker | None = None
-        self.dataset, self._read = open_images(dataset)
+        height, width = img_size
+        self.dataset, self._read = open_images(  # last of all, since it may take long
+            dataset,
+            splits,
+            (height, width),
+            cache_dir=Path(cache_dir) if cache else None,
+            on_broken=on_broken,
+            list_in=list_in,
+        )
         self._stages = np.ones(len(self.text_images), dtype=np.int64)
 
     @property
@@ -260,19 +278,18 @@ class TBPSDataModule(L.LightningDataModule):
 def build_data(cfg: DictConfig, splits: Sequence[str] = SPLITS) -> TBPSDataModule:
     """Returns the datamodule that `cfg.dataset`, `cfg.aug` and `cfg.backbone` describe.
 
-    Every image is looked at, and decoded if the cache lacks it: a broken one is better found before training.
+    A training ends in a test: a broken image of any split is better found before.
 
     Args:
         cfg: the config of a run.
-        splits: the images of those are read.
+        splits: those whose images are read.
 
     Raises:
         UserError: the dataset is absent or damaged, images cannot be read, or a setting cannot be.
     """
     options = cfg.dataset
     reading = ("language", "val_protocol", "val_identities", "proportion", "fold_id")
-    opening = ("cache", "cache_dir", "on_broken")
-    loading = (key for key in options if key not in (*reading, *opening, "name", "label"))
+    loading = (key for key in options if key not in (*reading, "name", "label"))
     dataset = read_dataset(
         options.name, cfg.dataset_root_dir, **{key: options[key] for key in reading}, seed=cfg.split_seed
     )
@@ -280,16 +297,11 @@ def build_data(cfg: DictConfig, splits: Sequence[str] = SPLITS) -> TBPSDataModul
         dataset,
         tokenizer_path=cfg.backbone.folder,
         max_length=cfg.backbone.max_length,
+        img_size=cfg.img_size,
         aug=instantiate(cfg.aug),
         **{key: options[key] for key in loading},
-        open_images=partial(
-            open_images,
-            splits=splits,
-            size=tuple(cfg.img_size),
-            cache_dir=Path(options.cache_dir) if options.cache else None,
-            on_broken=options.on_broken,
-            folder=None if rank_zero_only.rank else Path(cfg.run_dir),  # type: ignore[attr-defined]
-        ),
         seed=cfg.seed,
         with_pids=cfg.pseudo_label.name == "none",
+        splits=splits,
+        list_in=None if rank_zero_only.rank else Path(cfg.run_dir),  # type: ignore[attr-defined]
     )

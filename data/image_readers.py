@@ -32,7 +32,7 @@ def open_images(
     *,
     cache_dir: Path | None,
     on_broken: str,
-    folder: Path | None,
+    list_in: Path | None,
 ) -> OpenedImages:
     """Looks at every image of `splits`; decodes those that the cache lacks.
 
@@ -42,7 +42,7 @@ def open_images(
         size: (height, width).
         cache_dir: of all caches; None: images are read from their files.
         on_broken: what to do where images cannot be read: ``error``, or ``skip`` them with their captions.
-        folder: where `LIST_FILE` goes, which lists all of them; None: nowhere.
+        list_in: folder for `LIST_FILE`, which names all of those; None: it is not written.
 
     Raises:
         ImageError: images cannot be read, and are not to be skipped.
@@ -54,17 +54,17 @@ def open_images(
     cache = None if cache_dir is None else ImageCache(cache_dir, dataset.folder, size)
     images: CheckedImages = FileImages(records, size) if cache is None else cache.reader(records)
     if images.broken:
-        listed = None if folder is None else _list_in(folder, images.broken)
+        listed = None if list_in is None else _write_list(list_in, images.broken)
         if on_broken == "error":
             raise ImageError(_refusal(dataset.folder, images.broken, listed))
     return OpenedImages(_readable(dataset, splits, images), images)
 
 
-def _list_in(folder: Path, broken: Sequence[BrokenImage]) -> Path:
+def _write_list(folder: Path, broken: Sequence[BrokenImage]) -> Path:
     """Returns the file in `folder` that now has a line for each of the images."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = (f"{record.image_path}\tidentity {record.pid}\t{why}\n" for record, why in broken)
-    (folder / LIST_FILE).write_text("".join(lines), encoding="utf-8")
+    (folder / LIST_FILE).write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
     return folder / LIST_FILE
 
 

@@ -1,5 +1,3 @@
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +13,6 @@ from torchvision.transforms.v2 import RandomErasing, RandomHorizontalFlip
 from transformers import PreTrainedTokenizerFast
 
 from data.annotations import DatasetSplits, Record
-from data.annotations.layouts import SPLITS
 from data.augmentation import Augmentation, RandomWordDeletion
 from data.batch import (
     IMAGE,
@@ -35,7 +32,6 @@ from data.batch import (
     Batch,
     Tokens,
 )
-from data.image_readers import OpenedImages, open_images
 from data.views import PROVIDED_BY
 from lightning_data import TBPSDataModule
 from utils.config import register_resolvers
@@ -83,25 +79,21 @@ def tokenizer_path(tmp_path: Path) -> Path:
     return tmp_path / "tokenizer"
 
 
-def opening(splits: Sequence[str] = SPLITS, cache_dir: Path | None = None, **options: Any) -> partial[OpenedImages]:
-    """Returns what opens images of 16 x 8, from their files unless there is a `cache_dir`."""
-    options = {"on_broken": "error", "folder": None} | options
-    return partial(open_images, splits=splits, size=(16, 8), cache_dir=cache_dir, **options)
-
-
 @pytest.fixture
-def settings(tokenizer_path: Path) -> dict[str, Any]:
+def settings(tokenizer_path: Path, tmp_path: Path) -> dict[str, Any]:
     return {
         "tokenizer_path": tokenizer_path,
         "max_length": 5,
+        "img_size": [16, 8],
         "aug": AUGMENTATION,
         "sampler": "random",
         "num_instance": 4,
         "batch_size": 8,
         "eval_batch_size": 4,
         "num_workers": 0,
+        "cache": False,
+        "cache_dir": tmp_path / "cache",
         "augment_on": "worker",
-        "open_images": opening(),
         "seed": 1,
     }
 
@@ -216,11 +208,10 @@ class TestTraining:
 
 class TestImageCache:
     def test_no_image_file_is_read_after_the_cache_was_filled(
-        self, dataset: DatasetSplits, settings: dict[str, Any], tmp_path: Path
+        self, dataset: DatasetSplits, settings: dict[str, Any]
     ) -> None:
         plain = TBPSDataModule(dataset, **settings)
-        from_cache = {"open_images": opening(cache_dir=tmp_path / "cache"), "num_workers": 1}
-        cached = TBPSDataModule(dataset, **settings | from_cache)
+        cached = TBPSDataModule(dataset, **settings | {"cache": True, "num_workers": 1})
         loaded: list[list[Batch]] = []
         for data in (plain, cached):
             data.set_views(ALL_VIEWS)
@@ -235,16 +226,13 @@ class TestImageCache:
             assert_same(first, second)
 
     @pytest.mark.parametrize("cache", [False, True])
-    def test_a_test_decodes_no_other_split(
-        self, dataset: DatasetSplits, settings: dict[str, Any], tmp_path: Path, cache: bool
-    ) -> None:
+    def test_a_test_decodes_no_other_split(self, dataset: DatasetSplits, settings: dict[str, Any], cache: bool) -> None:
         for record in dataset.train:
             record.image_path.unlink()
-        cache_dir = tmp_path / "cache" if cache else None
-        data = TBPSDataModule(dataset, **settings | {"open_images": opening(["test"], cache_dir)})
+        data = TBPSDataModule(dataset, **settings | {"cache": cache, "splits": ["test"]})
         assert (len(dataset.test), len(list(data.test_dataloader()[0]))) == (10, 3)
         with pytest.raises(UserError, match="there is no such file"):
-            TBPSDataModule(dataset, **settings | {"open_images": opening(cache_dir=cache_dir)})
+            TBPSDataModule(dataset, **settings | {"cache": cache})
 
 
 class TestAugmentOnDevice:
@@ -344,8 +332,7 @@ class TestUnderLightning:
     def test_it_trains_and_tests(
         self, dataset: DatasetSplits, settings: dict[str, Any], tmp_path: Path, augment_on: str
     ) -> None:
-        from_cache = {"open_images": opening(cache_dir=tmp_path / "cache"), "augment_on": augment_on}
-        data = TBPSDataModule(dataset, **settings | from_cache)
+        data = TBPSDataModule(dataset, **settings | {"cache": True, "augment_on": augment_on})
         data.set_views(ALL_VIEWS)
         trainer = self.trainer(tmp_path)
         trainer.fit(Reader(), datamodule=data)
@@ -390,6 +377,16 @@ class TestDescription:
             "test 10 images, 20 captions, 5 identities; 24 captions cut to 5 tokens (the longest has 7); "
             "images of one color: 40 (`uv run python -m data.doctor toy` names them)"
         )
+
+    def test_what_was_left_out_of_training_is_no_class(
+        self, dataset: DatasetSplits, settings: dict[str, Any], tmp_path: Path
+    ) -> None:
+        for record in dataset.train[:3]:
+            record.image_path.write_bytes(b"broken")
+        data = TBPSDataModule(dataset, **settings | {"on_broken": "skip", "list_in": tmp_path / "run"})
+        assert (data.num_classes, len(data.text_images)) == (11, 42)
+        assert "left out of train because images cannot be read: images 3, captions 6, identities 1" in data.describe()
+        assert (tmp_path / "run" / "broken_images.txt").is_file()
 
     def test_the_token_table_must_reach_the_largest_id(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
         data = TBPSDataModule(dataset, **settings)

@@ -25,6 +25,7 @@ TURNS: Final = {  # EXIF orientation -> what makes the image upright
     8: Transpose.ROTATE_90,
 }
 RANGES: Final = (1, 255, 65_535)
+LARGEST_FILE: Final = 2**30  # bytes; pixels of 8 bytes, as many as Pillow takes for no bomb, are fewer
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of size bombs, which `read_rgb` refuses, and damaged EXIF data
 
@@ -54,15 +55,17 @@ def image_faults() -> Iterator[None]:
 
 
 def check_file(status: stat_result) -> stat_result:
-    """Returns `status`, that of an image file, if there is something in the file to read.
+    """Returns `status`, that of an image file, if there is something in the file to read, and not too much.
 
     Raises:
-        BadImageError: it is empty, or no file.
+        BadImageError: it is empty, too large, or no file.
     """
     if not stat.S_ISREG(status.st_mode):
         raise BadImageError("unreadable", "not a file")
     if status.st_size == 0:
         raise BadImageError("empty", "the file is empty")
+    if status.st_size > LARGEST_FILE:
+        raise BadImageError("unreadable", f"{status.st_size:,} bytes, more than the {LARGEST_FILE:,} that are read at most")
     return status
 
 
@@ -119,7 +122,7 @@ def _has_8_bits(image: Image.Image) -> bool:
 
 def _in_8_bits(image: Image.Image, opened: Image.Image) -> Image.Image:
     """Returns a grey image of more than 8 bits as one of 8; `opened` knows its format."""
-    values = np.asarray(image).astype(np.float64)
+    values = np.asarray(image).astype(np.float32)
     tags: Any = getattr(opened, "tag_v2", {})
     full = _full_range(image, opened.format, values, bits=tags.get(ExifTags.Base.BitsPerSample, (16,))[0])
     grey = values.clip(0, full) / full

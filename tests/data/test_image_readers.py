@@ -41,7 +41,7 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
 
     def run(dataset: DatasetSplits, splits: Any = SPLITS, on_broken: str = "error") -> OpenedImages:
         return open_images(
-            dataset, splits, SIZE, cache_dir=cache_dir, on_broken=on_broken, folder=tmp_path / "outputs" / "run"
+            dataset, splits, SIZE, cache_dir=cache_dir, on_broken=on_broken, list_in=tmp_path / "outputs" / "run"
         )
 
     return run

@@ -169,7 +169,11 @@ def test_a_format_that_another_program_would_execute_is_no_image() -> None:
 def test_what_is_no_file_with_something_in_it_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     os.mkfifo(tmp_path / "pipe")
-    for name, fault in (("nothing", "missing"), ("empty", "empty"), ("pipe", "unreadable"), (".", "unreadable")):
+    (tmp_path / "loop").symlink_to("loop")
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(2**40)  # takes no room
+    faults = {"nothing": "missing", "empty": "empty"} | dict.fromkeys(("pipe", ".", "loop", "huge"), "unreadable")
+    for name, fault in faults.items():
         with pytest.raises(BadImageError) as error:
             read_bytes(tmp_path / name)
         assert error.value.fault == fault
