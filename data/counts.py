@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from data.annotations import DatasetSplits
+from data.annotations.values import short
 from data.datasets import captions_of
 from data.oddities import ODDITIES
 from data.tokens import Tokenize
@@ -61,7 +62,8 @@ def describe(dataset: DatasetSplits, counts: DatasetCounts, max_length: int) -> 
         told[-1] += f" (`uv run python -m data.doctor {dataset.name}` names them)"
     if dataset.respelled:
         written, on_disk = next(iter(dataset.respelled.items()))
-        told.append(f"image paths spelled otherwise on disk: {len(dataset.respelled):,} ({on_disk} for {written})")
+        example = f"{short(on_disk)} for {short(written)}"
+        told.append(f"image paths spelled otherwise on disk: {len(dataset.respelled):,} ({example})")
     for split, skipped in dataset.skipped.items():
         if skipped.images:
             lost = f"images {skipped.images:,}, captions {skipped.captions:,}, identities {skipped.ids:,}"
