@@ -2,8 +2,12 @@
 
 from typing import Final
 
-import simplejpeg
 from PIL import Image
+
+try:
+    import simplejpeg
+except ImportError:  # a machine without network may lack it: nothing is then called damaged
+    simplejpeg = None  # type: ignore[assignment]
 
 ODDITIES: Final = {"constant": "of one color", "damaged": "with damaged JPEG data", "small": "under 8 pixels a side"}
 ONE_COLOR: Final = 2  # levels that the pixels of an image of one color may differ by, after compression
@@ -27,7 +31,7 @@ def jpeg_damage(content: bytes) -> str | None:
     It notices where the data does not end with the image, and codes that do not exist. Damage that happens to be
     another valid JPEG, as most single wrong bytes are, only a checksum could tell.
     """
-    if not content.startswith(b"\xff\xd8"):
+    if simplejpeg is None or not content.startswith(b"\xff\xd8"):
         return None
     try:
         simplejpeg.decode_jpeg(content, "GRAY", fastdct=True, fastupsample=True, strict=True)
