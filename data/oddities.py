@@ -7,7 +7,7 @@ from PIL import Image
 try:
     import simplejpeg
 except ImportError:  # a machine without network may lack it: nothing is then called damaged
-    simplejpeg = None  # type: ignore[assignment]
+    simplejpeg = None
 
 ODDITIES: Final = {"constant": "of one color", "damaged": "with damaged JPEG data", "small": "under 8 pixels a side"}
 ONE_COLOR: Final = 2  # levels that the pixels of an image of one color may differ by, after compression
