@@ -36,7 +36,7 @@ CLAIMS: Final = tuple(  # the most important first: the last ones go without whe
         ("clustering", "CPCL's pseudo labels are those of the CPU", 30, "ranking:clustering"),
         ("grad_cache", "memory stays flat over the batch under GradCache", 45, "options:grad_cache"),
         ("processes", "a step of two processes is the step of one", 30, "processes:processes"),
-        ("adamw8bit", "8-bit optimizer states take the memory that is planned", 15, "options:adamw8bit"),
+        ("adamw8bit", "8-bit optimizer states take the memory that is planned", 25, "options:adamw8bit"),
         ("compile", "compiled towers are faster and compile once", 100, "options:compiled"),
     )
 )

@@ -5,7 +5,6 @@
 makes the larger ones, while the first claims keep the GPU busy.
 """
 
-import contextlib
 import sys
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def drawn_root(bench: Bench) -> Path:
 
 def _make(folder: Path, spec: SyntheticSpec, steps: int) -> Path:
     root = folder / "drawn"
-    with FileLock(folder / "drawn.lock"), contextlib.redirect_stdout(None):
+    with FileLock(folder / "drawn.lock"):
         generate(root, spec)
         prepare(BACKBONE, root, steps=steps)
     return root

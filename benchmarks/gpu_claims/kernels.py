@@ -29,7 +29,6 @@ KINDS: Final = (  # of a kernel, by its name: the first that matches
     ("copies", re.compile(r"memcpy|memset", re.I)),
     ("optimizer", re.compile(r"multi_tensor|fused_?adam", re.I)),
 )
-WAITS: Final = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 SYNCHRONIZES: Final = "synchronizing CUDA operation"
 ROOT: Final = Path(__file__).parents[2]
 
@@ -61,7 +60,6 @@ def _profile(bench: Bench, recipe: Recipe) -> None:
     forms = Counter(ATTENTION[event.name()] for event in events if event.name() in ATTENTION)
     ran = [Kernel(e.name(), e.start_ns(), e.start_ns() + e.duration_ns()) for e in events if is_on_gpu(e)]
     shares = shares_by_kind(ran)
-    waits = sum(event.name() in WAITS for event in events) / STEPS
     with counted_synchronizations() as places:
         for _ in range(STEPS):
             trainee.step()
@@ -77,7 +75,6 @@ def _profile(bench: Bench, recipe: Recipe) -> None:
         ms_a_step=1000 * seconds,
         ms_busy=1000 * busy if ran else None,
         idle=1 - busy / seconds if ran else None,
-        waits_a_step=waits if ran else None,
         synchronizations_a_step=sum(places.values()) / STEPS if bench.on_gpu else None,
     )
     if ran:

@@ -97,10 +97,9 @@ class Runner:
         done: set[str] = set()
         while True:
             left = seconds - (time.monotonic() - start)
-            part = self._run_once(claim, left, frozenset(done), finding)
+            part = self._run_once(claim, left, done, finding)
             if part is None:
                 break
-            done.add(part)
             if seconds - (time.monotonic() - start) < GRACE:
                 break
             self._show(f"\nA new process goes on after {part!r}.")
@@ -128,14 +127,18 @@ class Runner:
         self._pipe.close()
         self._process = None
 
-    def _run_once(self, claim: Claim, seconds: float, done: frozenset[str], finding: Finding) -> str | None:
-        """Returns None when the claim has come to its end, or the part in which its process was lost."""
+    def _run_once(self, claim: Claim, seconds: float, done: set[str], finding: Finding) -> str | None:
+        """Returns None when the claim has come to its end, or the part in which its process was lost.
+
+        Args:
+            done: takes the parts that are begun, which are not begun again.
+        """
         part: str | None = None
         try:
             if self._process is None:
                 self.start()
             self._busy = True
-            self._pipe.send(Order(claim.target, seconds, done))
+            self._pipe.send(Order(claim.target, seconds, frozenset(done)))
             end = time.monotonic() + seconds + GRACE
             while self._pipe.poll(max(0.0, end - time.monotonic())):
                 kind, *values = self._pipe.recv()
@@ -144,6 +147,7 @@ class Runner:
                     return None
                 if kind == "part":
                     part = values[0]
+                    done |= {part} - {None}
                 elif kind == "lost":
                     raise EOFError(f"the device was lost: {values[0]}")
                 else:
