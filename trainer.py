@@ -74,7 +74,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         print(f"head    {line}", flush=True)
 
     trainer = _trainer(cfg, data)
-    trainer.fit(module, datamodule=data, ckpt_path=continued, weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=continued)  # read by AtomicCheckpointIO, which unpickles no code
     best = trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
     if not best:
         raise UserError(

@@ -112,11 +112,12 @@ def parameter_table(named_parameters: Iterable[tuple[str, nn.Parameter]], param_
 
     table = PrettyTable(["part", "group", "lr", "weight decay", "parameters"], align="r")
     table.align.update(part="l", group="l")
-    for part, owner in itertools.product(PARTS, rates):
-        if tensors := rows.get((part, owner)):
-            decay = "" if owner == FROZEN else f"{max(decays[tensor] for tensor in tensors):g}"
-            table.add_row([part, owner, rates[owner], decay, f"{_size(tensors):,}"])
-    table.add_divider()
+    shown = [of for of in itertools.product(PARTS, rates) if of in rows]
+    for part, owner in shown:
+        tensors = rows[part, owner]
+        decay = "" if owner == FROZEN else f"{max(decays[tensor] for tensor in tensors):g}"
+        last = (part, owner) == shown[-1]
+        table.add_row([part, owner, rates[owner], decay, f"{_size(tensors):,}"], divider=last)
     trained, everything = _size(decays), _size(parameters.values())
     table.add_row(["trainable", f"{trained / everything:.1%}", "", "", f"{trained:,}"])
     table.add_row(["all", "", "", "", f"{everything:,}"])

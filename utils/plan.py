@@ -76,8 +76,7 @@ class Plan:
         step = self.traced.step
         sizes = (step.weights, step.gradients, step.optimizer, step.activations, self.reserve)
         for name, size in zip((WEIGHTS, GRADIENTS, STATES, OTHER, "reserve"), sizes, strict=True):
-            table.add_row([name, gib(size)])
-        table.add_divider()
+            table.add_row([name, gib(size)], divider=name == "reserve")
         table.add_row(["together", gib(self.peak)])
         return "\n".join(
             [

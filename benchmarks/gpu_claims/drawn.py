@@ -1,0 +1,37 @@
+"""The drawn dataset and its tiny backbone, made once for all claims that train on them.
+
+    python -m benchmarks.gpu_claims.drawn FOLDER
+
+makes the larger ones, while the first claims keep the GPU busy.
+"""
+
+import sys
+from pathlib import Path
+
+from filelock import FileLock
+
+from benchmarks.gpu_claims.bench import Bench
+from data.synthetic import SyntheticSpec, generate
+from prepare_checkpoints import prepare
+
+# Large enough that R@1 says something, small enough for seconds; without a GPU, as small as can be.
+LARGE, LARGE_STEPS = SyntheticSpec(train=600, val=60, test=100), 150
+TINY, TINY_STEPS = SyntheticSpec(train=16, val=4, test=5, images_per_identity=2, height=64, width=32), 2
+BACKBONE = "tiny_siglip"
+
+
+def drawn_root(bench: Bench) -> Path:
+    """Returns a `dataset_root_dir` with the drawn dataset and `BACKBONE`."""
+    return _make(bench.folder, *((LARGE, LARGE_STEPS) if bench.on_gpu else (TINY, TINY_STEPS)))
+
+
+def _make(folder: Path, spec: SyntheticSpec, steps: int) -> Path:
+    root = folder / "drawn"
+    with FileLock(folder / "drawn.lock"):
+        generate(root, spec)
+        prepare(BACKBONE, root, steps=steps)
+    return root
+
+
+if __name__ == "__main__":
+    _make(Path(sys.argv[1]), LARGE, LARGE_STEPS)

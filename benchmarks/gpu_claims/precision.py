@@ -1,0 +1,76 @@
+"""Claim: fp16 with its scaler, bf16 and fp32 train the same model, and have nearly the same gradients."""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.gpu_claims.bench import Bench
+from benchmarks.gpu_claims.steps import Recipe, Trainee, seconds_each, some_recipes
+
+PRECISIONS = {"32-true": 1.0, "bf16-mixed": 0.97, "16-mixed": 0.99}  # -> least cosine of all gradients to those of fp32
+PAIRS = 16  # fp32 has to fit too
+WEIGHTY = 1e-3  # of the norm of all gradients, that of a tensor which is looked at alone
+
+Gradients = dict[str, Tensor]
+
+
+def precision(bench: Bench) -> None:
+    """Compares gradients at the same weights, then takes steps under each precision."""
+    bench.parts({recipe.label: partial(_compare, bench, recipe) for recipe in some_recipes(bench)})
+
+
+def _compare(bench: Bench, recipe: Recipe) -> None:
+    size = PAIRS if bench.on_gpu else 8
+    exact = None
+    for name, least in PRECISIONS.items():
+        trainee = Trainee(recipe.compose(f"trainer.precision={name}"), bench.device, size)
+        for dropout in (part for part in trainee.module.modules() if isinstance(part, nn.Dropout)):
+            dropout.p = 0.0  # precisions draw it differently
+        found = _gradients(trainee)
+        exact = exact or found
+        cosine, (worst, at) = _cosines(found, exact)
+        before = trainee.scaler.get_scale()
+        losses: list[Tensor] = []
+        seconds = seconds_each(bench, lambda losses=losses, step=trainee.step: losses.append(step()), most=1.5)
+        bench.row(
+            recipe=recipe.label,
+            precision=name,
+            cosine_to_fp32=f"{cosine:.5f}",
+            lowest_of_a_tensor=f"{worst:.5f}",
+            which=at,
+            loss=losses[0].item(),
+            steps=str(len(losses)),
+            loss_scale=f"{before:g} -> {trainee.scaler.get_scale():g}" if trainee.scaler.is_enabled() else "-",
+            pairs_a_second=trainee.size / seconds,
+        )
+        bench.expect(bool(torch.stack(losses).isfinite().all()), f"{name}: a loss is not finite")
+        bench.expect(cosine >= least, f"{name}: the cosine to the gradients of fp32 is {cosine:.4f}, not {least}")
+        del trainee, found
+        bench.free()
+
+
+def _gradients(trainee: Trainee) -> Gradients:
+    """Returns the gradients at the first weights; fp16's are scaled down until all are finite, as a scaler would."""
+    scale = 2.0**16 if trainee.scaler.is_enabled() else 1.0
+    while True:
+        trainee.module.zero_grad()
+        (trainee.loss()[0] * scale).backward()
+        found = {n: p.grad / scale for n, p in trainee.module.named_parameters() if p.grad is not None}
+        if scale <= 1 or all(bool(gradient.isfinite().all()) for gradient in found.values()):
+            trainee.module.zero_grad()
+            return found
+        scale /= 2
+
+
+def _cosines(found: Gradients, exact: Gradients) -> tuple[float, tuple[float, str]]:
+    """Returns the cosine of all gradients together, and the lowest of a tensor that weighs something, with its name."""
+    products = {name: _products(found[name], gradient) for name, gradient in exact.items()}
+    dot, own, other = (sum(values) for values in zip(*products.values(), strict=True))
+    alone = [(d / (a * b) ** 0.5, name) for name, (d, a, b) in products.items() if a and b > WEIGHTY**2 * other]
+    return dot / (own * other) ** 0.5, min(alone)
+
+
+def _products(a: Tensor, b: Tensor) -> tuple[float, float, float]:
+    a, b = a.double().flatten(), b.double().flatten()
+    return float(a @ b), float(a @ a), float(b @ b)

@@ -1,0 +1,68 @@
+"""Claim: every recipe of the table of planned peaks trains on the card, and takes the memory that is planned."""
+
+import os
+from concurrent.futures import Future, ProcessPoolExecutor
+from functools import partial
+from math import isfinite
+from multiprocessing import get_context
+
+import torch
+
+from benchmarks.gpu_claims.bench import GIB, Bench
+from benchmarks.gpu_claims.steps import Recipe, Trainee, all_recipes, seconds_each
+from lightning_models import trace_step
+
+AGREE = (0.85, 1.1)  # of the planned peak that may be allocated
+
+
+def recipes(bench: Bench) -> None:
+    """Trains each recipe for some steps. Other processes, which do not see the GPU, plan meanwhile."""
+    runs = all_recipes(bench)
+    cores = os.cpu_count() or 1
+    with ProcessPoolExecutor(max(1, min(6, cores // 2)), get_context("spawn"), _without_gpu) as pool:
+        plans = {recipe: pool.submit(planned, recipe) for recipe in runs}
+        try:
+            bench.parts({recipe.label: partial(_measure, bench, recipe, plans[recipe]) for recipe in runs})
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def planned(recipe: Recipe) -> float:
+    """Returns the GiB that a step is planned to have at its peak, without the reserve."""
+    cfg = recipe.compose()
+    return trace_step(cfg, cfg.dataset.batch_size).step.total / GIB
+
+
+def _without_gpu() -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    torch.set_num_threads(1)
+
+
+def _measure(bench: Bench, recipe: Recipe, plan: Future[float]) -> None:
+    trainee = Trainee(recipe.compose(), bench.device)
+    trainee.step()  # now the optimizer has its state
+    allocated, reserved = trainee.peak()
+    losses: list[torch.Tensor] = []
+    seconds = seconds_each(bench, lambda: losses.append(trainee.step()), most=2.0)
+    loss = losses[-1].item()
+    try:
+        expected = plan.result(timeout=max(1.0, bench.left()))
+    except TimeoutError:
+        expected = None
+    share = None if expected is None else allocated / expected
+    bench.row(
+        recipe=recipe.label,
+        batch=str(trainee.size),
+        precision=trainee.precision,
+        planned_GiB=expected,
+        allocated_GiB=allocated,
+        of_planned=share,
+        reserved_GiB=reserved,
+        ms_a_step=1000 * seconds,
+        pairs_a_second=trainee.pairs / seconds,
+        loss=loss,
+    )
+    bench.expect(all(isfinite(value) for value in torch.stack(losses).tolist()), "a loss is not finite")
+    bench.expect(not trainee.stray, f"{trainee.stray} bytes on the device belong to no parameter and no buffer")
+    if share is not None and bench.on_gpu:
+        bench.expect(AGREE[0] <= share <= AGREE[1], f"a step takes {share:.2f} times what is planned")
