@@ -28,7 +28,7 @@ from model.objectives.build import build_objective
 from model.objectives.finite import FiniteLosses
 from model.prototypes import Labeller, Modality, PrototypeMemory
 from model.tbps import TBPS
-from solver.optimizers import learning_rates
+from solver.optimizers import can_fuse, learning_rates
 from solver.stand_in import AdamW8bitStates
 from utils.checkpoints import frozen_names, load_weights
 from utils.errors import UserError, check_positive
@@ -126,7 +126,7 @@ class LitRanker(L.LightningModule):
         # trainer.validate ranks the chosen checkpoint once more, which is no point of the curve over training.
         is_on_curve = self.trainer.state.fn != TrainerFn.VALIDATING
         for name, value in self.figures(split).items():
-            self.log(name, value, prog_bar=name == "val/t2i/R1", logger=is_on_curve)
+            self.log(name, value, logger=is_on_curve)
 
     def _collected(self) -> Encodings:
         return Encodings(*self._collect(IMAGE), *self._collect(TEXT))
@@ -284,7 +284,7 @@ class LitTBPS(LitRanker):
             self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
 
     def _log_report(self, report: LossReport) -> None:
-        self.log("train/loss", report.total.detach(), prog_bar=True)
+        self.log("train/loss", report.total.detach())  # prog_bar=True would read it, and wait, at every step
         if not self._is_logging_step():
             return
         scale, bias = self.encoder.temperature()
@@ -337,10 +337,11 @@ def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
     if micro_batch is not None:
         check_positive("grad_cache.micro_batch", micro_batch)
         refuse_tokens(objective)
+    fused = can_fuse(cfg.optimizer.fused, str(cfg.trainer.precision), cfg.trainer.gradient_clip_val)
     return LitTBPS(
         encoder,
         objective,
-        make_optimizer=instantiate(cfg.optimizer),
+        make_optimizer=instantiate(cfg.optimizer, fused=fused),
         make_scheduler=instantiate(cfg.scheduler),
         config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
         seed=cfg.seed,

@@ -27,8 +27,7 @@ def build_optimizer(
         name: of the recipe, as in `config/optimizer/`.
         algorithm: "adamw", "adam", or "adamw8bit" (bitsandbytes).
         param_groups: see `solver.groups.split_parameters`.
-        fused: whether one kernel updates all parameters; None: where all are on a CUDA device. Lightning
-            refuses a fused optimizer that clips gradients under fp16 with a scaler.
+        fused: whether one kernel updates all parameters; None: where all are on a CUDA device. See `can_fuse`.
 
     Raises:
         UserError: unknown algorithm, bitsandbytes missing, or groups that cannot be.
@@ -54,6 +53,25 @@ def build_optimizer(
         for decay, parameters in group.by_decay()
     ]
     return ALGORITHMS[algorithm](groups, fused)
+
+
+def can_fuse(fused: bool | None, precision: str, gradient_clip_val: float | None) -> bool | None:
+    """Returns `fused`, or False instead of None where gradients are clipped while they are scaled for fp16.
+
+    A fused optimizer takes the scale away itself, which is after clipping; Lightning refuses it then.
+
+    Raises:
+        UserError: it was asked for there.
+    """
+    if precision != "16-mixed" or not gradient_clip_val:
+        return fused
+    if fused:
+        raise UserError(
+            f"optimizer.fused=true cannot be with trainer.gradient_clip_val={gradient_clip_val} under "
+            "trainer.precision=16-mixed, where gradients are scaled: leave optimizer.fused=null, or set "
+            "trainer.precision=bf16-mixed"
+        )
+    return False
 
 
 def learning_rates(optimizer: Optimizer) -> dict[str, float]:

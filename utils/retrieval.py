@@ -20,9 +20,14 @@ def full_precision() -> Iterator[None]:
     before = [product.fp32_precision for product in products]
     for product in products:
         product.fp32_precision = "ieee"
+    older = torch.get_float32_matmul_precision()
+    if older != "highest":  # CUDA refuses to read settings of which the older and the newer kind contradict each other
+        torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
+        if older != "highest":
+            torch.set_float32_matmul_precision(older)
         for product, precision in zip(products, before, strict=True):
             product.fp32_precision = precision
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import compress
 from math import log
 from typing import Final, Literal
 
@@ -181,14 +182,16 @@ class Slots:
     """
 
     def __init__(self, facts: Facts, levels: Sequence[str]) -> None:
-        every = [(level, number + 1) for level, count in facts.slots.items() for number in range(count)]
-        self.names = [f"{level}_{number}" for level, number in every if level in levels]
-        self._total = len(every)
-        self._places = [place for place, (level, _) in enumerate(every) if level in levels]
+        counts = {level: count for level, count in facts.slots.items() if level in levels}
+        self.names = [f"{level}_{number + 1}" for level, count in counts.items() for number in range(count)]
+        self._sizes = list(facts.slots.values())
+        self._chosen = [level in levels for level in facts.slots]
 
     def of(self, rows: Tensor) -> Tensor:
         """Returns ``(B, K, D)``, the K slots of the levels, from all of them: ``(B, slots, D)`` or side by side."""
-        return (rows if rows.ndim == 3 else rows.unflatten(1, (self._total, -1)))[:, self._places]
+        slots = rows if rows.ndim == 3 else rows.unflatten(1, (sum(self._sizes), -1))
+        # Not slots[:, places]: a list travels to the device, and the host waits for it.
+        return torch.cat([slots[:, :0], *compress(slots.split(self._sizes, dim=1), self._chosen)], dim=1)
 
 
 def _active(hinges: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from solver.optimizers import build_optimizer, learning_rates
+from solver.optimizers import build_optimizer, can_fuse, learning_rates
 from utils.errors import UserError
 
 GROUPS = {
@@ -110,3 +110,11 @@ def test_adamw8bit_gets_the_same_groups(monkeypatch: pytest.MonkeyPatch):
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0, 0.0]
     with pytest.raises(UserError, match="no fused form"):
         build(model(), "adamw8bit", fused=True)
+
+
+def test_nothing_is_fused_where_scaled_gradients_are_clipped():
+    assert can_fuse(None, "16-mixed", 1.0) is False
+    assert [can_fuse(None, "16-mixed", None), can_fuse(None, "bf16-mixed", 1.0)] == [None, None]
+    assert can_fuse(True, "bf16-mixed", 1.0) is True
+    with pytest.raises(UserError, match=r"optimizer\.fused=true cannot be with trainer\.gradient_clip_val=0\.5"):
+        can_fuse(True, "16-mixed", 0.5)

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from utils import retrieval
 from utils.errors import UserError
 from utils.metrics import METRICS
-from utils.retrieval import both_directions, retrieval_metrics, top_k
+from utils.retrieval import both_directions, full_precision, retrieval_metrics, top_k
 
 Case = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -332,3 +332,31 @@ def test_docstring_examples() -> None:
     result = doctest.testmod(retrieval)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+MATMUL = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("older", "newer"), [("highest", ("none", "none")), ("high", None), ("medium", None), ("highest", ("tf32", "bf16"))]
+)
+def test_full_precision_is_readable_inside_and_gone_after(older: str, newer: tuple[str, str] | None) -> None:
+    """CUDA's matrix products read settings, an error where the older and the newer kind contradict each other."""
+    start = [product.fp32_precision for product in MATMUL]
+    torch.set_float32_matmul_precision(older)
+    try:
+        for product, precision in zip(MATMUL, newer or (), strict=newer is not None):
+            product.fp32_precision = precision
+        before = [product.fp32_precision for product in MATMUL]
+        with full_precision():
+            assert not torch.backends.cuda.matmul.allow_tf32
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert {product.fp32_precision for product in MATMUL} == {"ieee"}
+        assert [product.fp32_precision for product in MATMUL] == before
+        if newer is None:
+            assert torch.get_float32_matmul_precision() == older
+            assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        for product, precision in zip(MATMUL, start, strict=True):
+            product.fp32_precision = precision
