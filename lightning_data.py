@@ -1,7 +1,7 @@
 """TBPSDataModule: a dataset, its views and its sampler, as loaders."""
 
 from collections.abc import Collection, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -32,13 +32,15 @@ from data.counts import DatasetCounts, count, describe
 from data.datasets import CaptionDataset, Collate, ImageDataset, PairDataset, captions_of
 from data.device_views import DeviceViews
 from data.image_readers import ImageReaders
-from data.images import read_image
+from data.images import ImageReader, read_image
+from data.limits import limit_splits, overfit
 from data.loader import ResumableLoader, evaluation_loader, worker_processes
 from data.masking import Masker
 from data.samplers import Sampling
 from data.tokens import Tokenize, load_tokenizer
 from data.views import Views
 from utils.errors import UserError, check_choice, check_positive
+from utils.surroundings import check_room_for_workers
 
 AUGMENT_ON = ("auto", "worker", "device")
 
@@ -203,6 +205,30 @@ class TBPSDataModule(L.LightningDataModule):
         """What the splits hold."""
         return count(self.dataset, self.tokenize)
 
+    def check_loading(self) -> None:
+        """Passes when the processes of the trainer can make up batches and hold those that are loaded ahead.
+
+        Raises:
+            UserError: they cannot.
+        """
+        processes, splits = self._share["world_size"], (self.dataset.train, self.dataset.val, self.dataset.test)
+        images = min(self._eval_batch_size, max(map(len, splits)))
+        if self._views is not None:
+            self.training_batches(processes)
+            views = 1 if self._augments_on_device else self._views.image_count
+            images = max(images, views * self._sampling.batch_size // processes)
+        on_machine = self.trainer.num_devices if self.trainer else 1
+        check_room_for_workers(self._workers(), 3 * images * self._img_size[0] * self._img_size[1], on_machine)
+
+    def training_batches(self, world_size: int = 1) -> int:
+        """Returns how many batches an epoch has, whatever the number of processes.
+
+        Raises:
+            UserError: they cannot be made up of this training set, or not shared out over so many processes.
+        """
+        dataset = self._training_set(partial(read_image, size=self._img_size))
+        return len(self._sampling.sampler(dataset, self._stages, rank=0, world_size=world_size))
+
     def describe(self) -> str:
         """Returns one line on the dataset for the start of a run."""
         return describe(self.dataset, self.counts, self.tokenize.max_length)
@@ -213,15 +239,7 @@ class TBPSDataModule(L.LightningDataModule):
             self._images(split)
 
     def train_dataloader(self) -> ResumableLoader:
-        if self._views is None:
-            raise RuntimeError("set_views(objective.needs) comes before training")
-        dataset = PairDataset(
-            self.dataset.train,
-            self._images("train"),
-            self._views,
-            with_pids=self._with_pids,
-            later=self._augments_on_device,
-        )
+        dataset = self._training_set(self._images("train"))
         sampler = self._sampling.sampler(dataset, self._stages, **self._share)
         collate = Collate(self.tokenize, self._masker)
         return ResumableLoader(dataset, sampler, collate, num_workers=self._workers())
@@ -255,6 +273,13 @@ class TBPSDataModule(L.LightningDataModule):
             return {"rank": 0, "world_size": 1}
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
+    def _training_set(self, read: ImageReader) -> PairDataset:
+        if self._views is None:
+            raise RuntimeError("set_views(objective.needs) comes before training")
+        return PairDataset(
+            self.dataset.train, read, self._views, with_pids=self._with_pids, later=self._augments_on_device
+        )
+
     def _evaluation_loaders(self, split: str) -> list[DataLoader[Batch]]:
         records = getattr(self.dataset, split)
         images, captions = ImageDataset(records, self._images(split)), CaptionDataset(records)
@@ -276,10 +301,14 @@ def build_data(cfg: DictConfig) -> TBPSDataModule:
     """
     options = cfg.dataset
     reading = ("language", "val_protocol", "val_identities", "proportion", "fold_id")
-    loading = (key for key in options if key not in (*reading, "name", "label"))
+    loading = (key for key in options if key not in (*reading, "name", "label", "overfit_pairs"))
     splits = read_dataset(
         options.name, cfg.dataset_root_dir, **{key: options[key] for key in reading}, seed=cfg.split_seed
     )
+    if options.overfit_pairs is not None:
+        splits = overfit(splits, options.overfit_pairs)
+    limits = {"val": cfg.trainer.limit_val_batches, "test": cfg.trainer.limit_test_batches}
+    splits = limit_splits(splits, limits, options.eval_batch_size)
     return TBPSDataModule(
         splits,
         tokenizer_path=cfg.backbone.folder,

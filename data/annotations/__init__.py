@@ -30,6 +30,7 @@ class DatasetSplits:
 
     validation: where `val` comes from: the file's own split, identities held out of train, or the test split
         ("test": checkpoints are then chosen on test, which every table must say).
+    limits: what was left out to try a run (`data.limits`), which every table must say too.
     """
 
     name: str
@@ -39,6 +40,7 @@ class DatasetSplits:
     val: list[Record]
     test: list[Record]
     validation: Literal["own", "held_out", "test"]
+    limits: tuple[str, ...] = ()
 
     @property
     def val_is_test(self) -> bool:
