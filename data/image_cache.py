@@ -29,11 +29,11 @@ import torch
 from filelock import FileLock
 from PIL import features
 from torch import Tensor
-from tqdm import tqdm
 
 from data.annotations import Record
 from data.images import decode_image, image_errors
 from utils.errors import UserError
+from utils.progress import Bar
 
 VERSION: Final = 1
 AT_ONCE: Final = 256  # images decoded ahead, and lines of the index written together
@@ -215,7 +215,7 @@ class ImageCache:
         with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes without the lock of the interpreter
             tasks = (pool.submit(self._read, record, rows) for record in records)
             ahead = deque(islice(tasks, AT_ONCE))
-            with tqdm(total=len(records), desc=f"decoding {self._root.name}", unit="img", disable=None) as bar:
+            with Bar(total=len(records), desc=f"decoding {self._root.name}", unit="img") as bar:
                 while ahead:
                     yield ahead.popleft().result()
                     ahead.extend(islice(tasks, 1))

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
+
+from utils.progress import Bar
 
 FAULTS: Final = ("missing", "empty", "unreadable")
 
@@ -38,7 +39,7 @@ def look_at_images(files: Sequence[Path], *, decode: bool) -> list[ImageState]:
     """
     look = partial(_look_at_image, decode=decode)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(tqdm(pool.map(look, files), total=len(files), desc="images", unit="img", disable=None))
+        return list(Bar(pool.map(look, files), total=len(files), desc="images", unit="img"))
 
 
 def _look_at_image(file: Path, *, decode: bool) -> ImageState:
