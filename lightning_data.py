@@ -34,12 +34,14 @@ from data.counts import DatasetCounts, count, describe
 from data.datasets import CaptionDataset, Collate, ImageDataset, PairDataset, captions_of
 from data.device_views import DeviceViews
 from data.image_readers import open_images
+from data.limits import limit_splits, overfit
 from data.loader import ResumableLoader, evaluation_loader, worker_processes
 from data.masking import Masker
 from data.samplers import Sampling
 from data.tokens import Tokenize, load_tokenizer
 from data.views import Views
 from utils.errors import UserError, check_choice, check_positive
+from utils.surroundings import check_room_for_workers
 
 AUGMENT_ON = ("auto", "worker", "device")
 
@@ -111,7 +113,7 @@ class TBPSDataModule(L.LightningDataModule):
         self._views: Views | None = None
         self._device_views: DeviceViews | None = None
         self._masker: Masker | None = None
-        height, width = img_size
+        height, width = self._img_size = img_size[0], img_size[1]
         self.dataset, self._read = open_images(  # last of all, since it may take long
             dataset,
             splits,
@@ -215,20 +217,35 @@ class TBPSDataModule(L.LightningDataModule):
         """What the splits hold."""
         return count(self.dataset, self.tokenize)
 
+    def check_loading(self) -> None:
+        """Passes when the processes of the trainer can make up batches and hold those that are loaded ahead.
+
+        Raises:
+            UserError: they cannot.
+        """
+        processes, splits = self._share["world_size"], (self.dataset.train, self.dataset.val, self.dataset.test)
+        images = min(self._eval_batch_size, max(map(len, splits)))
+        if self._views is not None:
+            self.training_batches(processes)
+            views = 1 if self._augments_on_device else self._views.image_count
+            images = max(images, views * self._sampling.batch_size // processes)
+        on_machine = self.trainer.num_devices if self.trainer else 1
+        check_room_for_workers(self._workers(), 3 * images * self._img_size[0] * self._img_size[1], on_machine)
+
+    def training_batches(self, world_size: int = 1) -> int:
+        """Returns how many batches an epoch has, whatever the number of processes.
+
+        Raises:
+            UserError: they cannot be made up of this training set, or not shared out over so many processes.
+        """
+        return len(self._sampling.sampler(self._training_set(), self._stages, rank=0, world_size=world_size))
+
     def describe(self) -> str:
         """Returns one line on the dataset for the start of a run."""
         return describe(self.dataset, self.counts, self.tokenize.max_length)
 
     def train_dataloader(self) -> ResumableLoader:
-        if self._views is None:
-            raise RuntimeError("set_views(objective.needs) comes before training")
-        dataset = PairDataset(
-            self.dataset.train,
-            self._read,
-            self._views,
-            with_pids=self._with_pids,
-            later=self._augments_on_device,
-        )
+        dataset = self._training_set()
         sampler = self._sampling.sampler(dataset, self._stages, **self._share)
         collate = Collate(self.tokenize, self._masker)
         return ResumableLoader(dataset, sampler, collate, num_workers=self._workers())
@@ -262,6 +279,13 @@ class TBPSDataModule(L.LightningDataModule):
             return {"rank": 0, "world_size": 1}
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
+    def _training_set(self) -> PairDataset:
+        if self._views is None:
+            raise RuntimeError("set_views(objective.needs) comes before training")
+        return PairDataset(
+            self.dataset.train, self._read, self._views, with_pids=self._with_pids, later=self._augments_on_device
+        )
+
     def _evaluation_loaders(self, split: str) -> list[DataLoader[Batch]]:
         records = getattr(self.dataset, split)
         images, captions = ImageDataset(records, self._read), CaptionDataset(records)
@@ -289,10 +313,14 @@ def build_data(cfg: DictConfig, splits: Sequence[str] = SPLITS) -> TBPSDataModul
     """
     options = cfg.dataset
     reading = ("language", "val_protocol", "val_identities", "proportion", "fold_id")
-    loading = (key for key in options if key not in (*reading, "name", "label"))
+    loading = (key for key in options if key not in (*reading, "name", "label", "overfit_pairs"))
     dataset = read_dataset(
         options.name, cfg.dataset_root_dir, **{key: options[key] for key in reading}, seed=cfg.split_seed
     )
+    if options.overfit_pairs is not None:
+        dataset = overfit(dataset, options.overfit_pairs)
+    limits = {"val": cfg.trainer.limit_val_batches, "test": cfg.trainer.limit_test_batches}
+    dataset = limit_splits(dataset, limits, options.eval_batch_size)
     return TBPSDataModule(
         dataset,
         tokenizer_path=cfg.backbone.folder,

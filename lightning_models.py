@@ -1,8 +1,10 @@
 """LitTBPS: encoder, objective and optimizer in Lightning's loop. Owns no loss maths."""
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import lightning as L
@@ -16,7 +18,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 from torchmetrics.utilities.distributed import gather_all_tensors
-from tqdm import tqdm
 
 from data.batch import IMAGE, IMAGE_VIEWS, INDEX, LABELS, PIDS, TEXT, TEXT_VIEWS, Batch
 from data.blank import blank_batch, published_identities
@@ -35,6 +36,7 @@ from utils.errors import UserError, check_positive
 from utils.gather import gather_rows
 from utils.memory import fake_gpu, measure_step
 from utils.plan import Traced, processes
+from utils.progress import Bar
 from utils.retrieval import RetrievalMetrics, both_directions
 
 MakeOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
@@ -100,8 +102,7 @@ class LitRanker(L.LightningModule):
         self.eval()
         with self.trainer.precision_plugin.val_step_context():
             for name, loader in zip(("images", "captions"), loaders, strict=True):
-                shown = None if self.trainer.is_global_zero else True  # None: on a terminal
-                for batch in tqdm(loader, desc=f"encoding {name}", unit="batch", leave=False, disable=shown):
+                for batch in Bar(loader, desc=f"encoding {name}", unit="batch", leave=False):
                     self._encode(self.trainer.strategy.batch_to_device(batch))
         for module, mode in modes.items():
             module.training = mode
@@ -127,6 +128,10 @@ class LitRanker(L.LightningModule):
         is_on_curve = self.trainer.state.fn != TrainerFn.VALIDATING
         for name, value in self.figures(split).items():
             self.log(name, value, logger=is_on_curve)
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data.dataset.limits:  # logs hold numbers only: these say that the split was cut
+            for direction, metrics in self.metrics.items():
+                self.log(f"{split}/{direction}/queries", float(metrics.queries), logger=is_on_curve)
 
     def _collected(self) -> Encodings:
         return Encodings(*self._collect(IMAGE), *self._collect(TEXT))
@@ -182,12 +187,20 @@ class LitTBPS(LitRanker):
         self._finite = FiniteLosses()
         self._step: Features | None = None
 
+    def check_optimizer(self) -> None:
+        """Passes when optimizer and schedule can be built.
+
+        Raises:
+            UserError: they cannot.
+        """
+        # Of a training without end: whether the warm-up ends within this one is told when it begins.
+        self._make_scheduler(self._make_optimizer(self.named_parameters()), steps_per_epoch=1, max_epochs=sys.maxsize)
+
     def configure_optimizers(self) -> Any:
         optimizer = self._make_optimizer(self.named_parameters())
-        epochs = self.trainer.max_epochs
-        if epochs is None or epochs < 1:
-            raise UserError(f"trainer.max_epochs: {epochs} given, expected at least 1: schedules need to know the end")
-        scheduler = self._make_scheduler(optimizer, steps_per_epoch=self._steps_per_epoch(), max_epochs=epochs)
+        scheduler = self._make_scheduler(
+            optimizer, steps_per_epoch=self._steps_per_epoch(), max_epochs=self.trainer.max_epochs
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _steps_per_epoch(self) -> int:
@@ -210,6 +223,8 @@ class LitTBPS(LitRanker):
         """Finds pseudo labels for the training set: all processes encode, one clusters."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         text_images = data.text_images
+        if self.trainer.is_global_zero:
+            print(f"labels  encoding and clustering {len(data.dataset.train):,} images, {len(text_images):,} captions")
         encoded = self.encode(data.relabel_dataloaders())
         seed = self._seed * 1_000_003 + self.current_epoch
         found = self._from_first(lambda: labeller.find(encoded.images, encoded.texts, text_images, seed))
@@ -247,7 +262,7 @@ class LitTBPS(LitRanker):
         self._step = features if self.labeller is not None else None
         self._finite.add(self.global_step, report.raw)
         if self.device.type == "cpu" or len(self._finite) >= self._log_every_n_steps:
-            self._finite.check()
+            self._check_losses()
         self._log_report(report)
         if self.trainer.world_size == 1:
             return report.total
@@ -296,11 +311,33 @@ class LitTBPS(LitRanker):
         values |= {f"lr/{group}": lr for group, lr in learning_rates(optimizer).items()}
         self.log_dict(values)
 
+    def _check_losses(self) -> None:
+        """Passes when no loss since the last look is NaN or infinite.
+
+        Raises:
+            UserError: the first that is, with what is left to do about it and the checkpoint from before.
+        """
+        bad = self._finite.first_bad()
+        if bad is None:
+            return
+        advice = ["lower optimizer.param_groups.default.lr"]
+        clip = self.trainer.gradient_clip_val
+        if clip is None or clip > 1:
+            advice.append("clip gradients with trainer.gradient_clip_val=1.0")
+        if self.trainer.precision not in ("32-true", "64-true"):
+            advice.append("rule out AMP with trainer.precision=32-true")
+        last = Path(self._config["run_dir"]) / "checkpoints" / "last.ckpt"
+        before = f"{last} is from before" if last.is_file() else "there is no checkpoint from before"
+        raise UserError(
+            f"loss term {bad.term!r} became {bad.value} at step {bad.step} (epoch {self.current_epoch + 1}): "
+            f"{' or '.join(advice)}; {before}"
+        )
+
     def _is_logging_step(self) -> bool:
         return (self.global_step + 1) % self._log_every_n_steps == 0
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._finite.check()
+        self._check_losses()
         frozen = frozen_names(self)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
         checkpoint["config"] = self._config

@@ -22,9 +22,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from utils.config import register_resolvers, run_facts
-from utils.errors import UserError, nearest
-from utils.hydra_errors import CONFIG_ERRORS, fail_job, hydra_errors_in_one_sentence
+from utils.errors import UserError, fail, nearest
+from utils.hydra_errors import hydra_errors_in_one_sentence, job_sentence
+from utils.options import check_options, check_overrides, limited
 from utils.own_command import needs_own_command, run_own_command
+from utils.recipe import describe_recipe
 from utils.signals import end_with_parent, stopping
 from utils.stopped_run import arguments_of_slurm, continued_when_stopped
 from utils.trained_config import checkpoint_of, refuse_other_model, take_over_model
@@ -49,6 +51,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     Returns:
         The metrics of that checkpoint in percent: ``val/t2i/R1``, ``test/i2t/mAP``, ...
     """
+    check_options(cfg)
     continued = checkpoint_of(cfg)
 
     from lightning_data import build_data
@@ -74,6 +77,9 @@ def train(cfg: DictConfig) -> dict[str, float]:
         print(f"head    {line}", flush=True)
 
     trainer = _trainer(cfg, data)
+    data.check_loading()
+    module.check_optimizer()
+    _start_loggers(trainer, cfg, data)
     trainer.fit(module, datamodule=data, ckpt_path=continued)  # read by AtomicCheckpointIO, which unpickles no code
     best = trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
     if not best:
@@ -100,6 +106,7 @@ def test(cfg: DictConfig) -> dict[str, float]:
     Returns:
         Metrics in percent: ``test/t2i/R1``, ``test/i2t/mAP``, ...
     """
+    check_options(cfg)
     path = checkpoint_of(cfg)
 
     from lightning_data import build_data
@@ -126,6 +133,14 @@ def test(cfg: DictConfig) -> dict[str, float]:
 
     module = LitRanker(encoder)
     trainer = _trainer(cfg, data)
+    data.check_loading()
+    if trainer.is_global_zero:
+        epoch = f" (after epoch {checkpoint['epoch'] + 1})" if "epoch" in checkpoint else ""
+        tested = f"{cfg.backbone.folder} as it is" if path is None else f"{path}{epoch}, {cfg.loss.name}"
+        print(f"run     {cfg.run_dir}\ntests   {tested} on {cfg.backbone.name}\ndata    {data.describe()}")
+        _say_limits(cfg, data)
+    data.setup("test")
+    _start_loggers(trainer, cfg, data)
     trainer.test(module, datamodule=data, verbose=False)
     _report(cfg, trainer, module, data)
     return module.figures("test")
@@ -139,6 +154,8 @@ def plan(cfg: DictConfig) -> dict[str, float]:
     Returns:
         The peak in GiB as ``plan/peak_gb``, with the reserve, and ``plan/largest``.
     """
+    check_options(cfg)
+
     from lightning_models import trace_step
     from utils.memory import GIB
     from utils.plan import make_plan
@@ -164,16 +181,18 @@ def _run_task(cfg: DictConfig) -> float | None:
     try:
         if cfg.task not in tasks:
             raise UserError(f"task={cfg.task}: no such task.{nearest(cfg.task, set(tasks))} Choose train, test or plan")
+        check_overrides(cfg)
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        if cfg.shown_queries < 0:
-            raise UserError(f"shown_queries: {cfg.shown_queries} given, expected 0 (none) or more")
         if needs_own_command(cfg.trainer):
             return run_own_command(Path(__file__))
         metrics = tasks[cfg.task](cfg)
-    except CONFIG_ERRORS as error:
+    except Exception as error:
+        told = job_sentence(error)
+        if told is None:
+            raise
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise  # the other jobs of the sweep go on
-        fail_job(error)
+            raise UserError(told) from error  # the other jobs of the sweep go on
+        fail(told)  # before Hydra adds lines to it
     return metrics.get("val/t2i/R1", metrics.get("test/t2i/R1"))
 
 
@@ -196,6 +215,7 @@ def _prepare(cfg: DictConfig) -> None:
         from data.synthetic import FOLDER, generate
 
         if not (root / FOLDER).exists():
+            print(f"draws   {root / FOLDER}, once", flush=True)
             generate(root)
     name, folder = cfg.backbone.name, Path(cfg.backbone.folder)
     if not folder.exists():
@@ -210,31 +230,45 @@ def _prepare(cfg: DictConfig) -> None:
 
 
 def _trainer(cfg: DictConfig, data: TBPSDataModule) -> L.Trainer:
-    """Returns Lightning's trainer with the callbacks and loggers of the config."""
+    """Returns Lightning's trainer with the callbacks of the config, without loggers."""
     from hydra.utils import instantiate
 
     from utils.callbacks import NoSignals
     from utils.checkpoints import AtomicCheckpointIO
-    from utils.loggers import build_loggers
 
     training = cfg.task == "train"
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
-    trainer = instantiate(
+    callbacks = cfg.callbacks if training else {key: cfg.callbacks.get(key) for key in ("progress", "epoch_line")}
+    limits = {f"limit_{split}_batches": cfg.trainer[f"limit_{split}_batches"] for split in ("val", "test")}
+    limits = {key: 0 if limit == 0 else None for key, limit in limits.items()}  # the data is cut already
+    if training and isinstance(cfg.trainer.limit_train_batches, float):
+        limits["limit_train_batches"] = max(1, int(cfg.trainer.limit_train_batches * data.training_batches()))
+    trainer: L.Trainer = instantiate(
         cfg.trainer,
-        callbacks=list(instantiate(cfg.callbacks).values()) if training else [],
-        logger=build_loggers(cfg.logger, cfg.run_dir, _run_facts(cfg, data), config),
+        **limits,
+        callbacks=[instantiate(callback) for callback in callbacks.values() if callback is not None],
+        logger=False,
         plugins=[AtomicCheckpointIO()],
         default_root_dir=cfg.run_dir,
         enable_checkpointing=training,
-        enable_progress_bar=training,
+        enable_progress_bar=callbacks.get("progress") is not None,
     )
     trainer._signal_connector = NoSignals(trainer)
+    data.trainer = trainer  # before Lightning does: what loading takes is checked first
     return trainer
+
+
+def _start_loggers(trainer: L.Trainer, cfg: DictConfig, data: TBPSDataModule) -> None:
+    """Gives `trainer` the loggers of the config; W&B begins a run, so all that can be refused was refused before."""
+    from utils.loggers import build_loggers
+
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    trainer.loggers = build_loggers(cfg.logger, cfg.run_dir, _run_facts(cfg, data), config)
 
 
 def _run_facts(cfg: DictConfig, data: TBPSDataModule) -> dict[str, Any]:
     skipped = {split: size.images for split, size in data.dataset.skipped.items()}
-    return run_facts(cfg, language=data.dataset.language, val_is_test=data.dataset.val_is_test, skipped=skipped)
+    facts = run_facts(cfg, language=data.dataset.language, val_is_test=data.dataset.val_is_test, skipped=skipped)
+    return facts | {"limited": limited(cfg, data.dataset.limits)}
 
 
 def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule) -> None:
@@ -246,13 +280,21 @@ def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule) -> None:
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return
     print(f"run     {cfg.run_dir}")
+    if (recipe := describe_recipe(CONFIG_DIR)) is not None:
+        print(f"recipe  {recipe}")
     print(f"data    {data.describe()}")
+    _say_limits(cfg, data)
     if data.mask_token_added:
         print(f"mask    the tokenizer of {cfg.backbone.name} has no mask token; one is added, with a row for it")
     if module.labeller is not None:
         print(f"labels  identities are not read; {cfg.pseudo_label.name} labels pairs, OPLM {cfg.pseudo_label.oplm}")
     print(f"method  {cfg.loss.name} on {cfg.backbone.name} ({cfg.lora.name}), seed {cfg.seed}")
     print(parameter_table(module.named_parameters(), cfg.optimizer.param_groups), flush=True)
+
+
+def _say_limits(cfg: DictConfig, data: TBPSDataModule) -> None:
+    if left_out := limited(cfg, data.dataset.limits):
+        print(f"limited {left_out}", flush=True)
 
 
 def _report(cfg: DictConfig, trainer: L.Trainer, module: LitRanker, data: TBPSDataModule) -> None:

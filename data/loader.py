@@ -1,7 +1,9 @@
 """A training loader that continues in the middle of an epoch; evaluation loaders that share out exactly."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.queues import Queue
 from typing import Any, Final, Literal, TypedDict
 
 import numpy as np
@@ -125,10 +127,24 @@ def worker_processes(wanted: int | Literal["auto"], training_processes: int) -> 
     return min(MOST_AUTO_WORKERS, suggested_max_num_workers(training_processes)) if wanted == "auto" else wanted
 
 
+def prepare_worker(worker: int) -> None:
+    """Makes a loading process leave signals to its parent, and end when a batch cannot be handed over.
+
+    Whoever waits for that batch would wait for ever.
+    """
+    leave_signals_to_parent()
+
+    def end(error: Exception, batch: Any) -> None:
+        print(f"loading process {worker}: a batch cannot be handed over ({error})", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]
+
+
 def _process_options(num_workers: int) -> dict[str, Any]:
     return {
         "num_workers": num_workers,
-        "worker_init_fn": leave_signals_to_parent,
+        "worker_init_fn": prepare_worker,
         "persistent_workers": num_workers > 0,
         "pin_memory": torch.cuda.is_available(),
         "generator": torch.Generator(),  # otherwise every epoch would draw from the global random state

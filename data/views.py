@@ -49,6 +49,11 @@ class Views:
         """Whether any of them is an image view."""
         return bool(self._images)
 
+    @property
+    def image_count(self) -> int:
+        """How many of them are image views."""
+        return len(self._images)
+
     def of_image(self, image: Tensor, seed: int) -> dict[str, Tensor]:
         """Returns image view -> uint8 ``(3, H, W)`` of an image of that shape, on its device."""
         with _seeded(seed):

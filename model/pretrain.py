@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm
 
 from model.backbones import Backbone
 from model.heads import GlobalHead
 from model.objectives import itc, nitc
 from model.tbps import TBPS
+from utils.progress import Bar
 
 BATCH_SIZE = 64
 MATRIX_RATE = 1e-2
@@ -44,7 +44,7 @@ def pretrain(
     schedules = [LambdaLR(optimizer, lambda step: _rate(step, steps)) for optimizer in optimizers]
     random = torch.Generator().manual_seed(seed)
     order = torch.empty(0, dtype=torch.long)
-    for _ in tqdm(range(steps), desc="pre-training", unit="step", disable=None):
+    for _ in Bar(range(steps), desc="pre-training", unit="step"):
         if len(order) < BATCH_SIZE:
             order = torch.randperm(len(images), generator=random)
         rows, order = order[:BATCH_SIZE], order[BATCH_SIZE:]

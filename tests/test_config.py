@@ -32,9 +32,10 @@ PRIMARY = sorted(path.stem for path in CONFIG.glob("[!_]*.yaml") if path.stem !=
 OPTIONS = sorted(
     f"{path.parent.relative_to(CONFIG)}={path.stem}"
     for path in CONFIG.glob("*/*.yaml")
-    if not path.stem.startswith("_") and path.parent.name != "experiment"
+    if not path.stem.startswith("_") and path.parent.name not in ("experiment", "debug")
 )
 EXPERIMENTS = sorted(path.stem for path in CONFIG.glob("experiment/*.yaml"))
+METHODS = ("cpcl", "fmfa", "irra", "part_cmr")
 DATASETS = sorted(path.stem for path in CONFIG.glob("dataset/[!_]*.yaml"))
 TERMS = sorted(path.stem for path in CONFIG.glob("loss/term/*.yaml"))
 FACTS = Facts(embed_dim=32, pooled_dim=32, num_classes=5, vocab_size=40)
@@ -151,12 +152,24 @@ def test_every_experiment_composes_with_every_backbone_and_dataset(experiment: s
     cfg = composed(f"experiment={experiment}", f"dataset={dataset}", name=primary)
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert cfg.dataset.name == dataset
-    embedded = "tiny_resnet_bert" if experiment == "part_cmr" else "tiny_clip_young"
-    assert cfg.backbone.name == {"demo": embedded}.get(primary, primary)
+    embedded = {"cpcl": "tiny_clip_young", "fmfa": "tiny_clip_young", "irra": "tiny_clip_young"}
+    embedded["part_cmr"] = "tiny_resnet_bert"
+    assert cfg.backbone.name == {"demo": embedded.get(experiment, "tiny_siglip")}.get(primary, primary)
     needs = build_objective(instantiate(cfg.loss.terms), FACTS).needs & set(VIEWS)
     assert Views(needs, cfg.backbone.max_length, instantiate(cfg.aug))
     assert split_parameters(linear().named_parameters(), cfg.optimizer.param_groups)
     assert cfg.scheduler.warmup_epochs < cfg.trainer.max_epochs
+
+
+@pytest.mark.parametrize("experiment", METHODS)
+def test_a_recipe_is_the_same_whatever_the_primary_config_has_of_its_own(experiment: str) -> None:
+    """A primary that sets a loss, LoRA or a schedule must not train them under another method's name."""
+    choices = (f"experiment={experiment}", "dataset=cuhk_pedes", "backbone=clip", "trainer=gpu", "run_dir=here")
+    of_primary = {name: OmegaConf.to_container(composed(*choices, name=name), resolve=True) for name in PRIMARY}
+    assert all(of_primary[name] == of_primary["clip"] for name in PRIMARY)
+    cfg = composed(f"experiment={experiment}", name="cir_msiglip")
+    assert (cfg.loss.name, cfg.backbone.name, cfg.lora.name) == (experiment, "m_siglip", "full")
+    assert cfg.trainer.accumulate_grad_batches == 1
 
 
 @pytest.mark.parametrize("group", ["experiment", "pseudo_label"])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 
@@ -200,9 +202,35 @@ def test_lora_saves_what_it_trains_and_reloads(small_root: Path, tmp_path: Path)
         assert torch.equal(tensor, next(value for key, value in trained.items() if key.endswith(own)))
 
 
-def test_a_run_without_validation_says_that_it_has_no_best_checkpoint(small_root: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no epoch was validated"):
-        trainer.train(config(small_root, tmp_path / "run", "trainer.max_epochs=1", "trainer.limit_val_batches=0"))
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.limit_val_batches=0", r"trainer\.limit_val_batches: 0 given"),
+        ("dataset.batch_size=7", r"dataset\.num_instance=2 does not divide dataset\.batch_size=7"),
+        ("dataset.batch_size=40", r"needs 20 persons in a batch, but the training set has 12"),
+        ("dataset.num_workers=-1", r"dataset\.num_workers: -1 given"),
+        ("scheduler.warmup_epochs=-1", r"scheduler: expected warmup_epochs of at least 0"),
+        ("optimizer.algorithm=sgd", r"there is no algorithm 'sgd'"),
+        ("trainer.precision=half", r"Precision 'half' is invalid"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_logger_starts(
+    override: str, message: str, small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("utils.loggers.build_loggers", lambda *_: pytest.fail("W&B would have begun a run"))
+    with pytest.raises((UserError, InstantiationException), match=message):
+        trainer.train(config(small_root, tmp_path / "run", override))
+
+
+def test_a_broken_image_is_found_before_a_logger_starts(
+    small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(small_root / "SYNTH-PEDES", tmp_path / "SYNTH-PEDES")
+    next((tmp_path / "SYNTH-PEDES" / "imgs").glob("*.jpg")).write_bytes(b"no image")
+    monkeypatch.setattr("utils.loggers.build_loggers", lambda *_: pytest.fail("W&B would have begun a run"))
+    backbone = f"backbone.folder={small_root / 'tiny_siglip_checkpoints'}"
+    with pytest.raises(UserError, match="imgs"):
+        trainer.train(config(tmp_path, tmp_path / "run", backbone))
 
 
 def last_weights(out: Path) -> dict[str, torch.Tensor]:
@@ -294,6 +322,22 @@ def test_a_checkpoint_of_another_architecture_is_refused(
 
 
 def test_a_loss_that_becomes_nan_stops_with_term_and_step(small_root: Path, tmp_path: Path) -> None:
-    overrides = ("optimizer.param_groups.default.lr=1e12", "trainer.max_epochs=2")
-    with pytest.raises(UserError, match=r"loss term '\w+' became (nan|-?inf) at step \d+: lower"):
-        trainer.train(config(small_root, tmp_path, *overrides))
+    overrides = ("optimizer.param_groups.default.lr=1e12", "optimizer.param_groups.default.lr_start=1e12")
+    with pytest.raises(UserError) as caught:
+        trainer.train(config(small_root, tmp_path / "clipped", *overrides))
+    assert re.fullmatch(
+        r"loss term '\w+' became (nan|-?inf) at step [1-5] \(epoch 1\): lower optimizer.param_groups.default.lr; "
+        "there is no checkpoint from before",
+        str(caught.value),
+    )
+    out = tmp_path / "saved"
+    saving = ("callbacks.last.every_n_steps=1", "trainer.gradient_clip_val=null", "trainer.precision=bf16-mixed")
+    with pytest.raises(UserError) as caught:
+        trainer.train(config(small_root, out, *overrides, *saving))
+    assert re.fullmatch(
+        r".*: lower optimizer.param_groups.default.lr or clip gradients with trainer.gradient_clip_val=1.0 or rule out "
+        rf"AMP with trainer.precision=32-true; {out}/checkpoints/last.ckpt is from before",
+        str(caught.value),
+    )
+    step = int(re.findall(r"at step (\d+)", str(caught.value))[0])
+    assert read_checkpoint(out / "checkpoints" / "last.ckpt")["global_step"] == step, "steps are counted as in the logs"

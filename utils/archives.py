@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Final
 
-from tqdm import tqdm
-
 from utils.disk import scratch_folder
 from utils.errors import UserError
+from utils.progress import Bar
 
 IMAGE_FOLDER: Final = "imgs"
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
@@ -68,13 +67,13 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
                 f"{archive} unpacks to {needed} bytes, but {folder.parent} has {free} free; make room and "
                 "run the same command again"
             )
-        for member in tqdm(members, desc=f"unpacking {archive.name}", disable=None):
+        for member in Bar(members, desc=f"unpacking {archive.name}"):
             opened.extract(member, folder)
 
 
 def _unpack_tar(archive: Path, folder: Path) -> None:
     with tarfile.open(archive) as opened:
-        for member in tqdm(opened, desc=f"unpacking {archive.name}", disable=None):
+        for member in Bar(opened, desc=f"unpacking {archive.name}"):
             member.name = member.name.replace("\\", "/")
             _check(archive, member.name, plain=member.isreg() or member.isdir())
             opened.extract(member, folder, filter="data")

@@ -3,6 +3,7 @@
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -10,6 +11,8 @@ import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.utilities import rank_zero_warn
+
+from utils.progress import Clock, clock_time
 
 SHOWN = {
     "train/loss": ("loss", "{:.3f}"),
@@ -19,12 +22,24 @@ SHOWN = {
 
 
 def _shown(trainer: L.Trainer) -> dict[str, str]:
-    metrics = trainer.callback_metrics
-    return {label: form.format(float(metrics[key])) for key, (label, form) in SHOWN.items() if key in metrics}
+    metrics, data = trainer.callback_metrics, getattr(trainer, "datamodule", None)
+    part = " (of a part)" if data is not None and data.dataset.limits else ""
+    return {
+        label + part * key.startswith("val/"): form.format(float(metrics[key]))
+        for key, (label, form) in SHOWN.items()
+        if key in metrics
+    }
+
+
+def _done(trainer: L.Trainer) -> float:
+    """Returns the share of the training that is behind."""
+    batches = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+    in_epoch = min(batches / max(trainer.num_training_batches, 1), 1.0)
+    return min((trainer.fit_loop.epoch_progress.current.completed + in_epoch) / (trainer.max_epochs or 1), 1.0)
 
 
 class Progress(TQDMProgressBar):
-    """One line on a terminal: epoch, loss, validation R@1 and images per second.
+    """One line on a terminal: epoch, loss, validation R@1, images per second, and the time to the end of training.
 
     The bar moves with every step, its figures every so many: reading one waits for the device.
     """
@@ -33,20 +48,74 @@ class Progress(TQDMProgressBar):
         super().__init__(refresh_rate=1 if sys.stderr.isatty() else 0)
         self._every_n_steps = every_n_steps
         self._figures: dict[str, str] = {}
+        self._clock: Clock | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._clock = Clock(_done(trainer))
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         if not self._figures or not trainer.training or trainer.global_step % self._every_n_steps == 0:
             self._figures = _shown(trainer)
+            left = None if self._clock is None or not trainer.training else self._clock.left(_done(trainer))
+            if left is not None:
+                self._figures["ends in"] = clock_time(left)
         return dict(self._figures)
 
 
 class EpochLine(Callback):
-    """One line an epoch with the same figures, where there is no terminal to draw a progress bar on."""
+    """The same figures in lines, where there is no terminal to draw a progress bar on.
+
+    One at the end of each epoch, and one within epochs and evaluations whenever `every_seconds` have gone without.
+    """
+
+    def __init__(self, every_seconds: float) -> None:
+        self._every_seconds = every_seconds
+        self._training = self._epoch = Clock()
+        self._last_line = time.monotonic()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._training = Clock(_done(trainer))
+        self._last_line = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._epoch = Clock()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if self._due(trainer):
+            done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            self._print(trainer, f"batch {done:,}/{trainer.num_training_batches:,}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not sys.stderr.isatty() and trainer.is_global_zero:
-            figures = "  ".join(f"{label} {value}" for label, value in _shown(trainer).items())
-            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {figures}", flush=True)
+        if _without_terminal(trainer):
+            self._print(trainer, took=f"took {clock_time(self._epoch.seconds)}")
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *rest: Any) -> None:
+        self._evaluated(trainer, "validating", trainer.num_val_batches, *rest[3:])
+
+    def on_test_batch_end(self, trainer: L.Trainer, *rest: Any) -> None:
+        self._evaluated(trainer, "testing", trainer.num_test_batches, *rest[3:])
+
+    def _evaluated(self, trainer: L.Trainer, what: str, batches: Sequence[float], batch: int, loader: int = 0) -> None:
+        if self._due(trainer):
+            side = ("images", "captions")[loader]
+            print(f"{what}  {side}, batch {batch + 1:,}/{batches[loader]:,}", flush=True)
+            self._last_line = time.monotonic()
+
+    def _due(self, trainer: L.Trainer) -> bool:
+        return time.monotonic() - self._last_line >= self._every_seconds and _without_terminal(trainer)
+
+    def _print(self, trainer: L.Trainer, place: str = "", took: str = "") -> None:
+        left = self._training.left(_done(trainer))
+        ends = f"training ends in {clock_time(left)}" if left else ""
+        figures = (f"{label} {value}" for label, value in _shown(trainer).items())
+        parts = (f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", place, *figures, took, ends)
+        print("  ".join(filter(None, parts)), flush=True)
+        self._last_line = time.monotonic()
+
+
+def _without_terminal(trainer: L.Trainer) -> bool:
+    return trainer.is_global_zero and not sys.stderr.isatty()
 
 
 class Throughput(Callback):

@@ -24,7 +24,7 @@ SHOWN = {
     "lora": "LoRA",
     "variant": "Variant",
 }
-FACTS = (*SHOWN, "split", "val_protocol", "skipped_test")
+FACTS = (*SHOWN, "split", "val_protocol", "skipped_test", "limited")
 
 Metrics = dict[str, dict[str, float]]
 
@@ -59,6 +59,7 @@ class Comparison:
     older: int
 
     def __str__(self) -> str:
+        limits = self._limits()
         columns = [name for name in SHOWN if name == "strategy" or len(self._values(name)) > 1]
         table = PrettyTable([*(SHOWN[name] for name in columns), "n", "Task", *METRICS], align="r")
         table.align.update({SHOWN[name]: "l" for name in columns})
@@ -67,6 +68,7 @@ class Comparison:
                 names = [group.facts[name] for name in columns]
                 names[0] += " *" if group.facts["val_protocol"] == "paper" else ""
                 names[0] += " †" if group.facts["skipped_test"] else ""
+                names[0] += f" [{limits.index(group.facts['limited']) + 1}]" if group.facts["limited"] else ""
                 cells = [str(group.spreads[direction][metric]) for metric in METRICS]
                 table.add_row([*names, len(group.seeds), direction, *cells], divider=group is self.groups[-1])
         common = [self.groups[0].facts[name] for name in SHOWN if name not in columns]
@@ -89,6 +91,10 @@ class Comparison:
     def _values(self, fact: str) -> list[str]:
         return sorted({group.facts[fact] for group in self.groups})
 
+    def _limits(self) -> list[str]:
+        """What was left out of runs that only tried things out, in the order of their marks [1], [2], ..."""
+        return [text for text in self._values("limited") if text]
+
     def _notes(self) -> list[str]:
         notes = []
         if any(len(group.seeds) > 1 for group in self.groups):
@@ -97,6 +103,7 @@ class Comparison:
             notes.append(f"* {CHOSEN_ON_TEST}")
         if skipped := " or ".join(filter(None, self._values("skipped_test"))):
             notes.append(f"† test images left out because they cannot be read: {skipped}")
+        notes += [f"[{number}] {text}" for number, text in enumerate(self._limits(), 1)]
         if self.older:
             notes.append(f"left out because a newer run has the same facts and seed: {self.older}")
         return notes

@@ -11,9 +11,9 @@ from typing import Final
 
 import requests
 from requests.exceptions import ChunkedEncodingError
-from tqdm import tqdm
 
 from utils.errors import UserError
+from utils.progress import Bar
 
 CHUNK: Final = 1 << 16  # bytes; what is lost of a connection that breaks
 ATTEMPTS: Final = 5
@@ -170,7 +170,7 @@ def _receive(response: requests.Response, part: _Part) -> None:
             f"make room and {AGAIN}"
         )
     with (
-        tqdm(total=total, initial=part.size, desc=part.title, unit="B", unit_scale=True, disable=None) as bar,
+        Bar(total=total, initial=part.size, desc=part.title, unit="B", unit_scale=True) as bar,
         part.path.open("ab") as file,
     ):
         for chunk in response.iter_content(CHUNK):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -15,33 +15,44 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from utils.command_line import prepared
 from utils.errors import UserError, fail, nearest
+from utils.surroundings import refusal, settle_surroundings
 
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException, UserError)
 _NOT_FOUND = re.compile(r"Could not find '([^']+)'")
 LAUNCHER_EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
+# Keys that other programs have -> what does the same here.
+INSTEAD = {"trainer.fast_dev_run": "debug=fast", "trainer.overfit_batches": "debug=overfit"}
 # What is raised as an error of Python's own: what it begins with -> what to say.
 _FOREIGN = {
+    "DataLoader worker (pid": "a loading process died, most often for lack of shared memory or memory: start the "
+    "container with more (docker run --shm-size=8g), or set dataset.num_workers=0 or a lower dataset.eval_batch_size",
+    "Too many open files": "loading processes need more open files than this shell allows: allow more with 'ulimit -n "
+    "4096', or set dataset.num_workers=0",
+    "Config group override must be": "a group, such as dataset or loss, takes the name of one of its options",
     "Only one of --": "--multirun, --cfg, --info and --run exclude each other: give one of them",
     'Could not detect "srun"': "hydra/launcher=submitit_slurm: there is no srun here, so this is no machine of a SLURM "
     "cluster; submit from one, or run the jobs here with hydra/launcher=joblib or hydra/launcher=submitit_local",
 }
+_NO_KEY = re.compile(r"Could not (?:override|delete from config\.|delete) '([^']+)'")
 _NO_PRIMARY = re.compile(r"Cannot find primary config '([^']+)'")
 
 
 @contextmanager
 def hydra_errors_in_one_sentence(config_dir: Path, default_config: str) -> Iterator[None]:
     """Ends the process with one sentence and status 2 when Hydra or OmegaConf refuses the command line."""
+    settle_surroundings()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets Hydra's exceptions out instead of printing them
     try:
+        sys.argv[1:] = prepared(sys.argv[1:], config_dir)
         yield
     except CONFIG_ERRORS as error:
         fail(sentence(error, config_dir, _config_name(sys.argv, default_config), sys.argv[1:]))
-    except (ValueError, RuntimeError) as error:
-        known = next((told for begins, told in _FOREIGN.items() if str(error).startswith(begins)), None)
-        if known is None:
+    except (OSError, ValueError, RuntimeError) as error:
+        if (told := job_sentence(error)) is None:
             raise
-        fail(known)
+        fail(told)
 
 
 def sentence(error: BaseException, config_dir: Path, config_name: str, arguments: Sequence[str]) -> str:
@@ -50,27 +61,37 @@ def sentence(error: BaseException, config_dir: Path, config_name: str, arguments
         return told
     text = str(error)
     if match := _NO_PRIMARY.search(text):
-        names = [path.stem for path in config_dir.glob("*.yaml")]
-        return f"-cn {match[1]}: there is no config/{match[1]}.yaml.{nearest(match[1], names)}"
+        names = [name for name in _options(config_dir) if name != "base"]
+        hint = nearest(match[1], names)
+        return f"-cn {match[1]}: there is no config/{match[1]}.yaml.{hint} Choose one of {', '.join(names)}"
     if isinstance(error, MissingConfigException) and (match := _NOT_FOUND.search(text)):
         group, _, option = match[1].rpartition("/")
+        while not (config_dir / group).is_dir() and "/" in group and not group.startswith("hydra/"):
+            group, _, parent = group.rpartition("/")
+            option = f"{parent}/{option}"
         if group == "hydra/launcher" and option in LAUNCHER_EXTRAS:
             return f"{group}={option} is not installed; install it with 'uv sync --extra {LAUNCHER_EXTRAS[option]}'"
         options = _options(config_dir / group)
         return f"{group}={option}: no such option.{nearest(option, options)} Choose one of {', '.join(options)}"
-    if text.startswith("Could not") and (match := re.search(r"'([^']+)'", text)):
+    if match := _NO_KEY.match(text):
         key = match[1]
+        if key in INSTEAD:
+            return f"{key}: the config has no such key; {INSTEAD[key]} does it here"
         known = _known_keys(config_dir, config_name, arguments)
         return (
-            f"{key}: the config has no such key.{nearest(key, known)} See all keys with --cfg job; "
+            f"{key}: the config has no such key.{_nearest_key(key, known)} See all keys with --cfg job; "
             f"a key that is new on purpose is added with +{key}=..."
         )
-    return _first_line(error) + "; see --cfg job for the composed config"
+    return _all_lines(error) + "; see --cfg job for the composed config"
 
 
-def fail_job(error: Exception) -> NoReturn:
-    """Ends the process with the sentence for an error of the running job, before Hydra adds lines to it."""
-    fail(_in_a_part(error) or _first_line(error))
+def job_sentence(error: Exception) -> str | None:
+    """Returns the sentence for an error of the running job, None where it is a fault of the program."""
+    if isinstance(error, CONFIG_ERRORS):
+        return _in_a_part(error) or _first_line(error)
+    if isinstance(error, OSError):
+        return refusal(error)
+    return next((told for begins, told in _FOREIGN.items() if str(error).startswith(begins)), None)
 
 
 def _in_a_part(error: BaseException) -> str | None:
@@ -104,6 +125,16 @@ def _known_keys(config_dir: Path, config_name: str, arguments: Sequence[str]) ->
     return list(_dotted(config))
 
 
+def _nearest_key(key: str, known: Sequence[str]) -> str:
+    """Returns `nearest`; a key of the same name goes before one of similar letters, in the same group before all."""
+    group, name = key.split(".")[0], key.split(".")[-1]
+    alike = [other for other in known if other.split(".")[-1] == name]
+    alike = [other for other in alike if other.split(".")[0] == group] or alike
+    if not alike or ("." not in key and len(alike) > 3 and not any("default" in other for other in alike)):
+        return nearest(key, list(known))
+    return f" Did you mean {min(alike, key=lambda other: ('default' not in other, len(other)))!r}?"
+
+
 def _dotted(config: DictConfig, prefix: str = "") -> Iterator[str]:
     for key in map(str, config):
         yield prefix + key
@@ -121,6 +152,14 @@ def _config_name(argv: list[str], default: str) -> str:
         if flag in ("-cn", "--config-name"):
             return value
     return next((a.split("=", 1)[1] for a in argv if a.startswith("--config-name=")), default)
+
+
+def _all_lines(error: BaseException) -> str:
+    """Returns what Hydra says, with its advice, which stands in the lines after the first."""
+    text = str(error).partition("Config search path")[0]
+    return "; ".join(
+        " ".join(line.split()).rstrip(";,.:") for line in text.splitlines() if line.strip()
+    ) or _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

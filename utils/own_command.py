@@ -18,6 +18,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from utils.command_line import quoted
 from utils.disk import scratch_folder
 from utils.errors import UserError
 from utils.signals import END_WITH_PARENT
@@ -81,8 +82,3 @@ def _arguments(hydra: Any, returned: Path) -> list[str]:
         f"hydra.run.dir={quoted(hydra.runtime.output_dir)}",
         f"+hydra.callbacks.returned={callback}",
     ]
-
-
-def quoted(path: str | Path) -> str:
-    """Returns `path` as a quoted string of Hydra's override grammar."""
-    return '"' + str(path).replace('"', r"\"") + '"'

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from utils.progress import Bar
+
 TILE = 64
 
 
@@ -140,18 +142,18 @@ def count_ranks(
             row.count_negatives(scores, free)
             column.count_negatives(scores.T, free.T)
 
-    _side_by_side(collect, rows)
+    _side_by_side(collect, rows, "ranking, first pass")
     for strip in (*rows, *columns):
         strip.sort()
-    _side_by_side(count, rows)
+    _side_by_side(count, rows, "ranking, second pass")
     return rows, columns
 
 
-def _side_by_side(work: Callable[[Strip], None], strips: list[Strip]) -> None:
+def _side_by_side(work: Callable[[Strip], None], strips: list[Strip], what: str) -> None:
     """Calls `work` for each strip: on a CPU in threads of one core each, which then never wait for one another."""
     threads = min(torch.get_num_threads(), len(strips)) if strips[0].first.device.type == "cpu" else 1
     if threads == 1:
-        for strip in strips:
+        for strip in Bar(strips, desc=what, unit="block", leave=False):
             work(strip)
         return
     before = torch.get_num_threads()
@@ -164,7 +166,7 @@ def _side_by_side(work: Callable[[Strip], None], strips: list[Strip]) -> None:
 
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(as_here, strips))
+            list(Bar(pool.map(as_here, strips), desc=what, total=len(strips), unit="block", leave=False))
     finally:
         torch.set_num_threads(before)  # what a thread sets is also the default of threads to come
 

@@ -25,7 +25,7 @@ def metrics_table(metrics: Mapping[str, RetrievalMetrics], run: Mapping[str, Any
 
     Args:
         metrics: "t2i" and "i2t" -> metrics.
-        run: the facts of the run, see `save_metrics`; `dataset`, `val_protocol` and `skipped_<split>` show.
+        run: the facts of the run, see `save_metrics`; `dataset`, `val_protocol`, `skipped_<split>` and `limited` show.
         split: what was ranked.
     """
     table = PrettyTable(["Task", *METRICS])
@@ -34,6 +34,8 @@ def metrics_table(metrics: Mapping[str, RetrievalMetrics], run: Mapping[str, Any
     title = f"{run['dataset']}, {split} split"
     if run["val_protocol"] == "paper":
         title += f"; {CHOSEN_ON_TEST}"
+    if run.get("limited"):
+        title += f"; {run['limited']}"
     lost = [
         f"{direction}: {metrics[direction].skipped} queries without a positive were left out"
         for direction in DIRECTIONS
@@ -58,8 +60,8 @@ def save_metrics(
         metrics: "t2i" and "i2t" -> metrics.
         run: what tells the run from others: strategy, dataset, backbone, lora, seed; val_protocol, "paper"
             where the checkpoint was chosen on the test split; skipped_test and so on, how many images of a split
-            were left out because they cannot be read; and, where a sweep goes over anything else, variant: those
-            overrides as text.
+            were left out because they cannot be read; where a sweep goes over anything else, variant: those overrides
+            as text; and where a run only tried things out, limited: what was left out of it.
         split: what was ranked.
         similarity: figures on the similarities of its pairs, for metrics.json; one that is NaN is null there.
     """
@@ -83,9 +85,9 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the comparison to FILE")
     options = parser.parse_args()
     comparison = compare_runs(find_metrics(options.paths))
-    print(comparison)
     if options.csv:
         write_whole(options.csv, comparison.csv())
+    print(comparison)
 
 
 if __name__ == "__main__":

@@ -45,10 +45,10 @@ class RunReport:
         self._saved: list[Path] = []
 
     def metrics(self, metrics: Mapping[str, RetrievalMetrics], pairs: PairSimilarities) -> None:
-        """Prints the table, saves it with the similarities of all test pairs, and draws these."""
-        print(metrics_table(metrics, self._facts), flush=True)
+        """Saves the table with the similarities of all test pairs, prints it, and draws these."""
         figures = pairs.as_dict()
         self._saved.append(save_metrics(self._folder, metrics, self._facts, similarity=figures))
+        print(metrics_table(metrics, self._facts), flush=True)
         for logger in self._loggers:
             logger.log_metrics({f"test/similarity/{name}": value for name, value in figures.items()}, self._step)
         title = f"{self._facts['strategy']} on {self._facts['dataset']}, test"

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from utils.own_command import quoted
+from utils.command_line import quoted
 from utils.signals import Stopped, stopping
 
 

@@ -56,9 +56,9 @@ class CompareRuns(Callback):
         files = find_metrics(job for job in jobs if job not in failed)
         if files:
             comparison = compare_runs(files)
-            print(f"\n{comparison}", flush=True)
             (self._sweep / "comparison.txt").write_text(f"{comparison}\n", encoding="utf-8")
             (self._sweep / "comparison.csv").write_text(comparison.csv(), encoding="utf-8")
+            print(f"\n{comparison}", flush=True)
         for job in failed:
             reason = job / ERROR_FILE
             why = reason.read_text(encoding="utf-8").strip() if reason.exists() else "see its messages above"

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Final, TypeVar
 
-from tqdm import tqdm
+from utils.progress import Bar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -17,11 +17,11 @@ AHEAD: Final = 256  # results that wait for whoever takes them
 def in_threads(
     work: Callable[[Item], Result], items: Iterable[Item], *, total: int, title: str, unit: str
 ) -> Iterator[Result]:
-    """Yields what `work` returns for each item, in order; shows a progress bar on a terminal's standard error."""
+    """Yields what `work` returns for each item, in order; shows how far it is."""
     with ThreadPoolExecutor() as pool:
         tasks = (pool.submit(work, item) for item in items)
         ahead = deque(islice(tasks, AHEAD))
-        with tqdm(total=total, desc=title, unit=unit, disable=None) as bar:
+        with Bar(total=total, desc=title, unit=unit) as bar:
             while ahead:
                 yield ahead.popleft().result()
                 ahead.extend(islice(tasks, 1))

@@ -33,6 +33,7 @@ class DatasetSplits:
     respelled: path in the file -> path on disk, of images whose name is spelled in another way there.
     skipped: split -> what was left out of it because the image cannot be read, once its images were looked at.
     oddities: how many images look wrong, by the keys of `data.oddities.ODDITIES`.
+    limits: what was left out to try a run (`data.limits`), which every table must say too.
     """
 
     name: str
@@ -45,6 +46,7 @@ class DatasetSplits:
     respelled: Mapping[str, str] = field(default_factory=dict)
     skipped: Mapping[str, Size] = field(default_factory=dict)
     oddities: Mapping[str, int] = field(default_factory=dict)
+    limits: tuple[str, ...] = ()
 
     @property
     def val_is_test(self) -> bool:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from filelock import FileLock
-from tqdm import tqdm
 
 from data.synthetic.attributes import Identity, sample_identities
 from data.synthetic.captions.annotators import annotate
@@ -24,6 +23,7 @@ from data.synthetic.drawing.picture import draw_picture
 from data.synthetic.shot import sample_shot, sample_views
 from utils.disk import scratch_folder
 from utils.errors import UserError
+from utils.progress import Bar
 
 FOLDER: Final = "SYNTH-PEDES"
 IMAGES: Final = "imgs"
@@ -95,7 +95,10 @@ def generate(root: Path, spec: SyntheticSpec = DEFAULT_SPEC, workers: int | None
             if _read_stamp(folder) != stamp:
                 _build(folder, spec, stamp, workers or _cores())
     except OSError as error:
-        raise UserError(f"cannot write the synthetic dataset to {folder}: {error.strerror or error}.") from error
+        raise UserError(
+            f"cannot write the synthetic dataset to {folder} ({error.strerror or error}): make it writable, or set "
+            "dataset_root_dir to a folder that is"
+        ) from error
     return folder
 
 
@@ -133,7 +136,7 @@ def _draw_all(spec: SyntheticSpec, images: Path, workers: int) -> Iterable[list[
     identities = spec.identities()
     draw = partial(_draw_identity, spec, images)
     drawn = map(draw, identities) if workers == 1 else _in_processes(draw, identities, workers)
-    yield from tqdm(drawn, desc=FOLDER, total=len(identities), unit="person", disable=None)
+    yield from Bar(drawn, desc=FOLDER, total=len(identities), unit="person")
 
 
 def _in_processes(draw: Any, identities: list[Identity], workers: int) -> Iterator[list[Record]]:

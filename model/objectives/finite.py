@@ -1,15 +1,22 @@
-"""Stops a training whose losses are no numbers any more."""
+"""Finds the first loss of a training that is no number any more."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from utils.errors import UserError
+
+class BadLoss(NamedTuple):
+    """A loss that is NaN or infinite: its term, its value, and the step, counted as in the run's logs."""
+
+    term: str
+    value: float
+    step: int
 
 
 class FiniteLosses:
-    """Losses of steps that nobody has looked at yet: one look at many waits for the device once."""
+    """The losses of some steps, to be looked at together: one look waits for the device once."""
 
     def __init__(self) -> None:
         self._steps: list[tuple[int, Mapping[str, Tensor]]] = []
@@ -18,25 +25,18 @@ class FiniteLosses:
         return len(self._steps)
 
     def add(self, step: int, losses: Mapping[str, Tensor]) -> None:
-        """Keeps the losses of a step, scalars by the name of their term, until the next `check`."""
+        """Keeps the losses of a step, scalars by the name of their term, until the next look."""
         self._steps.append((step, losses))
 
-    def check(self) -> None:
-        """Passes, and forgets, losses that are finite.
-
-        Raises:
-            UserError: the first that is NaN or infinite, with its term and step.
-        """
+    def first_bad(self) -> BadLoss | None:
+        """Returns the first kept loss that is NaN or infinite, None if all are finite; forgets all."""
         if not self._steps:
-            return
+            return None
         losses = torch.stack([torch.stack(list(raw.values())) for _, raw in self._steps]).cpu()
         steps, names = [step for step, _ in self._steps], list(self._steps[0][1])
         self._steps.clear()
         bad = (~losses.isfinite()).nonzero()
-        if len(bad):
-            row, column = bad[0].tolist()
-            raise UserError(
-                f"loss term {names[column]!r} became {losses[row, column].item()} at step {steps[row]}: "
-                "lower optimizer.param_groups.default.lr, clip with trainer.gradient_clip_val=1.0, or rule "
-                "out AMP with trainer.precision=32-true; the last checkpoint is from before"
-            )
+        if not len(bad):
+            return None
+        row, column = bad[0].tolist()
+        return BadLoss(names[column], losses[row, column].item(), steps[row])

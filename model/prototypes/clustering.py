@@ -10,6 +10,7 @@ from torch import Tensor
 from model.prototypes.jaccard import k_reciprocal_jaccard
 from model.prototypes.neighbours import unit_features
 from utils.errors import UserError
+from utils.progress import Bar
 
 ROUNDS = 25
 ROWS = 1_024
@@ -100,7 +101,7 @@ def kmeans(features: Tensor, clusters: int, seed: int) -> Tensor:
     start = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:clusters]
     centres = features[start.to(features.device)]
     labels = torch.full((len(features),), -1)
-    for _ in range(ROUNDS):
+    for _ in Bar(range(ROUNDS), desc="clustering, rounds", unit="round", leave=False):
         before, labels = labels, _nearest_centre(features, centres)
         if torch.equal(before, labels):
             break

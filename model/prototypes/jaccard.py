@@ -10,6 +10,7 @@ from torch import Tensor
 
 from model.prototypes.neighbours import nearest_neighbours, pair_cosines, unit_features
 from utils.errors import UserError
+from utils.progress import Bar
 
 CANDIDATES = 500_000
 MAX_STORED = 600_000_000
@@ -73,19 +74,21 @@ def jaccard_distances(weights: csr_matrix, radius: float = 1.0) -> csr_matrix:
     time and memory follow the number of such meetings, not N^2.
     """
     indices, data, indptr = bytearray(), bytearray(), [np.zeros(1, dtype=np.int64)]
-    for shared in _minimum_sums(weights):
-        s = shared.data.astype(np.float32)
-        distances = np.maximum(1 - s / (2 - s), 0)
-        near = np.flatnonzero(distances <= radius)
-        indices.extend(shared.indices[near].astype(np.int32))
-        data.extend(distances[near])
-        indptr.append(indptr[-1][-1] + np.searchsorted(near, shared.indptr[1:]))
-        if indptr[-1][-1] > MAX_STORED:
-            raise UserError(
-                f"more than {MAX_STORED:,} pairs of {weights.shape[0]:,} features lie within Jaccard distance"
-                f" {radius}: the features have collapsed into one another, or the radius is too large; lower the"
-                " learning rate or pseudo_label eps"
-            )
+    with Bar(total=weights.shape[0], desc="clustering, distances", unit="row", leave=False) as bar:
+        for shared in _minimum_sums(weights):
+            bar.update(shared.shape[0])
+            s = shared.data.astype(np.float32)
+            distances = np.maximum(1 - s / (2 - s), 0)
+            near = np.flatnonzero(distances <= radius)
+            indices.extend(shared.indices[near].astype(np.int32))
+            data.extend(distances[near])
+            indptr.append(indptr[-1][-1] + np.searchsorted(near, shared.indptr[1:]))
+            if indptr[-1][-1] > MAX_STORED:
+                raise UserError(
+                    f"more than {MAX_STORED:,} pairs of {weights.shape[0]:,} features lie within Jaccard distance"
+                    f" {radius}: the features have collapsed into one another, or the radius is too large; lower the"
+                    " learning rate or pseudo_label eps"
+                )
     return csr_matrix(
         (np.frombuffer(data, np.float32), np.frombuffer(indices, np.int32), np.concatenate(indptr)),
         shape=weights.shape,

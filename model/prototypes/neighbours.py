@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from utils.errors import UserError
+from utils.progress import Bar
 from utils.retrieval import full_precision, score_chunks
 
 ROWS = 128
@@ -47,7 +48,9 @@ def nearest_neighbours(features: Tensor, k: int) -> Tensor:
     rows = torch.arange(len(features), device=features.device)
     kept = min(k, len(features) - 1) + 1
     found = torch.empty(len(features), kept, dtype=torch.int64)
-    for some, scores in score_chunks(features, rows, features, rows, ROWS):
+    chunks = score_chunks(features, rows, features, rows, ROWS)
+    blocks = -(-len(features) // ROWS)
+    for some, scores in Bar(chunks, desc="clustering, neighbours", total=blocks, unit="block", leave=False):
         scores[torch.arange(len(some), device=some.device), some] = torch.inf
         found[some.cpu()] = _best(scores, kept).cpu()
     return found

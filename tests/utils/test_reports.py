@@ -58,6 +58,28 @@ def test_table_says_when_the_checkpoint_was_chosen_on_test() -> None:
     assert title == "vn3k_vi, test split; checkpoint chosen on the test split (val_protocol=paper)"
 
 
+def test_table_says_what_a_run_that_tried_things_out_has_left_out() -> None:
+    title = metrics_table(PAPER, facts(limited="debug=fast; first 1 batch of the test split")).splitlines()[0]
+    assert title == "synthetic, test split; debug=fast; first 1 batch of the test split"
+
+
+def test_a_comparison_marks_such_runs_and_averages_them_with_no_others(tmp_path: Path) -> None:
+    for seed, limited in enumerate(["", "", "debug=fast", "debug=limit"]):
+        save_metrics(tmp_path / str(seed), level(10 + seed), facts(seed=seed, limited=limited))
+    comparison = compare_runs(find_metrics([tmp_path]))
+    assert [row[:2] for row in rows_of(comparison)[1:4]] == [
+        ["hybrid_circle [2]", "1"],
+        ["hybrid_circle [1]", "1"],
+        ["hybrid_circle", "2"],
+    ]
+    assert str(comparison).splitlines()[-2:] == ["[1] debug=fast", "[2] debug=limit"]
+    assert {row["limited"] for row in csv.DictReader(comparison.csv().splitlines())} == {
+        "",
+        "debug=fast",
+        "debug=limit",
+    }
+
+
 def test_table_says_how_many_queries_were_left_out() -> None:
     metrics = PAPER | {"i2t": RetrievalMetrics(0, 0, 0, 0, 0, queries=1, skipped=7)}
     last = metrics_table(metrics, facts(), split="val").splitlines()[-1]

@@ -1,0 +1,122 @@
+"""Values of the config that cannot be, found out before anything is made, drawn or logged."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from utils.errors import UserError
+
+# Whole numbers, and the least that each may be.
+WHOLE: Final = {
+    "seed": 0,
+    "split_seed": 0,
+    "shown_queries": 0,
+    "lora.r": 0,
+    "dataset.batch_size": 1,
+    "dataset.num_instance": 1,
+    "dataset.eval_batch_size": 1,
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.log_every_n_steps": 1,
+    "trainer.num_nodes": 1,
+}
+# Numbers that may be words as well.
+WORDS: Final = ("dataset.num_workers", "trainer.deterministic", "trainer.devices")
+LIMITS: Final = {"train": "limit_train_batches", "val": "limit_val_batches", "test": "limit_test_batches"}
+# Lightning's options that would leave a run without its records -> what does the same here.
+INSTEAD: Final = {"fast_dev_run": "debug=fast", "overfit_batches": "debug=overfit"}
+
+
+def check_options(cfg: DictConfig) -> None:
+    """Passes when the numbers of `cfg` can be those of its task.
+
+    Raises:
+        UserError: the first that cannot, with what was expected.
+    """
+    for sentence in _wrong(cfg):
+        raise UserError(sentence)
+
+
+def check_overrides(cfg: DictConfig) -> None:
+    """Passes when the command line gives numbers where the config has numbers, and options where it has options.
+
+    Raises:
+        UserError: the first override that does not, with what the config has.
+    """
+    hydra = HydraConfig.get()
+    given = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
+    groups = [str(override.input_line) for override in given if override.key_or_group in hydra.runtime.choices]
+    loader = GlobalHydra.instance().config_loader()
+    usual = loader.load_configuration(hydra.job.config_name, groups, run_mode=RunMode.RUN)
+    for key in (override.key_or_group for override in given if not override.is_delete()):
+        if key in hydra.runtime.choices:
+            continue
+        before, value = (OmegaConf.select(config, key) for config in (usual, cfg))
+        if isinstance(before, int | float) and isinstance(value, str) and key not in WORDS:
+            kind = "true or false" if isinstance(before, bool) else f"a number, such as {before}"
+            raise UserError(f"{key}: {value!r} given, expected {kind}")
+        if isinstance(before, DictConfig) and not isinstance(value, DictConfig) and not key.startswith("callbacks."):
+            raise UserError(f"{key}: {_shown(value)} given, but {', '.join(before)} are set below {key}, one by one")
+
+
+def limited(cfg: DictConfig, of_data: Sequence[str]) -> str:
+    """Returns what makes a run one to try things out, whose figures compare with no other; empty for a full run.
+
+    Args:
+        of_data: what was left out of the dataset.
+    """
+    told = [] if cfg.debug is None else [f"debug={cfg.debug}"]
+    batches = cfg.trainer.limit_train_batches
+    if cfg.task == "train" and batches is not None and not (isinstance(batches, float) and batches == 1):
+        share = f"{100 * batches:g} % of the" if isinstance(batches, float) else f"{batches} of the"
+        told.append(f"{share} batches of a training epoch")
+    return "; ".join([*told, *of_data])
+
+
+def _wrong(cfg: DictConfig) -> Iterator[str]:
+    training = cfg.task == "train"
+    for key, least in WHOLE.items():
+        value = OmegaConf.select(cfg, key)
+        if not _whole(value, least):
+            yield f"{key}: {_shown(value)} given, expected at least {least}, a whole number"
+    for option, ours in INSTEAD.items():
+        if option in cfg.trainer:
+            yield f"trainer.{option} would leave the run without checkpoint and table; {ours} does it here"
+    for split, option in LIMITS.items():
+        value = cfg.trainer[option]
+        if (split == "test" or training) and value is not None and not _limit(value):
+            yield (
+                f"trainer.{option}: {_shown(value)} given, expected a number of batches (1 or more), a share (above "
+                "0.0, 1.0 for all) or null for all"
+            )
+    if not training:
+        return
+    epochs, every = cfg.trainer.max_epochs, cfg.trainer.check_val_every_n_epoch
+    if not _whole(epochs, 1):
+        yield (
+            f"trainer.max_epochs: {_shown(epochs)} given, expected at least 1, a whole number: schedules need to know "
+            "the end"
+        )
+    elif not _whole(every, 1):
+        yield f"trainer.check_val_every_n_epoch: {_shown(every)} given, expected at least 1, a whole number"
+    elif every > epochs:
+        yield (
+            f"trainer.check_val_every_n_epoch={every} is above trainer.max_epochs={epochs}: no epoch would be "
+            "validated, so there would be no best checkpoint to test; lower the first or raise the second"
+        )
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _limit(value: Any) -> bool:
+    return _whole(value, 1) or (isinstance(value, float) and 0 < value <= 1)
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, str) else "null" if value is None else str(value)

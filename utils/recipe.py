@@ -1,0 +1,38 @@
+"""Which recipe a run follows, and what of its primary config that leaves out."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+
+def describe_recipe(config_dir: Path) -> str | None:
+    """Returns the line on the recipe that `experiment` chose, None without one or without a command line."""
+    chosen = HydraConfig.get().runtime.choices.get("experiment") if HydraConfig.initialized() else None
+    if chosen is None:
+        return None
+    primary = HydraConfig.get().job.config_name
+    own = _choices(config_dir / f"{primary}.yaml").get("experiment", chosen)
+    if own == chosen:
+        return chosen
+    recipe = config_dir / "experiment" / f"{own}.yaml"
+    left_out = [*_choices(recipe).items(), *_values(OmegaConf.load(recipe))]
+    return f"{chosen}, in place of what {primary} has: {' '.join(f'{key}={value}' for key, value in left_out)}"
+
+
+def _choices(file: Path) -> dict[str, str]:
+    """Returns the groups that the defaults list of `file` overrides, with their options; none of a file elsewhere."""
+    config: Any = OmegaConf.load(file) if file.is_file() else OmegaConf.create()
+    items = [item for item in config.get("defaults", ()) if isinstance(item, DictConfig)]
+    chosen = {str(key): str(value) for item in items for key, value in item.items()}
+    return {key.removeprefix("override ").lstrip("/"): value for key, value in chosen.items() if "override " in key}
+
+
+def _values(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, DictConfig):
+            yield from _values(value, f"{prefix}{key}.")
+        elif key != "defaults":
+            yield f"{prefix}{key}", value

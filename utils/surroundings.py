@@ -1,0 +1,103 @@
+"""What a process inherits from where it is started: streams, plotting backend, open files, shared memory."""
+
+import atexit
+import errno
+import os
+import resource
+import shutil
+import sys
+import tempfile
+from io import TextIOWrapper
+from typing import Final
+
+from utils.errors import UserError
+
+HOME_CACHES: Final = ("MPLCONFIGDIR", "TRITON_CACHE_DIR", "WANDB_CACHE_DIR")
+_ELSEWHERE: Final = (
+    "make it writable, or name another folder: output_dir= for runs, dataset_root_dir= for data and backbones, "
+    "dataset.cache_dir= for decoded images"
+)
+_ROOM: Final = "free disk space, or name another disk: output_dir= for runs, dataset.cache_dir= for decoded images"
+_FILES: Final = "allow more with 'ulimit -n 4096', or set dataset.num_workers=0"
+REFUSALS: Final = {
+    errno.EACCES: _ELSEWHERE,
+    errno.EPERM: _ELSEWHERE,
+    errno.EROFS: _ELSEWHERE,
+    errno.ENOTDIR: "a part of that path is a file: remove it, or name another folder",
+    errno.EEXIST: "it is a file: remove it, or name another folder",
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EMFILE: _FILES,
+    errno.ENFILE: _FILES,
+    errno.ENAMETOOLONG: "give a shorter run_name= or output_dir=",
+}
+SHARED_MEMORY: Final = "/dev/shm"
+PREFETCHED: Final = 2  # batches that PyTorch lets a worker load ahead
+FILES_OF_A_WORKER: Final = 40  # pipes, and a handle for every tensor of its batches
+
+
+def settle_surroundings() -> None:
+    """Makes this process, and those that it starts, indifferent to what they inherit."""
+    os.environ["MPLBACKEND"] = "Agg"  # that of a notebook cannot be imported here
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a letter that the terminal lacks ends no run
+    encoding = os.environ.get("PYTHONIOENCODING", "").partition(":")[0]
+    os.environ["PYTHONIOENCODING"] = f"{encoding}:backslashreplace"
+    if not os.access(os.environ.get("HOME", ""), os.W_OK):
+        _keep_caches_elsewhere()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def refusal(error: OSError) -> str | None:
+    """Returns the sentence for what the system refuses, with what a user can do about it; None for other errors."""
+    if error.errno not in REFUSALS:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror}; {REFUSALS[error.errno]}"
+
+
+def _keep_caches_elsewhere() -> None:
+    """Gives libraries that write into the user's home a folder that goes with this process."""
+    missing = [name for name in HOME_CACHES if name not in os.environ]
+    if missing:
+        folder = tempfile.mkdtemp(prefix="tbps-caches-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ.update({name: os.path.join(folder, name.lower()) for name in missing})
+
+
+def check_room_for_workers(workers: int, batch_bytes: int, processes: int = 1) -> None:
+    """Passes when loading processes have the shared memory and the open files that they take.
+
+    Without, PyTorch dies of a bus error or waits for ever, in the middle of an epoch.
+
+    Args:
+        workers: loading processes beside each training process.
+        batch_bytes: of the largest batch.
+        processes: training processes of this machine.
+
+    Raises:
+        UserError: they have not.
+    """
+    if not workers:
+        return
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 64
+    files = opened + FILES_OF_A_WORKER * workers
+    if soft != resource.RLIM_INFINITY and soft < files:
+        raise UserError(
+            f"dataset.num_workers={workers} needs about {files} open files, and this shell allows {soft}: allow more "
+            "with 'ulimit -n 4096', or set dataset.num_workers=0"
+        )
+    try:
+        disk = os.statvfs(SHARED_MEMORY)
+    except OSError:
+        return  # a system that shares memory in another way
+    free, wanted = disk.f_bavail * disk.f_frsize, batch_bytes * PREFETCHED * workers * processes
+    if free < wanted:
+        raise UserError(
+            f"dataset.num_workers={workers}: loading processes keep up to {wanted / 2**20:,.1f} MiB of batches in "
+            f"{SHARED_MEMORY}, which has {free / 2**20:,.1f} MiB left: start the container with more (docker run "
+            f"--shm-size={-(-2 * wanted // 2**30)}g), or set dataset.num_workers=0 or a lower dataset.eval_batch_size"
+        )
