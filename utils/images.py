@@ -65,7 +65,7 @@ def check_file(status: stat_result) -> stat_result:
     if status.st_size == 0:
         raise BadImageError("empty", "the file is empty")
     if status.st_size > LARGEST_FILE:
-        raise BadImageError("unreadable", f"{status.st_size:,} bytes, more than the {LARGEST_FILE:,} that are read at most")
+        raise BadImageError("unreadable", f"{status.st_size:,} bytes, more than the most, {LARGEST_FILE:,}")
     return status
 
 
