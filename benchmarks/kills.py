@@ -11,11 +11,9 @@ of this process, which has imported everything.
 """
 
 import argparse
-import csv
 import functools
 import importlib
 import io
-import json
 import os
 import random
 import re
@@ -29,7 +27,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -39,6 +37,8 @@ import torch  # noqa: E402
 
 from data.synthetic import SyntheticSpec, generate  # noqa: E402
 from prepare_checkpoints import prepare  # noqa: E402
+from tests.forked import forked  # noqa: E402
+from tests.same_run import differences  # noqa: E402
 from tests.small_run import ANY_METHOD  # noqa: E402
 
 SHORT = (
@@ -89,43 +89,25 @@ EVERY_HOOK = (  # relabels, counts for early stopping, saves on an epoch's last 
 )
 LOOKED_AT = 1  # the epoch
 SETTING_UP = 0.15  # of a run's CPU time, about; a kill before finds nothing to lose
-UNSTEADY = re.compile(r"throughput/|memory/")  # columns that depend on time
-COMPARED = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "checkpoints", "loops", "global_step")
 
 
-class Attempt(NamedTuple):
-    """How a forked run ended: its wait status, and the CPU time it took in seconds."""
+def run_trainer(arguments: list[str], log: Path, get_ready: Callable[[], None]) -> tuple[int, float]:
+    """Returns how trainer.py with `arguments` ended in a fork that `get_ready` got ready, and its CPU seconds."""
 
-    status: int
-    seconds: float
+    def work() -> None:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.setpgid(0, 0)
+        sys.argv = ["trainer.py", *arguments]
+        quiet_report()
+        get_ready()
+        runpy.run_path(str(ROOT / "trainer.py"), run_name="__main__")
 
-
-def fork(arguments: list[str], log: Path, prepare_child: Callable[[], None]) -> Attempt:
-    """Runs trainer.py with `arguments` in a fork of this process, which `prepare_child` gets ready there."""
-    child = os.fork()
-    if child == 0:
-        status = 70
-        try:
-            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(output, 1)
-            os.dup2(output, 2)
-            os.setpgid(0, 0)
-            sys.argv = ["trainer.py", *arguments]
-            quiet_report()
-            prepare_child()
-            runpy.run_path(str(ROOT / "trainer.py"), run_name="__main__")
-            status = 0
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else 1
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            os._exit(status)
-    _, status, usage = os.wait4(child, 0)
-    return Attempt(status, usage.ru_utime + usage.ru_stime)
+    before = os.times()
+    status = forked(work)
+    after = os.times()
+    return status, sum(after[2:4]) - sum(before[2:4])
 
 
 def quiet_report() -> None:
@@ -152,45 +134,14 @@ def run_chain(
         newest = max(out.glob("*/*/"), default=None)
         is_saved = newest is not None and (newest / "checkpoints" / "last.ckpt").exists()
         places = [f"dataset_root_dir={root}", f"output_dir={out}", *(["ckpt_path=last"] if is_saved else [])]
-        attempt = fork([*ANY_METHOD, *SHORT, *mode, *places], out / "log.txt", ending)
-        seconds.append(attempt.seconds)
-        status = os.waitstatus_to_exitcode(attempt.status)
+        status, took = run_trainer([*ANY_METHOD, *SHORT, *mode, *places], out / "log.txt", ending)
+        seconds.append(took)
         if status == 0:
             break
         if status not in (-signal.SIGKILL, -signal.SIGPROF, 128 + signal.SIGTERM):
             raise RuntimeError(f"{out}: a run ended with status {status}; see log.txt there")
         ended += 1
     return max(out.glob("*/*/")), ended, seconds
-
-
-def differences(expected: Path, found: Path) -> list[str]:
-    """Returns what of the run `found` is not as in the run `expected`."""
-    told = []
-    names = [sorted(file.name for file in (run / "checkpoints").iterdir()) for run in (expected, found)]
-    if names[0] != names[1]:
-        return [f"files {names[1]} instead of {names[0]}"]
-    for name in names[0]:
-        saved = [torch.load(run / "checkpoints" / name, weights_only=True) for run in (expected, found)]
-        told += [f"{name}: {key}" for key in COMPARED if not equal(saved[0][key], saved[1][key])]
-    reports = [json.loads((run / "metrics.json").read_text()) for run in (expected, found)]
-    told += [f"metrics.json: {key}" for key in ("metrics", "similarity") if reports[0][key] != reports[1][key]]
-    rows = [steady_rows(run / "logs" / "steps.csv") for run in (expected, found)]
-    return told + ([] if rows[0] == rows[1] else [f"steps.csv: {len(rows[1])} rows, {len(rows[0])} expected"])
-
-
-def steady_rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="") as lines:
-        return [{k: v for k, v in row.items() if not UNSTEADY.match(k)} for row in csv.DictReader(lines)]
-
-
-def equal(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return isinstance(b, list | tuple) and len(a) == len(b) and all(map(equal, a, b))
-    return a == b or (a != a and b != b)
 
 
 def killed_after(seconds: float, signum: int) -> Callable[[], None]:

@@ -2,12 +2,14 @@
 
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable
 
 
 def forked(work: Callable[[], object]) -> int:
     """Returns how `work` ended in a fork: its exit status, or the negative number of the signal that killed it."""
+    sys.stdout.flush()
     child = os.fork()
     if child == 0:
         status = 70
@@ -19,6 +21,7 @@ def forked(work: Callable[[], object]) -> int:
         except BaseException:
             traceback.print_exc()
         finally:
+            sys.stdout.flush()
             os._exit(status)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 

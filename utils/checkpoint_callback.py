@@ -56,7 +56,7 @@ class Checkpoints(Checkpoint):
         self.best_model_path = ""  # Lightning's name of it; empty while there is none
         self._best_score = float("nan")
         self._validation: Validation | None = None
-        self._is_unsaved = False  # whether a batch has begun that last.ckpt does not know of
+        self._is_unsaved = False  # whether something was begun that last.ckpt does not know of
         self._is_due = False
         self._step = 0  # when that batch began
         self._rows: int | None = None
@@ -88,8 +88,7 @@ class Checkpoints(Checkpoint):
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         self._save_between_batches(trainer)
         self._step = trainer.global_step
-        self._is_unsaved = True
-        stopping.hold()
+        self._hold()
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.state.fn == TrainerFn.FITTING and self._has_stepped(trainer) and _is_to_stop(trainer):
@@ -106,6 +105,7 @@ class Checkpoints(Checkpoint):
                 f"{nearest(self._monitor, set(figures))} Choose one that begins with val/"
             )
         self._validation = Validation(trainer.current_epoch, float(figures[self._monitor]))
+        self._hold()  # perhaps the first that a continued run has done
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         settle(checkpoint, batches_per_epoch=trainer.num_training_batches, validation_due=trainer.validating)
@@ -118,6 +118,10 @@ class Checkpoints(Checkpoint):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         stopping.release()
+
+    def _hold(self) -> None:
+        self._is_unsaved = True
+        stopping.hold()
 
     def _has_stepped(self, trainer: L.Trainer) -> bool:
         """Whether the batch before has ended in an optimizer step that last.ckpt does not know of."""

@@ -27,9 +27,11 @@ def settle(checkpoint: Mapping[str, Any], *, batches_per_epoch: float, validatio
     _set(batches["current"], 0 if epoch_is_done else done)
     _set(batches["total"], batches["total"]["completed"])
     batches["is_last_batch"] = is_last and validation_due
-    if validation_due:
-        for counts in (fit["epoch_loop.val_loop.batch_progress"][of] for of in ("current", "total")):
+    for counts in (fit["epoch_loop.val_loop.batch_progress"][of] for of in ("current", "total")):
+        if validation_due:
             counts.update(ready=1, started=1, processed=0, completed=0)
+        else:
+            _set(counts, counts["completed"])
     for loader in fit["state_dict"].get("combined_loader", ()):
         loader["batches"] = done
 
