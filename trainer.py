@@ -20,11 +20,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from utils.composed import with_composed
 from utils.config import register_resolvers, run_facts
 from utils.errors import UserError, nearest
 from utils.hydra_errors import CONFIG_ERRORS, fail_job, hydra_errors_in_one_sentence
 from utils.own_command import needs_own_command, run_own_command
-from utils.trained_config import checkpoint_of, refuse_other_model, take_over_model
+from utils.run_folders import find_checkpoint, remove_if_empty, settle
+from utils.taken_over import model_config
 
 if TYPE_CHECKING:
     import lightning as L
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from data.batch import Batch
     from lightning_data import TBPSDataModule
     from lightning_models import LitRanker, LitTBPS
+    from utils.continued import Continued
+    from utils.run_record import RunRecord
     from utils.run_report import RunReport
 
 CONFIG_DIR = Path(__file__).parent / "config"
@@ -46,7 +50,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     Returns:
         The metrics of that checkpoint in percent: ``val/t2i/R1``, ``test/i2t/mAP``, ...
     """
-    continued = checkpoint_of(cfg)
+    path = find_checkpoint(cfg.output_dir, cfg.run_name, cfg.ckpt_path)
 
     from lightning_data import build_data
     from lightning_models import build_encoder, build_module
@@ -54,11 +58,12 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from model.lora import save_adapters
     from model.objectives import check_needs
     from utils.checkpoints import load_weights, read_checkpoint
+    from utils.continued import Continued
+    from utils.run_record import RunRecord
 
-    if continued is not None:
-        refuse_other_model(cfg, read_checkpoint(continued)["config"], continued)
-    _prepare(cfg)
-    OmegaConf.save(cfg, Path(cfg.run_dir) / "config.yaml", resolve=True)
+    continued = None if path is None else Continued(cfg, path)
+    cfg = with_composed(cfg) if continued is None else continued.config
+    _prepare(cfg, is_new=continued is None)
     data = build_data(cfg)
     encoder = build_encoder(cfg)
     data.check_token_ids(encoder.backbone.vocab_size)
@@ -66,25 +71,29 @@ def train(cfg: DictConfig) -> dict[str, float]:
     check_needs(module.objective, data.provides | encoder.provides)
     data.set_views(module.objective.needs)
     encoder.backbone.grow_token_table(data.max_token_id + 1)  # by a mask token, where the tokenizer had none
-    _announce(cfg, module, data)
+    record = RunRecord(cfg, data.provenance, continued.facts if continued else None)
+    if continued is not None:
+        continued.check(module, data.provenance)
+    _announce(cfg, module, data, continued)
     for line in load_heads(module.objective, Path(cfg.backbone.folder)):
         print(f"head    {line}", flush=True)
 
-    trainer = _trainer(cfg, data)
-    trainer.fit(module, datamodule=data, ckpt_path=continued, weights_only=True)
+    trainer = _trainer(cfg, data, record)
+    trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
     best = trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
     if not best:
         raise UserError(
             "no epoch was validated, so there is no best checkpoint to test: leave trainer.limit_val_batches and "
             f"trainer.check_val_every_n_epoch as they are, or test {cfg.run_dir}/checkpoints/last.ckpt with task=test"
         )
-    load_weights(module, read_checkpoint(best)["state_dict"], source=best)
+    tested = read_checkpoint(best)
+    load_weights(module, tested["state_dict"], source=best)
     if cfg.lora.r > 0 and trainer.is_global_zero:
         save_adapters(encoder.backbone, Path(cfg.run_dir) / "adapters")
     trainer.validate(module, datamodule=data, verbose=False)
     metrics = module.figures("val")
     trainer.test(module, datamodule=data, verbose=False)
-    _report(cfg, trainer, module, data)
+    _report(cfg, trainer, module, data, record.of_test(best, tested))
     return metrics | module.figures("test")
 
 
@@ -97,18 +106,20 @@ def test(cfg: DictConfig) -> dict[str, float]:
     Returns:
         Metrics in percent: ``test/t2i/R1``, ``test/i2t/mAP``, ...
     """
-    path = checkpoint_of(cfg)
+    path = find_checkpoint(cfg.output_dir, cfg.run_name, cfg.ckpt_path)
 
     from lightning_data import build_data
     from lightning_models import LitRanker, build_encoder
     from model.converted import classifier_note
     from utils.checkpoints import encoder_weights, load_weights, read_checkpoint
+    from utils.run_record import RunRecord
 
     checkpoint = {} if path is None else read_checkpoint(path)
     if path is None:
+        cfg = with_composed(cfg)
         cfg.loss.name = Path(cfg.backbone.folder).name
     else:
-        take_over_model(cfg, checkpoint["config"], path)
+        cfg = model_config(cfg, checkpoint["config"], path)
     _prepare(cfg)
     data = build_data(cfg)
     encoder = build_encoder(cfg)
@@ -122,9 +133,10 @@ def test(cfg: DictConfig) -> dict[str, float]:
         print(f"note    {note}", flush=True)
 
     module = LitRanker(encoder)
-    trainer = _trainer(cfg, data)
+    record = RunRecord(cfg, data.provenance)
+    trainer = _trainer(cfg, data, record)
     trainer.test(module, datamodule=data, verbose=False)
-    _report(cfg, trainer, module, data)
+    _report(cfg, trainer, module, data, record.of_test(path, checkpoint))
     return module.figures("test")
 
 
@@ -164,11 +176,12 @@ def main(cfg: DictConfig) -> float | None:
     except CONFIG_ERRORS as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise  # the other jobs of the sweep go on
+        remove_if_empty(cfg.run_dir)
         fail_job(error)
     return metrics.get("val/t2i/R1", metrics.get("test/t2i/R1"))
 
 
-def _prepare(cfg: DictConfig) -> None:
+def _prepare(cfg: DictConfig, *, is_new: bool = True) -> None:
     """Fixes the seed, makes the run's folder and whatever of the embedded default is not there yet."""
     import lightning as L
     from filelock import FileLock
@@ -178,7 +191,8 @@ def _prepare(cfg: DictConfig) -> None:
 
     quiet_libraries()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
+    if is_new:
+        settle(cfg)
     root = Path(cfg.dataset_root_dir)
     if cfg.dataset.name == "synthetic":
         from data.synthetic import FOLDER, generate
@@ -197,8 +211,8 @@ def _prepare(cfg: DictConfig) -> None:
                 prepare(name, root)
 
 
-def _trainer(cfg: DictConfig, data: TBPSDataModule) -> L.Trainer:
-    """Returns Lightning's trainer with the callbacks and loggers of the config."""
+def _trainer(cfg: DictConfig, data: TBPSDataModule, record: RunRecord | None = None) -> L.Trainer:
+    """Returns Lightning's trainer with the callbacks and loggers of the config, and with `record`."""
     from hydra.utils import instantiate
 
     from utils.checkpoints import AtomicCheckpointIO
@@ -206,9 +220,11 @@ def _trainer(cfg: DictConfig, data: TBPSDataModule) -> L.Trainer:
 
     training = cfg.task == "train"
     config: Any = OmegaConf.to_container(cfg, resolve=True)
+    if record is not None:
+        config["provenance"] = record.made_with
     return instantiate(
         cfg.trainer,
-        callbacks=list(instantiate(cfg.callbacks).values()) if training else [],
+        callbacks=[*([record] if record else []), *instantiate(cfg.callbacks).values()] if training else [],
         logger=build_loggers(cfg.logger, cfg.run_dir, _run_facts(cfg, data), config),
         plugins=[AtomicCheckpointIO()],
         default_root_dir=cfg.run_dir,
@@ -221,7 +237,7 @@ def _run_facts(cfg: DictConfig, data: TBPSDataModule) -> dict[str, Any]:
     return run_facts(cfg, language=data.dataset.language, val_is_test=data.dataset.val_is_test)
 
 
-def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule) -> None:
+def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule, continued: Continued | None) -> None:
     """Prints where the run lives, what it trains on and what of the model it trains."""
     from lightning.pytorch.utilities import rank_zero_only
 
@@ -229,7 +245,7 @@ def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule) -> None:
 
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return
-    print(f"run     {cfg.run_dir}")
+    print("\n".join([f"run     {cfg.run_dir}", *(continued.lines() if continued else [])]))
     print(f"data    {data.describe()}")
     if data.mask_token_added:
         print(f"mask    the tokenizer of {cfg.backbone.name} has no mask token; one is added, with a row for it")
@@ -239,7 +255,9 @@ def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule) -> None:
     print(parameter_table(module.named_parameters(), cfg.optimizer.param_groups), flush=True)
 
 
-def _report(cfg: DictConfig, trainer: L.Trainer, module: LitRanker, data: TBPSDataModule) -> None:
+def _report(
+    cfg: DictConfig, trainer: L.Trainer, module: LitRanker, data: TBPSDataModule, record: dict[str, Any]
+) -> None:
     """Prints and saves what the test found, and shows how test queries rank and how similar pairs are."""
     from lightning_models import LitTBPS
     from utils.cluster_pictures import outliers_picture, tsne_picture
@@ -250,7 +268,7 @@ def _report(cfg: DictConfig, trainer: L.Trainer, module: LitRanker, data: TBPSDa
     if not trainer.is_global_zero:
         return
     facts = _run_facts(cfg, data)
-    report = RunReport(cfg.run_dir, facts, trainer.loggers, trainer.global_step)
+    report = RunReport(cfg.run_dir, facts, trainer.loggers, trainer.global_step, record)
     found, captions = module.eval().encodings, data.test_captions
     report.metrics(module.metrics, pair_similarities(found.texts, found.images, found.text_pids, found.image_pids))
     some = _spread(len(captions), cfg.shown_queries)

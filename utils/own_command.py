@@ -70,17 +70,17 @@ class SaveReturned(Callback):
 def _arguments(hydra: Any, returned: Path) -> list[str]:
     """Returns the command line of the job alone."""
     places = [f"--config-dir={s.path}" for s in hydra.runtime.config_sources if s.provider == "command-line"]
-    callback = f"{{_target_: {__name__}.SaveReturned, file: {_quoted(returned)}}}"
+    callback = f"{{_target_: {__name__}.SaveReturned, file: {quoted(returned)}}}"
     return [
         *places,
         f"--config-name={hydra.job.config_name}",
         *hydra.overrides.task,
         *(override for override in hydra.overrides.hydra if not override.startswith(OF_THE_SWEEP)),
-        f"hydra.run.dir={_quoted(hydra.runtime.output_dir)}",
+        f"hydra.run.dir={quoted(hydra.runtime.output_dir)}",
         f"+hydra.callbacks.returned={callback}",
     ]
 
 
-def _quoted(path: str | Path) -> str:
+def quoted(path: str | Path) -> str:
     """Returns `path` as a quoted string of Hydra's override grammar."""
     return '"' + str(path).replace('"', r"\"") + '"'

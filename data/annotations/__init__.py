@@ -30,6 +30,7 @@ class DatasetSplits:
 
     validation: where `val` comes from: the file's own split, identities held out of train, or the test split
         ("test": checkpoints are then chosen on test, which every table must say).
+    file: the annotation file that they were read from.
     """
 
     name: str
@@ -39,6 +40,7 @@ class DatasetSplits:
     val: list[Record]
     test: list[Record]
     validation: Literal["own", "held_out", "test"]
+    file: Path | None = None
 
     @property
     def val_is_test(self) -> bool:
@@ -132,7 +134,9 @@ def cut(
     kept = _fold(_identities(train), proportion, fold_id, seed)
     train = [record for record in train if record.pid in kept]
     layout = annotations.layout
-    return DatasetSplits(annotations.name, layout.language, annotations.folder, train, val, test, validation)
+    return DatasetSplits(
+        annotations.name, layout.language, annotations.folder, train, val, test, validation, annotations.file
+    )
 
 
 def _identities(records: Iterable[Record]) -> set[int]:
