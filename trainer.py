@@ -25,7 +25,7 @@ from utils.config import register_resolvers, run_facts
 from utils.errors import UserError, nearest
 from utils.hydra_errors import CONFIG_ERRORS, fail_job, hydra_errors_in_one_sentence
 from utils.own_command import needs_own_command, run_own_command
-from utils.run_folders import find_checkpoint, remove_if_empty, settle
+from utils.run_folders import find_checkpoint, last_of_first_process, remove_if_empty, settle
 from utils.taken_over import model_config
 
 if TYPE_CHECKING:
@@ -164,6 +164,7 @@ def main(cfg: DictConfig) -> float | None:
     """Runs `cfg.task`; returns t2i R@1, of validation where there is one, for sweepers that optimise."""
     tasks = {"train": train, "test": test, "plan": plan}
     cfg.run_dir = HydraConfig.get().runtime.output_dir
+    cfg.ckpt_path = last_of_first_process(cfg)
     try:
         if cfg.task not in tasks:
             raise UserError(f"task={cfg.task}: no such task.{nearest(cfg.task, set(tasks))} Choose train, test or plan")
@@ -184,9 +185,8 @@ def main(cfg: DictConfig) -> float | None:
 def _prepare(cfg: DictConfig, *, is_new: bool = True) -> None:
     """Fixes the seed, makes the run's folder and whatever of the embedded default is not there yet."""
     import lightning as L
-    from filelock import FileLock
 
-    from prepare_checkpoints import CHECKPOINTS, prepare
+    from prepare_checkpoints import prepare_embedded
     from utils.quiet import quiet_libraries
 
     quiet_libraries()
@@ -199,16 +199,7 @@ def _prepare(cfg: DictConfig, *, is_new: bool = True) -> None:
 
         if not (root / FOLDER).exists():
             generate(root)
-    name, folder = cfg.backbone.name, Path(cfg.backbone.folder)
-    if not folder.exists():
-        if name not in CHECKPOINTS or CHECKPOINTS[name].repo is not None:
-            raise UserError(
-                f"backbone {name!r}: {folder} does not exist; run 'uv run prepare_checkpoints.py {name}', or "
-                "set backbone.folder to where it lies"
-            )
-        with FileLock(root / f".{name}_checkpoints.lock"):  # other jobs and processes wait for the first
-            if not folder.exists():
-                prepare(name, root)
+    prepare_embedded(cfg.backbone.name, Path(cfg.backbone.folder), root)
 
 
 def _trainer(cfg: DictConfig, data: TBPSDataModule, record: RunRecord | None = None) -> L.Trainer:
@@ -261,7 +252,7 @@ def _report(
     """Prints and saves what the test found, and shows how test queries rank and how similar pairs are."""
     from lightning_models import LitTBPS
     from utils.cluster_pictures import outliers_picture, tsne_picture
-    from utils.pictures import rank_queries
+    from utils.pictures import rank_queries, spread
     from utils.run_report import RunReport
     from utils.similarity_pictures import pair_similarities
 
@@ -271,7 +262,7 @@ def _report(
     report = RunReport(cfg.run_dir, facts, trainer.loggers, trainer.global_step, record)
     found, captions = module.eval().encodings, data.test_captions
     report.metrics(module.metrics, pair_similarities(found.texts, found.images, found.text_pids, found.image_pids))
-    some = _spread(len(captions), cfg.shown_queries)
+    some = spread(len(captions), cfg.shown_queries)
     if some:
         report.ranked(
             rank_queries(
@@ -292,11 +283,6 @@ def _report(
     title = f"{facts['strategy']} on {facts['dataset']}: ten persons of the test split"
     report.draw("tsne.png", tsne_picture, found.images, found.texts, found.image_pids, found.text_pids, title)
     report.close()
-
-
-def _spread(count: int, wanted: int) -> range:
-    """Returns `wanted` places spread over `count`, all if there are fewer."""
-    return range(0, count, max(1, count // wanted))[:wanted] if wanted else range(0)
 
 
 def _on_device(pair: Batch, module: LitRanker) -> tuple[Tensor, Tensor, Tensor]:

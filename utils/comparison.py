@@ -212,6 +212,7 @@ def _marked(groups: Sequence[Group]) -> list[Group]:
 
 def _not_averaged(groups: Sequence[Group]) -> str:
     """Returns the note on groups of the same facts: which they are, and in what they differ."""
+    groups = sorted(groups, key=lambda group: (len(group.mark), group.mark))
     marks = ", ".join(f"[{group.mark}] (seed {' '.join(map(str, group.seeds))})" for group in groups)
     differ = [
         f"{name} ({', '.join(group.sources[source] or 'not recorded' for group in groups)})"

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from utils.checkpoints import load_weights, read_checkpoint
 from utils.errors import UserError
+from utils.own_command import needs_own_command
 from utils.provenance import checkpoint_facts
 from utils.run_record import KEY
 from utils.taken_over import continued_config
@@ -35,6 +37,11 @@ class Continued:
         self._epochs = _count(checkpoint, "loops", "fit_loop", "epoch_progress", "current", "processed")
         self._step = _count(checkpoint, "global_step")
         self._refuse_finished()
+        if HydraConfig.initialized() and needs_own_command(self.config.trainer) != needs_own_command(cfg.trainer):
+            raise UserError(
+                f"ckpt_path: {path} was trained with trainer.devices={self.config.trainer.devices} trainer.num_nodes="
+                f"{self.config.trainer.num_nodes}, which a multirun has to know beforehand: give both"
+            )
 
     def check(self, module: nn.Module, data: Mapping[str, Any]) -> None:
         """Loads the weights, as a trial: whatever is refused has to be before loggers start and files are written.

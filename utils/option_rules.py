@@ -120,7 +120,7 @@ _CONTINUED: Final = {
 
 def rule_of(key: str) -> Rule:
     """Returns the rule of an option, or of a group of them, by its dotted key."""
-    return next((rule for rule in RULES if any(_matches(key, pattern) for pattern in rule.keys)), OTHERS)
+    return next((rule for rule in RULES if any(matches(key, pattern) for pattern in rule.keys)), OTHERS)
 
 
 def table() -> str:
@@ -133,7 +133,8 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def _matches(key: str, pattern: str) -> bool:
+def matches(key: str, pattern: str) -> bool:
+    """Whether a rule's pattern is of an option, or of the group of those that it names."""
     return fnmatchcase(key, pattern) or key == pattern.removesuffix(".*")
 
 

@@ -72,6 +72,17 @@ def run_dir(task: str, output_dir: str, run_name: str, ckpt_path: str | None, da
     return str(run / f"test-{dataset}" if task == "test" else run)
 
 
+def last_of_first_process(cfg: DictConfig) -> str | None:
+    """Returns `cfg.ckpt_path`; of a process that Lightning started, ``last`` is what it was for the first one.
+
+    Meanwhile a new run of that name may have begun.
+    """
+    if cfg.ckpt_path == "last" and int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        folder = Path(cfg.run_dir)  # the run's, or that of a test within it
+        return next((str(run / LAST) for run in (folder, folder.parent) if (run / LAST).is_file()), "last")
+    return cfg.ckpt_path
+
+
 def claim(wanted: str | Path) -> Path:
     """Returns the folder that it has created: `wanted` or, where there is one, `wanted` with -2, -3, ... behind.
 

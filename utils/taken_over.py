@@ -211,9 +211,7 @@ class _TrainedConfig:
         ours = dict(flat(self._wanted(resolved)))
         theirs = dict(flat(self._wanted(self.plain)))
         lines, refused = [], []
-        for key in sorted(
-            ours.keys() | theirs.keys(), key=lambda key: (not key.endswith(".name"), key.count("."), key)
-        ):
+        for key in sorted(ours.keys() | theirs.keys(), key=_telling_first):
             asked, had = ours.get(key, ABSENT), theirs.get(key, ABSENT)
             rule = rule_of(key).continued
             if rule == "here" or same(asked, had) or (had is ABSENT and not _covers(covered, key)):
