@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -41,6 +41,7 @@ from data.samplers import Sampling
 from data.tokens import Tokenize, load_tokenizer
 from data.views import Views
 from utils.errors import UserError, check_choice, check_positive
+from utils.provenance import file_hash
 from utils.surroundings import check_room_for_workers
 
 AUGMENT_ON = ("auto", "worker", "device")
@@ -243,6 +244,13 @@ class TBPSDataModule(L.LightningDataModule):
     def describe(self) -> str:
         """Returns one line on the dataset for the start of a run."""
         return describe(self.dataset, self.counts, self.tokenize.max_length)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What tells this dataset from another of its name: its annotation file, the hash of that, and the counts."""
+        file = self.dataset.file
+        splits = {split: counts._asdict() for split, counts in self.counts.splits.items()}
+        return {"file": file and file.name, "annotations": file and file_hash(file), "splits": splits}
 
     def train_dataloader(self) -> ResumableLoader:
         dataset = self._training_set()

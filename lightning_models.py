@@ -29,7 +29,7 @@ from model.objectives.build import build_objective
 from model.objectives.finite import FiniteLosses
 from model.prototypes import Labeller, Modality, PrototypeMemory
 from model.tbps import TBPS
-from solver.optimizers import can_fuse, learning_rates
+from solver.optimizers import can_fuse, learning_rates, under_settings_of
 from solver.stand_in import AdamW8bitStates
 from utils.checkpoints import frozen_names, load_weights
 from utils.errors import UserError, check_positive
@@ -186,6 +186,7 @@ class LitTBPS(LitRanker):
         self._micro_batch = micro_batch
         self._finite = FiniteLosses()
         self._step: Features | None = None
+        self._rates_before: dict[str, float] = {}
 
     def check_optimizer(self) -> None:
         """Passes when optimizer and schedule can be built.
@@ -214,6 +215,10 @@ class LitTBPS(LitRanker):
     def on_train_start(self) -> None:
         if self.labeller is not None and len(self.labeller.stages):  # of the checkpoint that is continued
             self.trainer.datamodule.set_stages(self.labeller.stages)  # type: ignore[attr-defined]
+        rates = learning_rates(self.trainer.optimizers[0])
+        if self._rates_before not in ({}, rates) and self.trainer.is_global_zero:
+            was, goes_on = (", ".join(f"{k} {v:.3g}" for k, v in r.items()) for r in (self._rates_before, rates))
+            print(f"rates   were {was} at step {self.global_step}; this run goes on at {goes_on}", flush=True)
 
     def on_train_epoch_start(self) -> None:
         if self.labeller is not None and self.labeller.due(self.current_epoch):
@@ -307,8 +312,8 @@ class LitTBPS(LitRanker):
         values |= {f"train/weighted/{term}": value for term, value in report.weighted.items()}
         values |= {f"train/stat/{t}/{name}": v for t, stats in report.stats.items() for name, v in stats.items()}
         values |= {"train/logit_scale": scale.detach(), "train/logit_bias": bias.detach()}
-        optimizer: Any = self.optimizers()
-        values |= {f"lr/{group}": lr for group, lr in learning_rates(optimizer).items()}
+        rates = learning_rates(self.trainer.optimizers[0])
+        values |= {f"lr/{group}": lr for group, lr in rates.items()}
         self.log_dict(values)
 
     def _check_losses(self) -> None:
@@ -344,6 +349,10 @@ class LitTBPS(LitRanker):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         load_weights(self, checkpoint["state_dict"], source="the checkpoint to continue")
+        [saved] = checkpoint["optimizer_states"]
+        self._rates_before = learning_rates(saved)
+        new = self._make_optimizer(self.named_parameters())
+        checkpoint["optimizer_states"] = [under_settings_of(new, saved)]
 
 
 def build_encoder(cfg: DictConfig, *, weights: bool = True) -> TBPS:

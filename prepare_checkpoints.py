@@ -13,6 +13,8 @@ import argparse
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from filelock import FileLock
+
 from utils.checkpoint_folder import Architecture, IncompleteError, check_folder, copy_folder, copy_small_files
 from utils.config import parse_size
 from utils.disk import scratch_folder
@@ -113,6 +115,24 @@ def prepare(
     check_folder(folder, architecture)
     print(f"{name}: {folder} is ready")
     return folder
+
+
+def prepare_embedded(name: str, folder: Path, root: Path) -> None:
+    """Makes the folder of a backbone that comes from scratch, where it is not there yet.
+
+    Raises:
+        UserError: the folder of another backbone is not there.
+    """
+    if folder.exists():
+        return
+    if name not in CHECKPOINTS or CHECKPOINTS[name].repo is not None:
+        raise UserError(
+            f"backbone {name!r}: {folder} does not exist; run 'uv run prepare_checkpoints.py {name}', or "
+            "set backbone.folder to where it lies"
+        )
+    with FileLock(root / f".{name}_checkpoints.lock"):  # other jobs and processes wait for the first
+        if not folder.exists():
+            prepare(name, root)
 
 
 def _download(name: str, repo: str, folder: Path) -> None:

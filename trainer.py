@@ -21,15 +21,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from utils.composed import with_composed
 from utils.config import register_resolvers, run_facts
 from utils.errors import UserError, fail, nearest
 from utils.hydra_errors import hydra_errors_in_one_sentence, job_sentence
 from utils.options import check_options, check_overrides, limited
 from utils.own_command import needs_own_command, run_own_command
 from utils.recipe import describe_recipe
+from utils.run_folders import find_checkpoint, last_of_first_process, remove_if_empty, settle
 from utils.signals import end_with_parent, stopping
 from utils.stopped_run import arguments_of_slurm, continued_when_stopped
-from utils.trained_config import checkpoint_of, refuse_other_model, take_over_model
+from utils.taken_over import model_config
 
 if TYPE_CHECKING:
     import lightning as L
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from data.batch import Batch
     from lightning_data import TBPSDataModule
     from lightning_models import LitRanker, LitTBPS
+    from utils.continued import Continued
+    from utils.run_record import RunRecord
     from utils.run_report import RunReport
 
 CONFIG_DIR = Path(__file__).parent / "config"
@@ -52,7 +56,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         The metrics of that checkpoint in percent: ``val/t2i/R1``, ``test/i2t/mAP``, ...
     """
     check_options(cfg)
-    continued = checkpoint_of(cfg)
+    path = find_checkpoint(cfg.output_dir, cfg.run_name, cfg.ckpt_path)
 
     from lightning_data import build_data
     from lightning_models import build_encoder, build_module
@@ -60,11 +64,13 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from model.lora import save_adapters
     from model.objectives import check_needs
     from utils.checkpoints import load_weights, read_checkpoint
+    from utils.continued import Continued
+    from utils.run_record import RunRecord
 
-    if continued is not None:
-        refuse_other_model(cfg, read_checkpoint(continued)["config"], continued)
-    _prepare(cfg)
-    OmegaConf.save(cfg, Path(cfg.run_dir) / "config.yaml", resolve=True)
+    continued = None if path is None else Continued(cfg, path)
+    cfg = with_composed(cfg) if continued is None else continued.config
+    check_options(cfg)
+    _prepare(cfg, is_new=continued is None)
     data = build_data(cfg)
     encoder = build_encoder(cfg)
     data.check_token_ids(encoder.backbone.vocab_size)
@@ -72,28 +78,32 @@ def train(cfg: DictConfig) -> dict[str, float]:
     check_needs(module.objective, data.provides | encoder.provides)
     data.set_views(module.objective.needs)
     encoder.backbone.grow_token_table(data.max_token_id + 1)  # by a mask token, where the tokenizer had none
-    _announce(cfg, module, data)
+    record = RunRecord(cfg, data.provenance, continued.facts if continued else None)
+    if continued is not None:
+        continued.check(module, data.provenance)
+    _announce(cfg, module, data, continued)
     for line in load_heads(module.objective, Path(cfg.backbone.folder)):
         print(f"head    {line}", flush=True)
 
-    trainer = _trainer(cfg, data)
+    trainer = _trainer(cfg, data, record)
     data.check_loading()
     module.check_optimizer()
-    _start_loggers(trainer, cfg, data)
-    trainer.fit(module, datamodule=data, ckpt_path=continued)  # read by AtomicCheckpointIO, which unpickles no code
+    _start_loggers(trainer, cfg, data, record)
+    trainer.fit(module, datamodule=data, ckpt_path=path)  # read by AtomicCheckpointIO, which unpickles no code
     best = trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
     if not best:
         raise UserError(
             "no epoch was validated, so there is no best checkpoint to test: leave trainer.limit_val_batches and "
             f"trainer.check_val_every_n_epoch as they are, or test {cfg.run_dir}/checkpoints/last.ckpt with task=test"
         )
-    load_weights(module, read_checkpoint(best)["state_dict"], source=best)
+    tested = read_checkpoint(best)
+    load_weights(module, tested["state_dict"], source=best)
     if cfg.lora.r > 0 and trainer.is_global_zero:
         save_adapters(encoder.backbone, Path(cfg.run_dir) / "adapters")
     trainer.validate(module, datamodule=data, verbose=False)
     metrics = module.figures("val")
     trainer.test(module, datamodule=data, verbose=False)
-    _report(cfg, trainer, module, data)
+    _report(cfg, trainer, module, data, record.of_test(best, tested))
     return metrics | module.figures("test")
 
 
@@ -107,18 +117,20 @@ def test(cfg: DictConfig) -> dict[str, float]:
         Metrics in percent: ``test/t2i/R1``, ``test/i2t/mAP``, ...
     """
     check_options(cfg)
-    path = checkpoint_of(cfg)
+    path = find_checkpoint(cfg.output_dir, cfg.run_name, cfg.ckpt_path)
 
     from lightning_data import build_data
     from lightning_models import LitRanker, build_encoder
     from model.converted import classifier_note
     from utils.checkpoints import encoder_weights, load_weights, read_checkpoint
+    from utils.run_record import RunRecord
 
     checkpoint = {} if path is None else read_checkpoint(path)
     if path is None:
+        cfg = with_composed(cfg)
         cfg.loss.name = Path(cfg.backbone.folder).name
     else:
-        take_over_model(cfg, checkpoint["config"], path)
+        cfg = model_config(cfg, checkpoint["config"], path)
     _prepare(cfg)
     data = build_data(cfg, ["test"])
     encoder = build_encoder(cfg)
@@ -139,10 +151,10 @@ def test(cfg: DictConfig) -> dict[str, float]:
         tested = f"{cfg.backbone.folder} as it is" if path is None else f"{path}{epoch}, {cfg.loss.name}"
         print(f"run     {cfg.run_dir}\ntests   {tested} on {cfg.backbone.name}\ndata    {data.describe()}")
         _say_limits(cfg, data)
-    data.setup("test")
-    _start_loggers(trainer, cfg, data)
+    record = RunRecord(cfg, data.provenance)
+    _start_loggers(trainer, cfg, data, record)
     trainer.test(module, datamodule=data, verbose=False)
-    _report(cfg, trainer, module, data)
+    _report(cfg, trainer, module, data, record.of_test(path, checkpoint))
     return module.figures("test")
 
 
@@ -171,6 +183,7 @@ def plan(cfg: DictConfig) -> dict[str, float]:
 def main(cfg: DictConfig) -> float | None:
     """Runs `cfg.task`; returns t2i R@1, of validation where there is one, for sweepers that optimise."""
     cfg.run_dir = HydraConfig.get().runtime.output_dir
+    cfg.ckpt_path = last_of_first_process(cfg)
     end_with_parent()
     with stopping.on_signals(), continued_when_stopped(cfg):  # launchers of sweeps run it in processes of their own
         return _run_task(cfg)
@@ -192,22 +205,23 @@ def _run_task(cfg: DictConfig) -> float | None:
             raise
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise UserError(told) from error  # the other jobs of the sweep go on
+        remove_if_empty(cfg.run_dir)
         fail(told)  # before Hydra adds lines to it
     return metrics.get("val/t2i/R1", metrics.get("test/t2i/R1"))
 
 
-def _prepare(cfg: DictConfig) -> None:
+def _prepare(cfg: DictConfig, *, is_new: bool = True) -> None:
     """Fixes the seed, makes the run's folder and whatever of the embedded default is not there yet."""
     import lightning as L
-    from filelock import FileLock
 
-    from prepare_checkpoints import CHECKPOINTS, prepare
+    from prepare_checkpoints import prepare_embedded
     from utils.disk import sweep
     from utils.quiet import quiet_libraries
 
     quiet_libraries()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
+    if is_new:
+        settle(cfg)
     root = Path(cfg.dataset_root_dir)
     for folder in (root, *Path(cfg.run_dir).parent.glob("*/checkpoints")):
         sweep(folder)
@@ -217,20 +231,11 @@ def _prepare(cfg: DictConfig) -> None:
         if not (root / FOLDER).exists():
             print(f"draws   {root / FOLDER}, once", flush=True)
             generate(root)
-    name, folder = cfg.backbone.name, Path(cfg.backbone.folder)
-    if not folder.exists():
-        if name not in CHECKPOINTS or CHECKPOINTS[name].repo is not None:
-            raise UserError(
-                f"backbone {name!r}: {folder} does not exist; run 'uv run prepare_checkpoints.py {name}', or "
-                "set backbone.folder to where it lies"
-            )
-        with FileLock(root / f".{name}_checkpoints.lock"):  # other jobs and processes wait for the first
-            if not folder.exists():
-                prepare(name, root)
+    prepare_embedded(cfg.backbone.name, Path(cfg.backbone.folder), root)
 
 
-def _trainer(cfg: DictConfig, data: TBPSDataModule) -> L.Trainer:
-    """Returns Lightning's trainer with the callbacks of the config, without loggers."""
+def _trainer(cfg: DictConfig, data: TBPSDataModule, record: RunRecord | None = None) -> L.Trainer:
+    """Returns Lightning's trainer with the callbacks of the config and with `record`, without loggers."""
     from hydra.utils import instantiate
 
     from utils.callbacks import NoSignals
@@ -242,10 +247,11 @@ def _trainer(cfg: DictConfig, data: TBPSDataModule) -> L.Trainer:
     limits = {key: 0 if limit == 0 else None for key, limit in limits.items()}  # the data is cut already
     if training and isinstance(cfg.trainer.limit_train_batches, float):
         limits["limit_train_batches"] = max(1, int(cfg.trainer.limit_train_batches * data.training_batches()))
+    own = [instantiate(callback) for callback in callbacks.values() if callback is not None]
     trainer: L.Trainer = instantiate(
         cfg.trainer,
         **limits,
-        callbacks=[instantiate(callback) for callback in callbacks.values() if callback is not None],
+        callbacks=own if record is None else [record, *own],
         logger=False,
         plugins=[AtomicCheckpointIO()],
         default_root_dir=cfg.run_dir,
@@ -257,11 +263,12 @@ def _trainer(cfg: DictConfig, data: TBPSDataModule) -> L.Trainer:
     return trainer
 
 
-def _start_loggers(trainer: L.Trainer, cfg: DictConfig, data: TBPSDataModule) -> None:
+def _start_loggers(trainer: L.Trainer, cfg: DictConfig, data: TBPSDataModule, record: RunRecord) -> None:
     """Gives `trainer` the loggers of the config; W&B begins a run, so all that can be refused was refused before."""
     from utils.loggers import build_loggers
 
     config: Any = OmegaConf.to_container(cfg, resolve=True)
+    config["provenance"] = record.made_with
     trainer.loggers = build_loggers(cfg.logger, cfg.run_dir, _run_facts(cfg, data), config)
 
 
@@ -271,7 +278,7 @@ def _run_facts(cfg: DictConfig, data: TBPSDataModule) -> dict[str, Any]:
     return facts | {"limited": limited(cfg, data.dataset.limits)}
 
 
-def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule) -> None:
+def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule, continued: Continued | None) -> None:
     """Prints where the run lives, what it trains on and what of the model it trains."""
     from lightning.pytorch.utilities import rank_zero_only
 
@@ -279,7 +286,7 @@ def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule) -> None:
 
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return
-    print(f"run     {cfg.run_dir}")
+    print("\n".join([f"run     {cfg.run_dir}", *(continued.lines() if continued else [])]))
     if (recipe := describe_recipe(CONFIG_DIR)) is not None:
         print(f"recipe  {recipe}")
     print(f"data    {data.describe()}")
@@ -297,21 +304,23 @@ def _say_limits(cfg: DictConfig, data: TBPSDataModule) -> None:
         print(f"limited {left_out}", flush=True)
 
 
-def _report(cfg: DictConfig, trainer: L.Trainer, module: LitRanker, data: TBPSDataModule) -> None:
+def _report(
+    cfg: DictConfig, trainer: L.Trainer, module: LitRanker, data: TBPSDataModule, record: dict[str, Any]
+) -> None:
     """Prints and saves what the test found, and shows how test queries rank and how similar pairs are."""
     from lightning_models import LitTBPS
     from utils.cluster_pictures import outliers_picture, tsne_picture
-    from utils.pictures import rank_queries
+    from utils.pictures import rank_queries, spread
     from utils.run_report import RunReport
     from utils.similarity_pictures import pair_similarities
 
     if not trainer.is_global_zero:
         return
     facts = _run_facts(cfg, data)
-    report = RunReport(cfg.run_dir, facts, trainer.loggers, trainer.global_step)
+    report = RunReport(cfg.run_dir, facts, trainer.loggers, trainer.global_step, record)
     found, captions = module.eval().encodings, data.test_captions
     report.metrics(module.metrics, pair_similarities(found.texts, found.images, found.text_pids, found.image_pids))
-    some = _spread(len(captions), cfg.shown_queries)
+    some = spread(len(captions), cfg.shown_queries)
     if some:
         report.ranked(
             rank_queries(
@@ -332,11 +341,6 @@ def _report(cfg: DictConfig, trainer: L.Trainer, module: LitRanker, data: TBPSDa
     title = f"{facts['strategy']} on {facts['dataset']}: ten persons of the test split"
     report.draw("tsne.png", tsne_picture, found.images, found.texts, found.image_pids, found.text_pids, title)
     report.close()
-
-
-def _spread(count: int, wanted: int) -> range:
-    """Returns `wanted` places spread over `count`, all if there are fewer."""
-    return range(0, count, max(1, count // wanted))[:wanted] if wanted else range(0)
 
 
 def _on_device(pair: Batch, module: LitRanker) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,7 +21,8 @@ def build_optimizer(
     """Returns the optimizer of all trainable parameters.
 
     Each of its groups carries `group` (the configured name), `name` (the same, or with "/no_decay" for the
-    vectors of a group whose matrices are decayed) and `lr_start`, `lr_end` for the schedule.
+    vectors of a group whose matrices are decayed), `names` (of its parameters), and `lr_start`, `lr_end` for the
+    schedule.
 
     Args:
         name: of the recipe, as in `config/optimizer/`.
@@ -42,6 +43,7 @@ def build_optimizer(
             "params": parameters,
             "name": group.name if decay == group.weight_decay else f"{group.name}/no_decay",
             "group": group.name,
+            "names": [name for name, parameter in group.parameters.items() if any(parameter is p for p in parameters)],
             "lr": group.lr,
             "lr_start": group.lr_start,
             "lr_end": group.lr_end,
@@ -74,9 +76,51 @@ def can_fuse(fused: bool | None, precision: str, gradient_clip_val: float | None
     return False
 
 
-def learning_rates(optimizer: Optimizer) -> dict[str, float]:
-    """Returns configured group name -> current learning rate, groups without parameters left out."""
-    return {group["group"]: float(group["lr"]) for group in optimizer.param_groups}
+def learning_rates(optimizer: Optimizer | Mapping[str, Any]) -> dict[str, float]:
+    """Returns configured group name -> current learning rate, groups without parameters left out.
+
+    Args:
+        optimizer: itself or its state dict.
+    """
+    groups = optimizer["param_groups"] if isinstance(optimizer, Mapping) else optimizer.param_groups
+    return {group["group"]: float(group["lr"]) for group in groups}
+
+
+def under_settings_of(optimizer: Optimizer, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the saved state of an optimizer, moments and step counts, under the settings of `optimizer`'s groups.
+
+    A parameter keeps its state when it is in another group now, as vectors are when decay is switched on.
+
+    Args:
+        optimizer: a new one, over the same parameters.
+        saved: the state dict of the one before.
+
+    Raises:
+        UserError: it has other parameters, or does not tell their names and has other groups.
+    """
+    own, groups = optimizer.state_dict()["param_groups"], saved["param_groups"]
+    names = [group.get("names") for group in groups]
+    if None in names:  # saved before groups told them: the same groups, or none of this
+        names = [group["names"] for group in own]
+    known = {name for group in own for name in group["names"]}
+    sizes = [len(group["params"]) for group in groups]
+    if sizes != [len(group) for group in names] or known != {name for group in names for name in group}:
+        raise UserError(
+            "the optimizer of the checkpoint to continue has other parameters than the model, or other groups; "
+            "continue with the optimizer.param_groups that it was trained with"
+        )
+    numbers = {
+        name: number
+        for group, its_names in zip(groups, names, strict=True)
+        for name, number in zip(its_names, group["params"], strict=True)
+    }
+    state = {
+        number: saved["state"][numbers[name]]
+        for group in own
+        for name, number in zip(group["names"], group["params"], strict=True)
+        if numbers[name] in saved["state"]
+    }
+    return {**saved, "state": state, "param_groups": own}
 
 
 def _fused(groups: list[dict[str, Any]], fused: bool | None) -> bool | None:

@@ -15,6 +15,19 @@ NAMES: Final = ("cosine", "multistep", "constant")
 log = logging.getLogger(__name__)
 
 
+class Schedule(LambdaLR):
+    """Rates that are a function of the step and of the groups' own settings alone.
+
+    Of a saved state the position counts: where settings or length are others now, the rates follow these.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["_step_count"]
+        for group, scale, base in zip(self.optimizer.param_groups, self.lr_lambdas, self.base_lrs, strict=True):
+            group["lr"], group["initial_lr"] = base * scale(self.last_epoch), base
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+
 def build_schedule(
     optimizer: Optimizer,
     *,
@@ -24,7 +37,7 @@ def build_schedule(
     max_epochs: float,
     milestones: Sequence[float] = (),
     factor: float = 1.0,
-) -> LambdaLR:
+) -> Schedule:
     """Returns a schedule to be stepped once per optimizer step; each group follows its own rates.
 
     With T steps in all and W in the warm-up, both rounded from epochs: step 0 uses the group's `lr_start`,
@@ -81,4 +94,4 @@ def build_schedule(
 
         return at
 
-    return LambdaLR(optimizer, [scale(group) for group in optimizer.param_groups])
+    return Schedule(optimizer, [scale(group) for group in optimizer.param_groups])

@@ -1,6 +1,12 @@
 """What makes a run of the embedded default as small as can be, on the dataset of the fixture `small_root`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
 
 CONFIG_DIR = Path(__file__).parents[1] / "config"
 ANY_METHOD = (
@@ -12,3 +18,17 @@ ANY_METHOD = (
     "shown_queries=2",
 )
 SMALL = (*ANY_METHOD, "loss.terms.simclr.hidden_dim=16")
+
+
+@contextmanager
+def command(*overrides: str, name: str = "demo") -> Iterator[DictConfig]:
+    """Gives the config that Hydra composes of a command line, and lets the project know the command line meanwhile."""
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        cfg = compose(name, overrides=list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    try:
+        yield cfg
+    finally:
+        HydraConfig.instance().cfg = None

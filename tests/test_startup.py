@@ -35,7 +35,7 @@ runpy.run_path("trainer.py", run_name="__main__")
         (["--cfg", "job"], 0, "dataset_root_dir: ."),
         (["sedd=1"], 2, "Did you mean 'seed'?"),
         (["task=trian"], 2, "Did you mean 'train'?"),
-        (["ckpt_path=nowhere.ckpt"], 2, "nowhere.ckpt does not exist"),
+        (["ckpt_path=nowhere.ckpt"], 2, "nowhere.ckpt: there is no such file"),
         (["img_size_str=large"], 2, "'large' is not a size"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -115,10 +115,17 @@ def test_it_groups_itself_on_a_dashboard(run: Continued) -> None:
     assert config["run"].items() >= facts.items()
     assert config["loss"]["terms"]["cross_modal_circle"]["weight"] > 0
     assert config["img_size"] == [64, 32]
+    made_with = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))["provenance"]
+    for key in ("code", "command", "options", "versions", "data", "continued"):
+        assert config["provenance"][key] == made_with[key]
+    assert made_with["continued"]["step"] == SAVED_AFTER
+    later = values(run.of_kind("config")[-1].update)
+    assert later["provenance"]["training"] == made_with["training"]
+    assert made_with["training"]["images"] == 48
     assert set(start.tags) == {f"{name}:{value}" for name, value in facts.items()}
     assert (start.project, start.job_type) == ("tbps", "train")
-    assert start.run_group.startswith("hybrid_circle-synthetic-en-tiny_siglip-full img_size_str=64x32 ")
-    assert start.display_name.startswith("hybrid_circle-synthetic-en-tiny_siglip-full-s42 img_size_str=64x32 ")
+    assert start.run_group.startswith("hybrid_circle-synthetic-en-tiny_siglip-full dataset.batch_size=8 dataset.num_i")
+    assert start.display_name.startswith("hybrid_circle-synthetic-en-tiny_siglip-full-s42 dataset.batch_size=8 ")
 
 
 def test_every_figure_is_there_over_the_optimizer_step(run: Continued) -> None:

@@ -139,7 +139,7 @@ class Throughput(Callback):
         if (batch_idx + 1) % self._every_n_steps == 0:
             rate = self._images * trainer.world_size / max(time.perf_counter() - self._since, 1e-9)
             pl_module.log("throughput/images_per_s", rate)
-            pl_module.log("memory/peak_gib", _peak_memory(pl_module.device) / 2**30)
+            pl_module.log("memory/peak_gib", peak_memory(pl_module.device) / 2**30)
             self._restart()
 
     def _restart(self) -> None:
@@ -182,7 +182,7 @@ class NoSignals(_SignalConnector):
         pass
 
 
-def _peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
     """Returns the peak in bytes: of the GPU's allocator, or the resident set of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -6,8 +6,10 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count, product
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any, NamedTuple
 
 from prettytable import PrettyTable
@@ -25,6 +27,7 @@ SHOWN = {
     "variant": "Variant",
 }
 FACTS = (*SHOWN, "split", "val_protocol", "skipped_test", "limited")
+SOURCES = {"code": "the code", "data": "the annotations", "options": "options that the variant does not show"}
 
 Metrics = dict[str, dict[str, float]]
 
@@ -41,11 +44,17 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ by seed alone: their `FACTS`, their seeds, and direction -> metric -> spread."""
+    """Runs that differ by seed alone: their `FACTS`, `SOURCES`, seeds, and direction -> metric -> spread.
+
+    sources: what they were made with, as far as their records tell; empty where runs are mixed.
+    mark: a letter, where other groups have the same facts and differ in their sources.
+    """
 
     facts: dict[str, str]
+    sources: dict[str, str]
     seeds: list[int]
     spreads: dict[str, dict[str, Spread]]
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,7 @@ class Comparison:
         for direction in DIRECTIONS:
             for group in self.groups:
                 names = [group.facts[name] for name in columns]
+                names[0] += f" [{group.mark}]" if group.mark else ""
                 names[0] += " *" if group.facts["val_protocol"] == "paper" else ""
                 names[0] += " †" if group.facts["skipped_test"] else ""
                 names[0] += f" [{limits.index(group.facts['limited']) + 1}]" if group.facts["limited"] else ""
@@ -83,6 +93,7 @@ class Comparison:
                 | {"task": direction, "n": len(group.seeds), "seeds": " ".join(map(str, group.seeds))}
                 | {metric: spread.mean for metric, spread in group.spreads[direction].items()}
                 | {f"{metric}_std": spread.deviation for metric, spread in group.spreads[direction].items()}
+                | group.sources
                 for direction in DIRECTIONS
                 for group in self.groups
             ]
@@ -104,13 +115,17 @@ class Comparison:
         if skipped := " or ".join(filter(None, self._values("skipped_test"))):
             notes.append(f"† test images left out because they cannot be read: {skipped}")
         notes += [f"[{number}] {text}" for number, text in enumerate(self._limits(), 1)]
+        notes += [_not_averaged(alike) for alike in _alike(self.groups) if len(alike) > 1]
         if self.older:
             notes.append(f"left out because a newer run has the same facts and seed: {self.older}")
         return notes
 
 
-def compare_runs(files: Iterable[str | Path]) -> Comparison:
+def compare_runs(files: Iterable[str | Path], *, mixed: bool = False) -> Comparison:
     """Returns the comparison of the runs whose metrics.json are given; `str()` of it is the table.
+
+    Args:
+        mixed: whether runs are averaged that differ in their code, data or options; else they are groups apart.
 
     Raises:
         UserError: no file, or one that is not a metrics.json.
@@ -118,10 +133,10 @@ def compare_runs(files: Iterable[str | Path]) -> Comparison:
     runs = sorted((_read(Path(file)) for file in files), key=lambda run: run.finished)
     if not runs:
         raise UserError("there is no metrics.json to compare: train or test something first")
-    newest: dict[tuple[str, ...], dict[int, Metrics]] = defaultdict(dict)
+    newest: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[int, Metrics]] = defaultdict(dict)
     for run in runs:
-        newest[run.facts][run.seed] = run.metrics
-    groups = [_group(facts, by_seed) for facts, by_seed in newest.items()]
+        newest[run.facts, ("",) * len(SOURCES) if mixed else run.sources][run.seed] = run.metrics
+    groups = _marked([_group(*key, by_seed) for key, by_seed in newest.items()])
     groups.sort(
         key=lambda group: (
             *(group.facts[name] for name in ("dataset", "backbone", "lora")),
@@ -156,6 +171,7 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 class _Run(NamedTuple):
     facts: tuple[str, ...]
+    sources: tuple[str, ...]
     seed: int
     finished: str
     metrics: Metrics
@@ -167,6 +183,7 @@ def _read(file: Path) -> _Run:
         facts = report["run"] | {"split": report["split"]}
         return _Run(
             facts=tuple(str(facts.get(name) or "") for name in FACTS),
+            sources=_sources(report.get("provenance")),
             seed=int(facts["seed"]),
             finished=report["finished"],
             metrics={d: {m: float(report["metrics"][d][m]) for m in METRICS} for d in DIRECTIONS},
@@ -178,9 +195,47 @@ def _read(file: Path) -> _Run:
         ) from error
 
 
-def _group(facts: tuple[str, ...], by_seed: dict[int, Metrics]) -> Group:
+def _sources(provenance: Any) -> tuple[str, ...]:
+    """Returns what a run was made with, in the order of `SOURCES`; empty where an older record does not tell."""
+    if provenance is None:
+        return ("",) * len(SOURCES)
+    code = provenance["code"]
+    changed = "" if code["clean"] else "+" if code["clean"] is not None else "no git"
+    commit = f"{(code['commit'] or '')[:12]}{changed} {code['sources'][:12]}".strip()
+    return commit, str(provenance["data"]["annotations"])[:12], str(provenance["options"])[:12]
+
+
+def _alike(groups: Iterable[Group]) -> list[list[Group]]:
+    """Returns the groups of the same facts together."""
+    alike: dict[tuple[str, ...], list[Group]] = defaultdict(list)
+    for group in groups:
+        alike[tuple(group.facts.values())].append(group)
+    return list(alike.values())
+
+
+def _marked(groups: Sequence[Group]) -> list[Group]:
+    """Returns the groups, with marks where there are several of the same facts."""
+    letters = (letter for length in count(1) for letter in map("".join, product(ascii_lowercase, repeat=length)))
+    alike = _alike(groups)
+    return [replace(g, mark=next(letters)) if len(same) > 1 else g for same in alike for g in same]
+
+
+def _not_averaged(groups: Sequence[Group]) -> str:
+    """Returns the note on groups of the same facts: which they are, and in what they differ."""
+    groups = sorted(groups, key=lambda group: (len(group.mark), group.mark))
+    marks = ", ".join(f"[{group.mark}] (seed {' '.join(map(str, group.seeds))})" for group in groups)
+    differ = [
+        f"{name} ({', '.join(group.sources[source] or 'not recorded' for group in groups)})"
+        for source, name in SOURCES.items()
+        if len({group.sources[source] for group in groups}) > 1
+    ]
+    return f"{marks} are not averaged, differing in {' and '.join(differ)}; python -m utils.reports --mixed does"
+
+
+def _group(facts: tuple[str, ...], sources: tuple[str, ...], by_seed: dict[int, Metrics]) -> Group:
     def spread(values: list[float]) -> Spread:
         return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
     spreads = {d: {m: spread([run[d][m] for run in by_seed.values()]) for m in METRICS} for d in DIRECTIONS}
-    return Group(dict(zip(FACTS, facts, strict=True)), sorted(by_seed), spreads)
+    named = dict(zip(FACTS, facts, strict=True)), dict(zip(SOURCES, sources, strict=True))
+    return Group(*named, sorted(by_seed), spreads)

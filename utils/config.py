@@ -5,34 +5,13 @@ Imports nothing heavy, so that --help and a misspelt key answer at once.
 
 import re
 from collections.abc import Mapping
-from datetime import datetime
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from utils.errors import UserError
-from utils.own_command import started_by_others
+from utils.run_folders import run_dir
 
-# Overrides that `run_facts` tells by themselves, or that change no result.
-IN_FACTS = (
-    "task",
-    "seed",
-    "dataset",
-    "dataset.language",
-    "dataset.cache",
-    "dataset.cache_dir",
-    "backbone",
-    "lora",
-    "loss",
-    "logger",
-    "output_dir",
-    "dataset_root_dir",
-    "run_name",
-    "ckpt_path",
-)
 _SIZE = re.compile(r"\(?\s*(\d+)\s*[x,]\s*(\d+)\s*\)?")
 
 
@@ -46,44 +25,6 @@ def parse_size(text: str, key: str = "img_size_str") -> list[int]:
     if match is None or "0" in match.groups():
         raise UserError(f"{key}: {text!r} is not a size; write height and width as (384,128) or 384x128")
     return [int(match[1]), int(match[2])]
-
-
-def find_checkpoint(output_dir: str, run_name: str, ckpt_path: str | None) -> Path | None:
-    """Returns the file that `ckpt_path` means: None, a path, or ``last`` for the newest run of `run_name`.
-
-    ``last`` without any run gives the path where a run would have left it, which does not exist.
-    """
-    if ckpt_path is None:
-        return None
-    if ckpt_path != "last":
-        return Path(ckpt_path)
-    runs = Path(output_dir) / run_name
-    found = sorted(runs.glob("*/checkpoints/last.ckpt"))
-    return found[-1] if found else runs / "<time>" / "checkpoints" / "last.ckpt"
-
-
-@lru_cache
-def run_dir(task: str, output_dir: str, run_name: str, ckpt_path: str | None, dataset: str) -> str:
-    """Returns the folder of a run: a new one, or that of the checkpoint which it continues or tests.
-
-    Raises:
-        UserError: a new one for processes that do not know of each other's start; the time would tell them apart.
-    """
-    checkpoint = find_checkpoint(output_dir, run_name, ckpt_path)
-    if checkpoint is None or not checkpoint.is_file():
-        if started_by_others():
-            raise UserError(
-                "run_dir: processes that torchrun or srun starts need one folder, and each would name another; "
-                f"give it, as in run_dir={output_dir}/{run_name}/my_run"
-            )
-        return str(Path(output_dir) / run_name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
-    run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    return str(run / f"test-{dataset}" if task == "test" else run)
-
-
-def task_overrides() -> list[str]:
-    """Returns the overrides of the command line, none where the config was composed by other code."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def run_facts(
@@ -103,7 +44,7 @@ def run_facts(
         "lora": cfg.lora.name,
         "seed": cfg.seed,
         "val_protocol": "paper" if val_is_test else "held_out",
-        "variant": " ".join(o for o in task_overrides() if o.split("=")[0] not in IN_FACTS),
+        "variant": " ".join(OmegaConf.select(cfg, "composed.overrides", default=[])),
         **{f"skipped_{split}": images for split, images in (skipped or {}).items()},
     }
 

@@ -77,6 +77,14 @@ def log_picture(loggers: Sequence[Logger], picture: Image.Image, *, key: str, st
             logger.experiment.add_image(key, np.asarray(picture), step, dataformats="HWC")
 
 
+@rank_zero_only
+def log_provenance(loggers: Sequence[Logger], provenance: Mapping[str, Any]) -> None:
+    """Brings what W&B's config says of the run's making up to what it has done in the end."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.config.update({"provenance": dict(provenance)}, allow_val_change=True)
+
+
 def _wandb_logger(
     options: Mapping[str, Any], run_dir: Path, run: Mapping[str, Any], config: Mapping[str, Any]
 ) -> WandbLogger | None:

@@ -44,6 +44,11 @@ class RankedQuery:
         return sum(image.right for image in self.images)
 
 
+def spread(count: int, wanted: int) -> range:
+    """Returns `wanted` places spread over `count`, all if there are fewer."""
+    return range(0, count, max(1, count // wanted))[:wanted] if wanted else range(0)
+
+
 def rank_queries(
     query: Tensor,
     gallery: Tensor,

@@ -53,6 +53,7 @@ def save_metrics(
     *,
     split: str = "test",
     similarity: Mapping[str, float] | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes metrics.json and metrics.csv, in full precision, into `folder`; returns the path of the first.
 
@@ -64,6 +65,7 @@ def save_metrics(
             as text; and where a run only tried things out, limited: what was left out of it.
         split: what was ranked.
         similarity: figures on the similarities of its pairs, for metrics.json; one that is NaN is null there.
+        provenance: what the run was made with and has done, for metrics.json; see `utils.run_record`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,6 +74,8 @@ def save_metrics(
     report = {"run": dict(run), "split": split, "finished": finished, "metrics": rows}
     if similarity is not None:
         report["similarity"] = {name: None if math.isnan(value) else value for name, value in similarity.items()}
+    if provenance is not None:
+        report["provenance"] = dict(provenance)
     table = [{**run, "split": split, "task": direction, **row} for direction, row in rows.items()]
     write_whole(folder / "metrics.csv", as_csv(table))
     write_whole(folder / METRICS_FILE, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
@@ -83,8 +87,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m utils.reports", description="Compares runs over seeds.")
     parser.add_argument("paths", nargs="+", metavar="FOLDER_OR_FILE", help="folders of runs or metrics.json")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the comparison to FILE")
+    parser.add_argument(
+        "--mixed", action="store_true", help="average runs over seeds also where code, data or options differ"
+    )
     options = parser.parse_args()
-    comparison = compare_runs(find_metrics(options.paths))
+    comparison = compare_runs(find_metrics(options.paths), mixed=options.mixed)
     if options.csv:
         write_whole(options.csv, comparison.csv())
     print(comparison)

@@ -20,7 +20,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from PIL import Image
 
-from utils.loggers import log_picture, log_ranked
+from utils.loggers import log_picture, log_provenance, log_ranked
 from utils.metrics import RetrievalMetrics
 from utils.pictures import RankedQuery, ranked_picture
 from utils.reports import metrics_table, save_metrics
@@ -35,19 +35,32 @@ class RunReport:
         facts: what tells the run from others, see `save_metrics`.
         loggers: of the run.
         step: at which everything is logged.
+        provenance: what the run was made with and has done, for its files and for W&B's config.
     """
 
-    def __init__(self, folder: str | Path, facts: Mapping[str, Any], loggers: Sequence[Logger], step: int) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        facts: Mapping[str, Any],
+        loggers: Sequence[Logger],
+        step: int,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
         self._folder = Path(folder)
         self._facts = facts
         self._loggers = loggers
         self._step = step
+        self._provenance = provenance
         self._saved: list[Path] = []
 
     def metrics(self, metrics: Mapping[str, RetrievalMetrics], pairs: PairSimilarities) -> None:
         """Saves the table with the similarities of all test pairs, prints it, and draws these."""
         figures = pairs.as_dict()
-        self._saved.append(save_metrics(self._folder, metrics, self._facts, similarity=figures))
+        self._saved.append(
+            save_metrics(self._folder, metrics, self._facts, similarity=figures, provenance=self._provenance)
+        )
+        if self._provenance is not None:
+            log_provenance(self._loggers, self._provenance)
         print(metrics_table(metrics, self._facts), flush=True)
         for logger in self._loggers:
             logger.log_metrics({f"test/similarity/{name}": value for name, value in figures.items()}, self._step)

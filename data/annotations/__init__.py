@@ -34,6 +34,7 @@ class DatasetSplits:
     skipped: split -> what was left out of it because the image cannot be read, once its images were looked at.
     oddities: how many images look wrong, by the keys of `data.oddities.ODDITIES`.
     limits: what was left out to try a run (`data.limits`), which every table must say too.
+    file: the annotation file that they were read from.
     """
 
     name: str
@@ -47,6 +48,7 @@ class DatasetSplits:
     skipped: Mapping[str, Size] = field(default_factory=dict)
     oddities: Mapping[str, int] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
+    file: Path | None = None
 
     @property
     def val_is_test(self) -> bool:
@@ -145,8 +147,10 @@ def cut(
         )
     kept = _fold(_identities(train), proportion, fold_id, seed)
     train = [record for record in train if record.pid in kept]
-    language, respelled = annotations.layout.language, annotations.respelled
-    return DatasetSplits(annotations.name, language, annotations.folder, train, val, test, validation, respelled)
+    language, respelled, file = annotations.layout.language, annotations.respelled, annotations.file
+    return DatasetSplits(
+        annotations.name, language, annotations.folder, train, val, test, validation, respelled, file=file
+    )
 
 
 def _identities(records: Iterable[Record]) -> set[int]:

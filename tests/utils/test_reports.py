@@ -198,6 +198,54 @@ def test_a_repeated_run_replaces_the_older_one(tmp_path: Path) -> None:
     assert str(comparison).endswith("left out because a newer run has the same facts and seed: 1")
 
 
+def made_with(**changes: Any) -> dict[str, Any]:
+    code = {"commit": "1" * 40, "clean": True, "sources": "a" * 64} | changes.pop("code", {})
+    return {"code": code, "data": {"annotations": "d" * 64}, "options": "e" * 64} | changes
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        (made_with(code={"commit": "2" * 40}), "the code (111111111111 aaaaaaaaaaaa, 222222222222 aaaaaaaaaaaa)"),
+        (made_with(code={"clean": False, "sources": "b" * 64}), "the code (111111111111 aaaaaaaaaaaa, 111111111111+"),
+        (made_with(code={"commit": None, "clean": None}), "the code (111111111111 aaaaaaaaaaaa, no git aaaaaaaaaaaa)"),
+        (made_with(data={"annotations": "f" * 64}), "the annotations (dddddddddddd, ffffffffffff)"),
+        (made_with(options="f" * 64), "options that the variant does not show (eeeeeeeeeeee, ffffffffffff)"),
+        (None, "the code (111111111111 aaaaaaaaaaaa, not recorded)"),
+    ],
+)
+def test_runs_of_other_code_data_or_options_are_averaged_only_when_told_to(
+    other: dict[str, Any] | None, difference: str, tmp_path: Path
+) -> None:
+    for seed, percent, provenance in ((1, 10, made_with()), (2, 20, made_with()), (3, 30, other), (4, 34, other)):
+        save_metrics(tmp_path / str(seed), level(percent), facts(seed=seed), provenance=provenance)
+    files = find_metrics([tmp_path])
+    apart = compare_runs(files)
+    assert [row[:4] for row in rows_of(apart)[1:3]] == [
+        ["hybrid_circle [b]", "2", "t2i", "32.00 ± 2.83"],
+        ["hybrid_circle [a]", "2", "t2i", "15.00 ± 7.07"],
+    ]
+    note = str(apart).splitlines()[-1]
+    assert note.startswith(f"[a] (seed 1 2), [b] (seed 3 4) are not averaged, differing in {difference}")
+    assert note.endswith("python -m utils.reports --mixed does")
+    assert len(apart.csv().splitlines()) == 5
+    assert "1" * 12 in apart.csv()
+    mixed = compare_runs(files, mixed=True)
+    assert rows_of(mixed)[1][:4] == ["hybrid_circle", "4", "t2i", "23.50 ± 10.75"]
+    assert "[a]" not in str(mixed)
+    assert [row[1] for row in rows_of(command(tmp_path).stdout)[1:3]] == ["2", "2"]
+    assert rows_of(command(tmp_path, "--mixed").stdout)[1][1] == "4"
+
+
+def test_another_card_or_another_version_of_python_is_no_other_run(tmp_path: Path) -> None:
+    for seed, device in ((1, "cpu"), (2, "NVIDIA H100")):
+        provenance = made_with(device=device, versions={"python": f"3.1{seed}"}, seed=seed)
+        save_metrics(tmp_path / str(seed), level(10), facts(seed=seed), provenance=provenance)
+    comparison = compare_runs(find_metrics([tmp_path]))
+    assert [group.seeds for group in comparison.groups] == [[1, 2]]
+    assert "not averaged" not in str(comparison)
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"run": {}}', '{"t2i": {"R1": 5}}'])
 def test_a_foreign_file_is_named(tmp_path: Path, text: str) -> None:
     foreign = tmp_path / "metrics.json"

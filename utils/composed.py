@@ -1,0 +1,237 @@
+"""How a config was composed: its primary config, the options of its groups, and what was overridden."""
+
+import re
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from utils.option_rules import rule_of
+from utils.plain_values import ForeignValueError
+
+CONFIG_DIR = Path(__file__).parents[1] / "config"
+DEFAULT_CONFIG = "demo"
+KEY = "composed"  # where configs in checkpoints and records say how they were composed
+TERM = "loss/term@loss.terms."
+GROUP = r"[a-z]\w*|loss/term@loss\.terms\.[A-Za-z]\w*"
+OVERRIDE = r"~?[\w.@/]+(=[^\n]*)?"
+FOLDERS = ("backbone.folder",)  # the same folder elsewhere is no other option: its name counts
+# What tables and dashboards tell by itself.
+OF_THEIR_OWN = ("task", "seed", "dataset", "dataset.language", "backbone", "lora", "loss")
+
+
+class Override(NamedTuple):
+    """One override of a command: `key` is a dotted key, or a group, with its package where it has one."""
+
+    key: str
+    text: str
+    is_group: bool
+    is_deleted: bool
+
+
+class Composed(NamedTuple):
+    """How a config was composed: its primary config, group -> option, and its overrides as `normal_form` has them.
+
+    Of the groups, those that follow from others (`experiment/on`) are left out.
+    """
+
+    config: str | None = None
+    choices: Mapping[str, str | None] = MappingProxyType({})
+    overrides: Sequence[str] = ()
+
+
+def given_overrides() -> list[Override]:
+    """Returns the overrides of the command line or of the job, none where other code composed the config."""
+    if not HydraConfig.initialized():
+        return []
+    texts = list(HydraConfig.get().overrides.task)
+    parsed = OverridesParser.create().parse_overrides(texts)
+    with composer():
+        return [
+            Override(
+                key=p.key_or_group + (f"@{p.package}" if p.package else ""),
+                text=text,
+                is_group=bool(options_of(p.key_or_group)),
+                is_deleted=p.is_delete(),
+            )
+            for text, p in zip(texts, parsed, strict=True)
+        ]
+
+
+def given_config() -> str | None:
+    """Returns the name of the primary config of the command, None where other code composed the config."""
+    return HydraConfig.get().job.config_name if HydraConfig.initialized() else None
+
+
+def is_config_given() -> bool:
+    """Whether the command names its primary config, rather than leave it at the default."""
+    flags = ("-cn", "--config-name")
+    return given_config() not in (None, DEFAULT_CONFIG) or any(argument.startswith(flags) for argument in sys.argv[1:])
+
+
+def given_choices() -> dict[str, str | None]:
+    """Returns the options of the command's groups, none where other code composed the config."""
+    return own_choices(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
+
+
+def own_choices(choices: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Returns the choices among Hydra's that are this project's and do not follow from others (`experiment/on`)."""
+    return {group: choices[group] for group in sorted(choices) if "/" not in group or group.startswith(TERM)}
+
+
+@contextmanager
+def composer() -> Iterator[None]:
+    """Lets `compose` find this project's YAML, and what the command line added to it with --config-dir."""
+    if GlobalHydra.instance().is_initialized():
+        yield
+    else:
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            yield
+
+
+def options_of(group: str) -> list[str]:
+    """Returns the options of a group, of "" the primary configs; within `composer`. Of what is no group: none."""
+    if not re.fullmatch(r"\w*(/\w+)*", group):
+        return []
+    loader = GlobalHydra.instance().config_loader()
+    return [option for option in loader.get_group_options(group) if not option.startswith("_")]
+
+
+def compose_options(
+    config: str, choices: Mapping[str, str | None], overrides: Iterable[str] = (), *, is_whole: bool = True
+) -> DictConfig:
+    """Returns this project's config of these options, with `overrides` on top, its interpolations unresolved.
+
+    Args:
+        is_whole: whether groups that `choices` does not name are left out, rather than as `config` has them.
+    """
+    lines = [f"{group}={option}" for group, option in choices.items() if option and not group.startswith(TERM)]
+    with composer():
+        if is_whole:
+            default = compose(config, overrides=lines, return_hydra_config=True).hydra.runtime.choices
+            named = {group for group, option in own_choices(default).items() if option}
+            terms = {group: option for group, option in choices.items() if option and group.startswith(TERM)}
+            lines += [f"{'' if group in named else '+'}{group}={option}" for group, option in terms.items()]
+            lines += [f"~{group}" for group in sorted(named) if not choices.get(group)]
+        return compose(config, overrides=[*lines, *overrides])
+
+
+def normal_form(keys: Iterable[str], config: DictConfig, choices: Mapping[str, str | None]) -> list[str]:
+    """Returns ``key=value`` of the options that change a result, sorted; ``~key`` of those that are not there.
+
+    Args:
+        keys: of overrides: dotted keys and groups, those that were deleted as well.
+        config: what they led to, resolved or not.
+        choices: of its groups.
+    """
+    texts = []
+    for key in sorted({key.removeprefix("~") for key in keys}):
+        if key == "img_size_str":
+            texts.append(f"{key}={'x'.join(map(str, config.img_size))}")
+        elif key in FOLDERS:
+            texts.append(f"{key}={Path(OmegaConf.select(config, key)).name}")
+        elif key in OF_THEIR_OWN or not rule_of(key.split("@")[-1]).changes_result:
+            continue
+        elif key in choices:
+            texts.append(f"{key}={as_text(choices[key])}")
+        elif "@" in key or (value := OmegaConf.select(config, key, default=...)) is ...:
+            texts.append(f"~{key}")
+        else:
+            texts.append(f"{key}={as_text(value)}")
+    return texts
+
+
+def as_text(value: Any) -> str:
+    """Returns a plain value in one spelling: 1e-4, 0.0001 and 1.0e-04 are the same, 1 and 1.0 as well."""
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value, resolve=True)
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    if isinstance(value, list):
+        return f"[{','.join(map(as_text, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{as_text(inner)}" for key, inner in value.items()) + "}"
+    return str(value)
+
+
+def read_record(record: Any, groups: Collection[str] | None = None) -> Composed:
+    """Returns how the config in a checkpoint was composed, from what stands there.
+
+    Args:
+        record: of a file: names are checked against the options that exist, of overrides only the keys count.
+        groups: the only ones that are looked at; without, all.
+
+    Raises:
+        ForeignValueError: a name of something that this project does not have, or not a record at all.
+    """
+    expected = {"config": str | None, "choices": dict, "overrides": list}
+    if not isinstance(record, dict):
+        raise ForeignValueError(KEY, record, "a mapping")
+    for key, kind in expected.items():
+        if not isinstance(record.get(key), kind):
+            raise ForeignValueError(f"{KEY}.{key}", record.get(key), "what trainer.py writes there")
+    with composer():
+        name = record["config"]
+        if name is not None and groups is None and name not in options_of(""):
+            raise ForeignValueError("-cn", name, f"one of {', '.join(options_of(''))}")
+        choices = {}
+        for group, option in record["choices"].items():
+            if groups is not None and group not in groups:
+                continue
+            if not isinstance(group, str) or not re.fullmatch(GROUP, group):
+                raise ForeignValueError(f"{KEY}.choices", group, "groups of this project's config")
+            if option is not None and option not in options_of(group.partition("@")[0]):
+                raise ForeignValueError(group, option, "an option that this project has")
+            choices[group] = option
+    overrides = [text for text in record["overrides"] if isinstance(text, str) and re.fullmatch(OVERRIDE, text)]
+    return Composed(name, choices, overrides)
+
+
+def fitted_choices(values: Mapping[str, Any]) -> dict[str, str | None]:
+    """Returns the options that the sections of a config have by their name, or by what they call, where these tell.
+
+    For checkpoints that do not say how their config was composed.
+    """
+    choices: dict[str, str | None] = {}
+    for section, own in values.items():
+        if not isinstance(own, dict) or not re.fullmatch(r"\w+", str(section)):
+            continue
+        key = "name" if "name" in own else "_target_"
+        for file in sorted((CONFIG_DIR / section).glob("[!_]*.yaml")):
+            if key in own and OmegaConf.select(OmegaConf.load(file), key) == own[key]:
+                choices[section] = file.stem
+                break
+    return choices
+
+
+def with_composed(
+    cfg: DictConfig, before: Composed | None = None, trained: DictConfig | None = None, *more: str
+) -> DictConfig:
+    """Returns a copy of `cfg` that also holds, under `KEY`, how it was composed.
+
+    Args:
+        before: how the config of the checkpoint was composed that is continued or tested; its overrides count too.
+        trained: where the values of those are.
+        more: what tells this config from others besides, as ``key=value``.
+    """
+    keys = {override.key for override in given_overrides()}
+    composed = Composed(given_config(), given_choices(), [*normal_form(keys, cfg, given_choices()), *more])
+    if before is not None:
+        earlier = {text.partition("=")[0].removeprefix("~") for text in before.overrides} - keys
+        texts = [*composed.overrides, *normal_form(earlier, trained or cfg, before.choices)]
+        composed = Composed(before.config or composed.config, before.choices or composed.choices, texts)
+    cfg = deepcopy(cfg)
+    with open_dict(cfg):
+        cfg[KEY] = {**composed._asdict(), "choices": dict(composed.choices), "overrides": sorted(composed.overrides)}
+    return cfg

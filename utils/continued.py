@@ -1,0 +1,102 @@
+"""The checkpoint that a run continues: whether it can be, from where it goes on, and what differs."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from utils.checkpoints import load_weights, read_checkpoint
+from utils.errors import UserError
+from utils.own_command import needs_own_command
+from utils.provenance import checkpoint_facts
+from utils.run_record import KEY
+from utils.taken_over import continued_config
+
+
+class Continued:
+    """A checkpoint that is trained on, and the config with which it is.
+
+    Args:
+        cfg: that of the command.
+        path: of the checkpoint.
+
+    Raises:
+        UserError: the config does not go with it, or nothing is left to train.
+    """
+
+    def __init__(self, cfg: DictConfig, path: Path) -> None:
+        checkpoint = read_checkpoint(path)
+        self.config, self._differences = continued_config(cfg, checkpoint["config"], path)
+        self.facts = checkpoint_facts(path, checkpoint)
+        self._checkpoint = checkpoint
+        self._path = path
+        self._epochs = _count(checkpoint, "loops", "fit_loop", "epoch_progress", "current", "processed")
+        self._step = _count(checkpoint, "global_step")
+        self._refuse_finished()
+        if HydraConfig.initialized() and needs_own_command(self.config.trainer) != needs_own_command(cfg.trainer):
+            raise UserError(
+                f"ckpt_path: {path} was trained with trainer.devices={self.config.trainer.devices} trainer.num_nodes="
+                f"{self.config.trainer.num_nodes}, which a multirun has to know beforehand: give both"
+            )
+
+    def check(self, module: nn.Module, data: Mapping[str, Any]) -> None:
+        """Loads the weights, as a trial: whatever is refused has to be before loggers start and files are written.
+
+        Args:
+            module: what is trained.
+            data: what is known of the dataset, see `utils.provenance.provenance`.
+
+        Raises:
+            UserError: the weights are of another model, there is no optimizer, or the data are not those of before.
+        """
+        checkpoint, self._checkpoint = self._checkpoint, {}
+        load_weights(module, checkpoint["state_dict"], source=self._path)
+        states = checkpoint.get("optimizer_states")
+        if not isinstance(states, list) or len(states) != 1:
+            raise UserError(f"ckpt_path: {self._path} holds no state of an optimizer: it can be tested, not continued")
+        earlier = checkpoint.get(KEY)
+        before = earlier.get("data") if isinstance(earlier, dict) else None
+        hash_before = before.get("annotations") if isinstance(before, dict) else None
+        if hash_before not in (None, data["annotations"]):
+            raise UserError(
+                f"the annotations of {self.config.dataset.name} are not those that {self._path} was trained on, "
+                f"{data['file']} has changed; bring it back, or start a new run without ckpt_path"
+            )
+
+    def lines(self) -> list[str]:
+        """Returns what the first screen says of it."""
+        done = f"{self._epochs} of {self.config.trainer.max_epochs} epochs done, goes on at step {self._step}"
+        return [f"from    {self._path}: {done}", *(f"differs {line}" for line in self._differences)]
+
+    def _refuse_finished(self) -> None:
+        done = {"max_epochs": self._epochs, "max_steps": self._step}
+        limits = {key: OmegaConf.select(self.config, f"trainer.{key}") for key in done}
+        reached = any(isinstance(limit, int) and 0 < limit <= done[key] for key, limit in limits.items())
+        stopped_early = not any(line.startswith(("trainer.m", "callbacks.")) for line in self._differences)
+        metrics = Path(self.config.run_dir, "metrics.json")
+        is_own = self._path.resolve().is_relative_to(Path(self.config.run_dir).resolve())
+        tested = _tested_step(metrics, self._step) == self._step
+        if (reached and (tested or not is_own)) or (stopped_early and tested):
+            raise UserError(
+                f"ckpt_path: nothing is left to train of {self._path}: its {self._epochs} epochs are done; train "
+                f"longer with trainer.max_epochs={2 * max(self._epochs, 1)}, or test it with task=test"
+            )
+
+
+def _tested_step(metrics: Path, default: int) -> int | None:
+    """Returns the optimizer step after which a run was tested, None where it was not; `default` for older records."""
+    try:
+        report = json.loads(metrics.read_text(encoding="utf-8"))
+        return report[KEY]["training"]["steps"] if KEY in report else default
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _count(values: Any, *keys: str) -> int:
+    for key in keys:
+        values = values.get(key) if isinstance(values, dict) else None
+    return values if isinstance(values, int) else 0

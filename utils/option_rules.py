@@ -1,0 +1,142 @@
+"""How each option is treated: in a continued run, and where runs are told apart.
+
+python -m utils.option_rules      prints the table of docs/continuing.md
+"""
+
+from fnmatch import fnmatchcase
+from typing import Final, Literal, NamedTuple
+
+from utils.errors import run_command
+
+
+class Rule(NamedTuple):
+    """What holds for the options that one of `keys` matches; ``*`` stands for any part of a key.
+
+    continued: the value in a continued run: "here" is always that of the command; "free" and "fixed" are those of the
+        checkpoint, unless the command gives another one: that is applied in full, or refused.
+    changes_result: whether runs that differ in it are different runs, in tables and on dashboards.
+    """
+
+    keys: tuple[str, ...]
+    continued: Literal["here", "free", "fixed"]
+    changes_result: bool
+    note: str
+
+
+RULES: Final = (
+    Rule(
+        keys=(
+            "task",
+            "ckpt_path",
+            "run_dir",
+            "run_name",
+            "output_dir",
+            "dataset_root_dir",
+            "dataset.cache_dir",
+            "plan.*",
+            "callbacks.*.dirpath",
+            "callbacks.*.folder",
+            "callbacks.*.filename",
+        ),
+        continued="here",
+        changes_result=False,
+        note="where things lie on this machine; a file never says where to write",
+    ),
+    Rule(
+        keys=(
+            "trainer.accelerator",
+            "trainer.devices",
+            "trainer.num_nodes",
+            "trainer.strategy",
+            "dataset.num_workers",
+            "dataset.cache",
+            "dataset.augment_on",
+            "dataset.eval_batch_size",
+            "grad_cache.*",
+            "backbone.gradient_checkpointing",
+            "loss.terms.*.chunk_size",
+            "optimizer.fused",
+            "compile",
+        ),
+        continued="free",
+        changes_result=False,
+        note="how fast and in how much memory; results agree up to rounding",
+    ),
+    Rule(
+        keys=(
+            "logger.*",
+            "callbacks.last.every_n_steps",
+            "callbacks.progress.*",
+            "callbacks.epoch_line.*",
+            "callbacks.throughput.*",
+            "callbacks.amp_overflow.*",
+            "trainer.log_every_n_steps",
+            "trainer.enable_*",
+            "trainer.num_sanity_val_steps",
+            "trainer.deterministic",
+            "trainer.benchmark",
+            "shown_queries",
+            "img_size_str",
+            "dataset.label",
+            "optimizer.name",
+        ),
+        continued="free",
+        changes_result=False,
+        note="what is logged, saved and shown, and how things are called; of img_size_str, img_size counts",
+    ),
+    Rule(
+        keys=("trainer.max_*", "trainer.min_*"),
+        continued="free",
+        changes_result=True,
+        note="the schedule follows the new length; the first lines say where the learning rate was and goes on",
+    ),
+    Rule(
+        keys=("optimizer.param_groups.*", "scheduler.*", "optimizer"),
+        continued="free",
+        changes_result=True,
+        note="moments and step counts come from the checkpoint, rates and decay from the options",
+    ),
+    Rule(
+        keys=("backbone.folder",),
+        continued="free",
+        changes_result=True,
+        note="where the backbone lies; it has to be the same one, frozen weights are read from it",
+    ),
+    Rule(
+        keys=("callbacks.*", "trainer.limit_val_batches", "trainer.limit_test_batches", "trainer"),
+        continued="free",
+        changes_result=True,
+        note="when training stops and which checkpoint is the best; trainer=OPTION: each of its keys by its own rule",
+    ),
+)
+OTHERS: Final = Rule((), "fixed", True, "model, data, losses, batches, precision, seed: another value is another run")
+
+_CONTINUED: Final = {
+    "here": "this command's, never the checkpoint's",
+    "free": "the checkpoint's; one that is given is applied in full",
+    "fixed": "the checkpoint's; another one is refused",
+}
+
+
+def rule_of(key: str) -> Rule:
+    """Returns the rule of an option, or of a group of them, by its dotted key."""
+    return next((rule for rule in RULES if any(matches(key, pattern) for pattern in rule.keys)), OTHERS)
+
+
+def table() -> str:
+    """Returns all rules as a Markdown table."""
+    lines = ["| options | in a continued run | changes a result | |", "|---|---|---|---|"]
+    for rule in (*RULES, OTHERS):
+        keys = ", ".join(f"`{key}`" for key in rule.keys) or "all others"
+        changes = "yes" if rule.changes_result else "no"
+        lines.append(f"| {keys} | {_CONTINUED[rule.continued]} | {changes} | {rule.note} |")
+    return "\n".join(lines)
+
+
+def matches(key: str, pattern: str) -> bool:
+    """Whether a rule's pattern is of an option, or of the group of those that it names."""
+    return fnmatchcase(key, pattern) or key == pattern.removesuffix(".*")
+
+
+if __name__ == "__main__":
+    run_command(lambda: print(table()))

@@ -1,0 +1,100 @@
+"""What makes a run repeatable: the code, the command, the options, the versions and the data that it was made with."""
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from utils.composed import FOLDERS, KEY
+from utils.option_rules import rule_of
+from utils.plain_values import flat
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ("*.py", "config/**/*.yaml", *(f"{part}/**/*.py" for part in ("data", "model", "solver", "utils", "search")))
+PACKAGES = ("torch", "torchvision", "transformers", "lightning")
+
+
+def provenance(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a run is made with, for its record.
+
+    Args:
+        config: the resolved config as plain containers.
+        data: what is known of the dataset: hash of its annotations, counts of its splits.
+    """
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "code": dict(code()),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "options": options_hash(config),
+        "versions": {"python": platform.python_version()}
+        | {package: version(package) for package in PACKAGES}
+        | {"cuda": torch.version.cuda if cuda else None},
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "seed": config["seed"],
+        "data": dict(data),
+    }
+
+
+@lru_cache
+def code() -> Mapping[str, Any]:
+    """Returns the git commit, whether the tree was clean, and a hash of all source files as they are.
+
+    Commit and clean are None where git does not know this folder: in an unpacked archive.
+    """
+    digest = hashlib.sha256()
+    for file in sorted({file for pattern in SOURCES for file in ROOT.glob(pattern)}):
+        digest.update(f"{file.relative_to(ROOT).as_posix()}\0{file.stat().st_size}\0".encode())
+        digest.update(file.read_bytes())
+    commit = clean = None
+    if _git("ls-files", "--error-unmatch", "trainer.py") is not None:
+        commit = (_git("rev-parse", "HEAD") or "").strip() or None
+        clean = _git("status", "--porcelain", "--untracked-files=no") == ""
+    return {"commit": commit, "clean": clean, "sources": digest.hexdigest()}
+
+
+def options_hash(config: Mapping[str, Any]) -> str:
+    """Returns the hash of the options that change a result, the seed apart."""
+    options = {
+        key: Path(str(value)).name if key in FOLDERS else value
+        for key, value in flat({part: config[part] for part in config if part not in (KEY, "seed")})
+        if rule_of(key).changes_result
+    }
+    return hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def file_hash(path: str | Path) -> str:
+    """Returns the SHA-256 of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checkpoint_facts(path: str | Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns which checkpoint it is: path, epoch (from 0, as in its name), optimizer steps, SHA-256."""
+    place = {"path": str(path), "epoch": checkpoint.get("epoch"), "step": checkpoint.get("global_step")}
+    return place | {"sha256": file_hash(path)}
+
+
+def _git(*arguments: str) -> str | None:
+    """Returns what a git command prints on this project's folder, None where it fails."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments],
+            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout

@@ -1,0 +1,182 @@
+"""Where runs lie: the checkpoint that `ckpt_path` means, the folder of a run, and that no two runs share one."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime
+from functools import lru_cache
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from utils.command_line import quoted
+from utils.errors import UserError, fail
+from utils.own_command import started_by_others
+
+TIME = "%Y-%m-%d_%H-%M-%S"
+LAST = Path("checkpoints", "last.ckpt")
+
+
+def find_checkpoint(output_dir: str, run_name: str, ckpt_path: str | None) -> Path | None:
+    """Returns the file that `ckpt_path` means: None, a path, or ``last`` for that of the newest run of `run_name`.
+
+    Raises:
+        UserError: there is no such file, or the newest run has none yet.
+    """
+    if ckpt_path is None:
+        return None
+    if ckpt_path != "last":
+        if not Path(ckpt_path).is_file():
+            raise UserError(
+                f"ckpt_path={ckpt_path}: there is no such file; give the path of a .ckpt file under {output_dir}/, or "
+                f"'last' for the newest run of {run_name}"
+            )
+        return Path(ckpt_path)
+    runs = sorted((run for run in Path(output_dir, run_name).glob("*") if run.is_dir()), key=_begun, reverse=True)
+    with_checkpoint = [run for run in runs if (run / LAST).is_file()]
+    if not with_checkpoint:
+        raise UserError(
+            f"ckpt_path=last: no run of {run_name} under {output_dir}/ has a checkpoint; give the options that it was "
+            "started with, output_dir too, or the path of a .ckpt file"
+        )
+    if runs[0] != with_checkpoint[0]:
+        raise UserError(
+            f"ckpt_path=last: the newest run, {runs[0]}, has no checkpoint (yet); wait for it, delete its folder, or "
+            f"continue the newest that has one with ckpt_path={with_checkpoint[0] / LAST}"
+        )
+    return runs[0] / LAST
+
+
+@lru_cache
+def run_dir(task: str, output_dir: str, run_name: str, ckpt_path: str | None, dataset: str) -> str:
+    """Returns the folder of a run: a new one, or that of the checkpoint which it continues or tests.
+
+    Raises:
+        UserError: a new one for processes that do not know of each other's start; the time would tell them apart.
+    """
+    if task == "plan":
+        return output_dir  # nothing is written
+    checkpoint = find_checkpoint(output_dir, run_name, ckpt_path)
+    if checkpoint is None:
+        if started_by_others():
+            raise UserError(
+                "run_dir: processes that torchrun or srun starts need one folder, and each would name another; "
+                f"give it, as in run_dir={output_dir}/{run_name}/my_run"
+            )
+        return str(Path(output_dir, run_name, datetime.now().strftime(TIME)))
+    run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    return str(run / f"test-{dataset}" if task == "test" else run)
+
+
+def last_of_first_process(cfg: DictConfig) -> str | None:
+    """Returns `cfg.ckpt_path`; of a process that Lightning started, ``last`` is what it was for the first one.
+
+    Meanwhile a new run of that name may have begun.
+    """
+    if cfg.ckpt_path == "last" and int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        folder = Path(cfg.run_dir)  # the run's, or that of a test within it
+        return next((str(run / LAST) for run in (folder, folder.parent) if (run / LAST).is_file()), "last")
+    return cfg.ckpt_path
+
+
+def claim(wanted: str | Path) -> Path:
+    """Returns the folder that it has created: `wanted` or, where there is one, `wanted` with -2, -3, ... behind.
+
+    Of several processes that want the same folder at once, each gets another.
+
+    Raises:
+        UserError: it cannot be created.
+    """
+    for folder in _numbered(Path(wanted)):
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be created ({error.strerror}); name a place with room and the right to write: "
+                "output_dir=..."
+            ) from error
+        return folder
+    raise AssertionError("there is always a next number")
+
+
+def settle(cfg: DictConfig) -> None:
+    """Sets `cfg.run_dir` to the folder of a new run or test, and creates it where Hydra has not.
+
+    Raises:
+        UserError: the folder that was named has the records of another run.
+    """
+    if any(int(os.environ.get(name, "0")) > 0 for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+        return  # the first process does it
+    if OmegaConf.is_interpolation(cfg, "run_dir"):  # other code has composed the config, and names no folder
+        cfg.run_dir = str(claim(cfg.run_dir))
+    left = [name for name in ("config.yaml", "metrics.json", "checkpoints") if Path(cfg.run_dir, name).exists()]
+    if left:
+        raise UserError(
+            f"run_dir: {cfg.run_dir} is the folder of another run, it has {', '.join(left)}; name another folder, or "
+            f"continue that run with ckpt_path={Path(cfg.run_dir) / LAST}"
+        )
+    Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
+
+
+def remove_if_empty(folder: str | Path) -> None:
+    """Removes the folder of a run that has left nothing but Hydra's empty log: one that was refused at its start."""
+    with suppress(OSError):
+        left = list(Path(folder).iterdir())
+        if all(file.suffix == ".log" and file.stat().st_size == 0 for file in left):
+            for file in left:
+                file.unlink()
+            Path(folder).rmdir()
+
+
+class ClaimFolder(Callback):
+    """Gives each new run, each test and each sweep a folder of its own, also where two start in the same second.
+
+    A folder that the command line names is left as named, and so is that of a run that is continued. Of the processes
+    of one run the first claims; Lightning hands its folder to the others, as `hydra.run.dir`.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        named = any(override.lstrip("+").startswith("run_dir=") for override in config.hydra.overrides.task)
+        if not named and config.task != "plan" and (config.task == "test" or config.ckpt_path is None):
+            self._claim(config, "run")
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self._claim(config, "sweep")
+
+    def _claim(self, config: DictConfig, kind: str) -> None:
+        key = f"hydra.{kind}.dir="
+        if started_by_others() or any(override.startswith(key) for override in config.hydra.overrides.hydra):
+            return
+        try:
+            wanted = config.hydra[kind].dir
+        except OmegaConfBaseException:
+            return  # Hydra meets the same error next, and says it; what a callback raises, it only warns of
+        try:
+            folder = str(claim(wanted))
+        except UserError as error:
+            fail(str(error))
+        with read_write(config.hydra):
+            config.hydra[kind].dir = folder
+            if kind == "sweep":  # jobs compose their config anew
+                config.hydra.overrides.hydra.append(f"{key}{quoted(folder)}")
+
+
+def _numbered(folder: Path) -> Iterator[Path]:
+    yield folder
+    for number in count(2):
+        yield folder.with_name(f"{folder.name}-{number}")
+
+
+def _begun(run: Path) -> tuple[str, int]:
+    """Returns what sorts runs by when they began: the time in their name or, under another name, of their folder."""
+    match = re.fullmatch(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:-(\d+))?", run.name)
+    if match is None:
+        return datetime.fromtimestamp(run.stat().st_mtime).strftime(TIME), 0
+    return match[1], int(match[2] or 1)

@@ -1,0 +1,136 @@
+"""What a run has really done: how far it trained, at which rates, how long it took."""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from utils.callbacks import peak_memory
+from utils.plain_values import is_plain
+from utils.provenance import checkpoint_facts, provenance
+
+KEY = "provenance"  # of checkpoints and of metrics.json
+COUNTED = ("images", "seconds", "peak_gib")  # over all starts of a run
+
+
+class RunRecord(Callback):
+    """Holds what a run is made with and counts what it does; its checkpoints carry it, so that it goes on.
+
+    Writes config.yaml when training begins: a start that is refused leaves the record of the run as it was. Seconds
+    are those of training alone; validation is left out of them, and so are steps that a kill has undone.
+
+    Args:
+        cfg: what is trained or tested.
+        data: what is known of the dataset, see `provenance`.
+        continued: the checkpoint that is continued, if one is; see `checkpoint_facts`.
+    """
+
+    def __init__(self, cfg: DictConfig, data: Mapping[str, Any], continued: Mapping[str, Any] | None = None) -> None:
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        self.made_with = {**provenance(config, data), "continued": continued}
+        self._cfg = cfg
+        self._training: dict[str, Any] = {}
+        self._counted = dict.fromkeys(COUNTED, 0.0)
+        self._since: float | None = None
+        self._wall_before, self._start = 0.0, time.perf_counter()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the record as plain containers."""
+        wall = self._wall_before + time.perf_counter() - self._start
+        return {**self.made_with, "training": dict(self._training), "wall_seconds": round(wall, 3)}
+
+    def of_test(self, path: str | Path | None, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the record with the checkpoint that was tested; where another run has trained it, with that run's.
+
+        Args:
+            path, checkpoint: file and content; None and empty where a backbone is tested as it is.
+        """
+        record = self.as_dict() | {"tested": None if path is None else checkpoint_facts(path, checkpoint)}
+        if path is not None and not self._training:
+            earlier = earlier_record(checkpoint)
+            record |= {"training": earlier["training"], "options": earlier["options"]}
+        return record
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            path = Path(self._cfg.run_dir, "config.yaml")
+            part = path.with_name(path.name + ".part")
+            OmegaConf.save(self._cfg, part, resolve=True)
+            os.replace(part, path)
+        self._since = time.perf_counter()  # perhaps within an epoch
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._counted["images"] += len(batch["index"]) * trainer.world_size
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._pause()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.training:
+            self._since = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._pause()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._note(trainer)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._note(trainer)
+        checkpoint[KEY] = self.as_dict()
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        earlier = earlier_record(checkpoint)
+        self._training = dict(earlier["training"])
+        self._counted = {key: _number(self._training.get(key)) for key in COUNTED}
+        self._wall_before = float(earlier["wall_seconds"])
+
+    def _pause(self) -> None:
+        if self._since is not None:
+            self._counted["seconds"] += time.perf_counter() - self._since
+            self._since = None
+
+    def _note(self, trainer: L.Trainer) -> None:
+        if self._since is not None:
+            self._pause()
+            self._since = time.perf_counter()
+        counted = self._counted
+        counted["peak_gib"] = max(counted["peak_gib"], peak_memory(trainer.strategy.root_device) / 2**30)
+        progress: Any = trainer.fit_loop.epoch_progress.current
+        batches = trainer.fit_loop.epoch_loop.batch_progress
+        validates = progress.started > progress.processed and batches.is_last_batch  # the epoch's training is over
+        self._training = {
+            "epochs": progress.processed + validates,
+            "steps": trainer.global_step,
+            "images": int(counted["images"]),
+            "seconds": round(counted["seconds"], 3),
+            "images_per_s": round(counted["images"] / counted["seconds"], 3) if counted["seconds"] else None,
+            "peak_gib": round(counted["peak_gib"], 3),
+            "learning_rates": {group["group"]: float(group["lr"]) for group in trainer.optimizers[0].param_groups},
+        }
+
+
+def earlier_record(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the training, options and wall time that a checkpoint tells of; empty, None, 0 where it does not."""
+    record = checkpoint.get(KEY)
+    record = record if isinstance(record, dict) else {}
+    training, options = record.get("training"), record.get("options")
+    return {
+        "options": options if isinstance(options, str) and options.isalnum() else None,
+        "training": training if isinstance(training, dict) and is_plain(training) else {},
+        "wall_seconds": _number(record.get("wall_seconds")),
+    }
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and value >= 0 else 0.0

@@ -1,0 +1,272 @@
+"""What of a checkpoint's config becomes the config of the run that continues or tests it.
+
+Only names of options and plain values: the config is composed anew from this project's YAML with the options that the
+checkpoint names, and the checkpoint's values are laid over it, key by key. What a key calls (`_target_` and every other
+key with an underscore in front) is this project's own or the command line's; where a checkpoint has another one, it is
+refused. docs/continuing.md says which options of a command may differ from the checkpoint's.
+"""
+
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from utils.composed import (
+    DEFAULT_CONFIG,
+    KEY,
+    TERM,
+    Composed,
+    Override,
+    compose_options,
+    fitted_choices,
+    given_choices,
+    given_config,
+    given_overrides,
+    is_config_given,
+    read_record,
+    with_composed,
+)
+from utils.errors import UserError
+from utils.option_rules import rule_of
+from utils.plain_values import ForeignValueError, Skip, flat, is_derived, is_plain, lay_over, same, shown
+
+OF_THE_MODEL = ("img_size_str", "img_size", "backbone", "head", "lora")
+NAMED_BY_USERS = ("loss.terms", "optimizer.param_groups")  # mappings whose keys are no fixed list
+ABSENT = object()
+
+
+class TakenOver(NamedTuple):
+    """The config of a run that continues a checkpoint, and what of it differs from the checkpoint, a line each."""
+
+    config: DictConfig
+    differences: list[str]
+
+
+def continued_config(cfg: DictConfig, trained: Any, path: Path) -> TakenOver:
+    """Returns the config with which a checkpoint is trained on.
+
+    Args:
+        cfg: that of the command. Where other code composed it, all of it counts as given on the command line.
+        trained: what the checkpoint holds as its config.
+        path: of the checkpoint.
+
+    Raises:
+        UserError: it is not a config of this project, or `cfg` gives another value to an option that is fixed.
+    """
+    with _named(path):
+        checkpoint = _TrainedConfig(trained, path)
+        config, covered = cfg, [*NAMED_BY_USERS]
+        if HydraConfig.initialized():
+            checkpoint.check_config_name()
+            own, covered = checkpoint.composed_anew(checkpoint.record.config, given_overrides())
+            own.run_dir = cfg.run_dir
+            config = checkpoint.over(own, lambda key: rule_of(key).continued == "here" or _covers(covered, key))
+        differences = checkpoint.differences(config, covered)
+    return TakenOver(with_composed(config, checkpoint.record), differences)
+
+
+def model_config(cfg: DictConfig, trained: Any, path: Path) -> DictConfig:
+    """Returns `cfg` with the encoder of a checkpoint, and with its loss and seed as labels.
+
+    Args:
+        cfg, trained, path: as in `continued_config`.
+
+    Raises:
+        UserError: the config is not one of this project, or the command line asks for another encoder.
+    """
+    with _named(path):
+        checkpoint = _TrainedConfig(trained, path, OF_THE_MODEL)
+        given = [override for override in given_overrides() if _section(override.key) in OF_THE_MODEL]
+        own, covered = checkpoint.composed_anew(None, given)
+        laid = checkpoint.over(own, lambda key: _section(key) not in OF_THE_MODEL or _covers(covered, key))
+        config = deepcopy(cfg)
+        for section in OF_THE_MODEL:
+            config[section] = laid._get_node(section)
+        checkpoint.differences(config, covered)
+        config.loss.name, config.seed = checkpoint.value("loss.name", str), checkpoint.value("seed", int)
+        dataset = [checkpoint.value(f"dataset.{key}", str, None) for key in ("name", "language")]
+    here = [cfg.dataset.name, cfg.dataset.language]
+    more = [] if dataset == here else [f"trained_on={'-'.join(filter(None, dataset))}"]
+    return with_composed(config, checkpoint.record, OmegaConf.create(checkpoint.plain), *more)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Says of what a file holds which file it is."""
+    try:
+        yield
+    except ForeignValueError as error:
+        raise UserError(
+            f"the config in {path} is refused: {error}; it is of another version of this project or not of it at all"
+        ) from error
+
+
+class _TrainedConfig:
+    """The config in a checkpoint.
+
+    Args:
+        trained: what stands in the file.
+        path: of the file.
+        sections: the only parts of it that are looked at; without, all.
+    """
+
+    def __init__(self, trained: Any, path: Path, sections: Collection[str] | None = None) -> None:
+        if not isinstance(trained, dict):
+            raise ForeignValueError("config", trained, "a mapping of options")
+        self._path = path
+        self._sections = sections
+        self.plain = {key: value for key, value in trained.items() if key != KEY}
+        self.record = read_record(trained[KEY], sections) if KEY in trained else Composed()
+        self._is_recorded = bool(self.record.choices)
+        if not self._is_recorded:  # by an earlier version, or composed by other code
+            self.record = self.record._replace(choices=fitted_choices(self._wanted(self.plain)))
+
+    def value(self, key: str, kind: type, *default: Any) -> Any:
+        """Returns the plain value at a dotted key, or the default, if there is one, in place of None."""
+        found: Any = self.plain
+        for part in key.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        if found is None and default:
+            return default[0]
+        if type(found) is not kind or not is_plain(found) or not str(found).isprintable():
+            raise ForeignValueError(key, found, f"a plain {kind.__name__}")
+        return found
+
+    def check_config_name(self) -> None:
+        """Raises `UserError` where the command names another primary config than the checkpoint's."""
+        if is_config_given() and self.record.config not in (None, given_config()):
+            self._refuse("-cn " + str(given_config()), f"-cn {self.record.config}")
+
+    def composed_anew(self, config: str | None, given: Iterable[Override]) -> tuple[DictConfig, list[str]]:
+        """Returns this project's config of the checkpoint's options and, on top, what the command line gives.
+
+        Also returns the keys that it gives. `config` is the primary config; None is that of the command.
+
+        Raises:
+            UserError: it gives another option to a group that is fixed.
+        """
+        known, here = self.record.choices, given_choices()
+        choices = dict(known)
+        if not self._is_recorded and self._sections is None:
+            same_loss = here.get("loss") == known.get("loss")
+            choices = {group: here[group] for group in here if same_loss or not group.startswith(TERM)} | choices
+        covered = [override.key for override in given if not override.is_group]
+        for group in (override.key for override in given if override.is_group):
+            section = _section(group)
+            if group in known and known[group] == here.get(group):
+                continue
+            if rule_of(section).continued == "free":
+                choices[group] = here.get(group)
+                covered.append(section)
+            elif group in known or self._is_recorded:
+                self._refuse(f"{group}={here.get(group)}", f"{group}={known.get(group)}")
+        self.record = self.record._replace(choices=choices)
+        try:
+            config = config or given_config() or DEFAULT_CONFIG
+            overrides = [override.text for override in given if not override.is_group]
+            return compose_options(config, choices, overrides, is_whole=self._sections is None), covered
+        except HydraException as error:
+            reason = str(error).splitlines()[0].removesuffix(".")
+            raise UserError(f"the command line does not go with the options of {self._path}: {reason}") from error
+
+    def over(self, own: DictConfig, skip: Skip) -> DictConfig:
+        """Returns `own` with the checkpoint's values in place of its own, but for the keys to skip.
+
+        What `own` derives from other options stays derived, where the checkpoint's values give the same: a backbone's
+        folder below dataset_root_dir moves with it.
+        """
+        unresolved: Any = OmegaConf.to_container(own)
+        ours, theirs = dict(flat(unresolved)), dict(flat(self.plain))
+        as_trained = OmegaConf.create(unresolved)
+        for key in ours.keys() & theirs.keys():
+            if not is_derived(ours[key]) and is_plain(theirs[key]):
+                OmegaConf.update(as_trained, key, theirs[key])
+        derived = {
+            key
+            for key in ours.keys() & theirs.keys()
+            if is_derived(ours[key]) and not skip(key) and same(_resolved(as_trained, key), theirs[key])
+        }
+        laid = lay_over(unresolved, self.plain, lambda key: skip(key) or key in derived, NAMED_BY_USERS)
+        config = OmegaConf.create(laid)
+        OmegaConf.set_struct(config, True)
+        return config
+
+    def differences(self, config: DictConfig, covered: Collection[str]) -> list[str]:
+        """Returns a line for each option in which `config` differs from the checkpoint.
+
+        Args:
+            config: of the run that continues or tests it.
+            covered: where an option that the checkpoint lacks was asked for; elsewhere it has become known since.
+
+        Raises:
+            UserError: one of them is fixed.
+        """
+        resolved: Any = OmegaConf.to_container(config, resolve=True)
+        ours = dict(flat(self._wanted(resolved)))
+        theirs = dict(flat(self._wanted(self.plain)))
+        lines, refused = [], []
+        for key in sorted(ours.keys() | theirs.keys(), key=_telling_first):
+            asked, had = ours.get(key, ABSENT), theirs.get(key, ABSENT)
+            rule = rule_of(key).continued
+            if rule == "here" or same(asked, had) or (had is ABSENT and not _covers(covered, key)):
+                continue
+            if rule == "free" or (asked is ABSENT and not self._is_recorded):
+                lines.append(_difference(key, asked, had))
+            else:
+                refused.append((key, asked, had))
+        if refused:
+            (key, asked, had), *others = refused
+            if asked is ABSENT:
+                raise UserError(
+                    f"{key}: {self._path} was trained with {_value(had)} and this command has no such option; give it "
+                    f"again as it was, with +{key}=..., or start a new run without ckpt_path"
+                )
+            more = f" ({len(others)} more options differ, as {others[0][0]})" if others else ""
+            self._refuse(f"{key}={_value(asked)}", f"{_value(had)}{more}")
+        return lines
+
+    def _wanted(self, values: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in values.items() if self._sections is None or key in self._sections}
+
+    def _refuse(self, asked: str, theirs: str) -> NoReturn:
+        raise UserError(
+            f"{asked}: {self._path} was trained with {theirs}, and only that can be continued or tested; leave it "
+            "away, it comes with the checkpoint, or start a new run without ckpt_path"
+        )
+
+
+def _section(key: str) -> str:
+    """Returns the part of the config that an override with this key changes: of a group, its own or its package."""
+    return key.partition("@")[2].partition(".")[0] if "@" in key else key.partition(".")[0]
+
+
+def _telling_first(key: str) -> tuple[bool, int, str]:
+    return not key.endswith(".name"), key.count("."), key
+
+
+def _covers(keys: Collection[str], key: str) -> bool:
+    return any(key == given or key.startswith(given + ".") for given in keys)
+
+
+def _resolved(config: DictConfig, key: str) -> Any:
+    try:
+        value = OmegaConf.select(config, key)
+    except OmegaConfBaseException:
+        return ABSENT
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _value(value: Any) -> str:
+    return "nothing of the kind" if value is ABSENT else shown(value)
+
+
+def _difference(key: str, asked: Any, had: Any) -> str:
+    if asked is ABSENT:
+        return f"{key} is left out; the checkpoint has {_value(had)}: give it again with +{key}=... if it still holds"
+    return f"{key}={_value(asked)}, the checkpoint has {_value(had)}"
