@@ -104,15 +104,15 @@ def test(cfg: DictConfig) -> dict[str, float]:
     from model.converted import classifier_note
     from utils.checkpoints import encoder_weights, load_weights, read_checkpoint
 
-    checkpoint = {} if path is None else read_checkpoint(path)
-    if path is None:
+    checkpoint = None if path is None else read_checkpoint(path)
+    if checkpoint is None or path is None:
         cfg.loss.name = Path(cfg.backbone.folder).name
     else:
         take_over_model(cfg, checkpoint["config"], path)
     _prepare(cfg)
     data = build_data(cfg)
     encoder = build_encoder(cfg)
-    if path is not None:
+    if checkpoint is not None and path is not None:
         weights = encoder_weights(checkpoint)
         encoder.grow_like(weights)
         load_weights(encoder, weights, source=path)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from model.backbones import Backbone, load_backbone
 from model.converted import classifier_note, load_heads, write_converted
 from model.objectives import ID, MLM, SDM, Facts, Objective
-from model.published import convert, read_state
+from model.published import convert
+from model.published_file import read_state
 from tests.model.openai_clip import EMBED, LENGTH, PATCH, VOCABULARY, Irra
 from utils.errors import UserError
 
@@ -155,7 +156,9 @@ def test_what_lies_beside_the_weights_is_not_executed(irra: Irra, tmp_path: Path
     harmless = saved(irra, tmp_path / "a.pth", args=argparse.Namespace(lr=1e-5))
     assert "visual.proj" in read_state(harmless)
     path = saved(irra, tmp_path / "b.pth", logger=Path("runs"))
-    with pytest.raises(UserError, match=r"b.pth cannot be read: it holds a [\w.]+, which only executing it could"):
+    with pytest.raises(
+        UserError, match=r"b.pth cannot be read: it holds [\w.]+, which only executing code from it could"
+    ):
         read_state(path)
 
 
@@ -166,8 +169,8 @@ def test_files_that_are_no_such_checkpoint_are_one_sentence(irra: Irra, tmp_path
     torch.save({"epoch": 3}, tmp_path / "empty.pth")
     torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "jit.pt"))
     for file, message in {
-        "truncated.pth": "damaged or not a file that torch.save wrote",
-        "text.pth": "damaged or not a file that torch.save wrote",
+        "truncated.pth": "it is damaged, cut short or no file that torch.save wrote; download it again",
+        "text.pth": "it is damaged or no file that torch.save wrote; download it again",
         "empty.pth": "holds no weights",
         "jit.pt": "TorchScript archive; CLIP itself is downloaded by",
         "absent.pth": "does not exist",
