@@ -30,10 +30,11 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     advice = "`uv run prepare_checkpoints.py` fills it again"
     with library_errors(f"The folder {folder} holds no tokenizer that transformers can load", advice):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        ids = tokenizer(["a man"], padding="max_length", truncation=True, max_length=8)["input_ids"][0]
-        torch.tensor(ids, dtype=torch.int64)
-    if len(ids) != 8 or min(ids) < 0:
-        raise UserError(f"The tokenizer in {folder} does not pad captions to a length ({ids} for 8 tokens); {advice}.")
+        tokenize = Tokenize(tokenizer, max_length=8)
+        tokenize.count(["a man"])
+        padded = tokenize(["a man", "a man " * 8]).ids
+    if padded.shape != (2, 8):
+        raise UserError(f"The tokenizer in {folder} does not pad and cut captions to a length; {advice}.")
     return tokenizer
 
 

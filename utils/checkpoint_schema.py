@@ -112,6 +112,9 @@ def check_optimizers(content: Mapping[str, Any], trainer: L.Trainer) -> None:
     """
     schedules = [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs]
     _check_like(content["lr_schedulers"], schedules, "lr_schedulers")
+    for number, schedule in enumerate(content["lr_schedulers"]):
+        if any(state is not None for state in schedule.get("lr_lambdas", ())):  # would become attributes of functions
+            raise UnreadableError(f"its lr_schedulers.{number}.lr_lambdas holds states, expected none")
     own = [{"state": {}, "param_groups": _without_weights(optimizer)} for optimizer in trainer.optimizers]
     _check_like(content["optimizer_states"], own, "optimizer_states")
     for optimizer, states in zip(trainer.optimizers, content["optimizer_states"], strict=True):
