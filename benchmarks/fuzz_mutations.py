@@ -144,9 +144,7 @@ def spoil_tree(rng: Random, tree: Any, *, calls: bool = False) -> tuple[Any, str
         case "value":
             container[key] = rng.choice(VALUES)
         case "rename" if isinstance(container, dict):
-            new = rng.choice(
-                ["x", key + " ", "x." + key, 7, None, "x" * 5000] if calls else ["x", key + " ", "x" * 5000]
-            )
+            new = rng.choice(["x", f"{key} ", f"x.{key}", "x" * 5000, *([7, None] if calls else [])])
             container[new] = container.pop(key)
         case "swap":
             other, other_key, _ = _place(rng, tree)

@@ -60,9 +60,8 @@ def library_errors(what: str, advice: str) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # which is Rust's
             raise
-        reason = first_line(error.__cause__ or error)
-        if "trust_remote_code" in reason:
-            reason = "it names code of its own, which is not run"
+        asks_for_code = "trust_remote_code" in str(error)
+        reason = "it names code of its own, which is not run" if asks_for_code else first_line(error.__cause__ or error)
         raise UserError(f"{what} ({reason}); {advice}") from error
 
 

@@ -56,8 +56,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Returns the tensors of a safetensors file by name.
 
     Raises:
-        UnreadableError: damaged, or of another kind.
+        UnreadableError: absent, damaged, or of another kind.
     """
+    if not path.is_file():
+        raise UnreadableError("there is no such file")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
