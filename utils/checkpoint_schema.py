@@ -1,6 +1,5 @@
 """What a checkpoint has to hold, so that whoever uses one needs no checks of his own."""
 
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ PROGRESS: Final = {
     "optimizer_states": list,
     "lr_schedulers": list,
 }
+LARGEST: Final = 2**53  # number of a step, a rate, ...
 MOST_OPTIONS: Final = 10_000  # of a config; the largest that this project composes has 400
 DEEPEST_OPTION: Final = 20
 LONGEST_OPTION: Final = 10_000  # characters
@@ -190,7 +190,7 @@ def _check_like(content: Any, own: Any, where: str) -> None:
         if type(content) is not type(own):
             raise _unlike(where, content, _WORDS[type(own)])
     elif isinstance(own, int | float):
-        if isinstance(content, bool) or not isinstance(content, int | float) or not math.isfinite(content):
+        if isinstance(content, bool) or not isinstance(content, int | float) or not abs(content) <= LARGEST:
             raise _unlike(where, content, "a number")
         if isinstance(own, int) and not (isinstance(content, int) and content >= 0):
             raise _unlike(where, content, _WORDS[int])

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
@@ -151,7 +150,7 @@ def _declared(kind: Any, options: Mapping[str, Any], source: Path | str) -> dict
         numbers = value if isinstance(value, list) else [value]
         least = 1e-12 if SIZE.fullmatch(name) else -1
         most = 1 if SHARE.fullmatch(name) else LARGEST
-        if any(isinstance(n, int | float) and not (isfinite(n) and least <= n <= most) for n in numbers):
+        if any(isinstance(n, int | float) and not least <= n <= most for n in numbers):
             raise UserError(f"{source}: {name} is {value!r}, expected a number that a model can have")
     return kept
 
