@@ -346,7 +346,7 @@ def _write_zip(rng: Random, path: Path, names: list[str]) -> str:
     ) as archive:
         for name in names:
             info = zipfile.ZipInfo("x")
-            info.filename = name
+            info.filename = name.encode("utf-8", "replace").decode()
             if rng.random() < 0.1:
                 info.external_attr = rng.choice((stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFDIR)) << 16
                 told += f", mode {info.external_attr >> 16:o}"

@@ -66,6 +66,8 @@ CALLS: Final[tuple[tuple[str, str, tuple[Any, ...]], ...]] = (
     ("_codecs", "encode", ("x", CANARY)),
     ("argparse", "Namespace", ()),
 )
+# A pickled dict whose key is tuples within tuples, 60 deep, each twice: its hash takes 2 to the power of 60 steps.
+ENDLESS_KEY: Final = b"}K\x01r\x40\x42\x0f\x00" + b"j\x40\x42\x0f\x00\x86r\x40\x42\x0f\x00" * 60 + b"K\x01s"
 
 
 def spoil_file(rng: Random, path: Path, others: list[Path]) -> str:
@@ -218,8 +220,10 @@ def write_pickled(rng: Random, content: Any, path: Path) -> str:
     if mark in members[pickled]:
         module, name, arguments = rng.choice(CALLS)
         call = f"c{module}\n{name}\n".encode() + pickle.dumps(arguments, protocol=2)[2:-1] + b"R"
-        members[pickled] = members[pickled].replace(mark, call)
         replaced = f" {module}.{name}"
+        if rng.random() < 0.05:
+            call, replaced = ENDLESS_KEY, " a key that takes for ever"
+        members[pickled] = members[pickled].replace(mark, call)
     elif rng.random() > 0.1:
         return ""
     compressed = rng.random() < 0.3

@@ -1,12 +1,13 @@
 """Files of tensors from anywhere: read within limits and without executing anything."""
 
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import torch
 from safetensors import safe_open
@@ -17,6 +18,8 @@ from utils.errors import UserError, first_line
 ARCHIVE: Final = b"PK\x03\x04"  # what torch.save writes
 OLD_ARCHIVE: Final = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # what it wrote before PyTorch 1.6
 MOST_VALUES: Final = 1_000_000  # in one file; a training state of 1,000 tensors has some 10,000
+DEEPEST_TUPLE: Final = 20
+PICKLES: Final = 4  # in an old archive: its number, its version, the machine's sizes, and what was saved
 SHARING: Final = 4  # how many times larger than their file tensors may be, because some share their memory
 _CODE = re.compile(r"GLOBAL ([\w.]+)|(?:function|but got) (?:<\w+ )?(.+)")
 
@@ -41,6 +44,10 @@ def read_pickled(path: Path, harmless: Sequence[Any] = ()) -> Any:
         _check_start(start)
         if start.startswith(ARCHIVE):
             _check_members(path, size)
+        else:
+            with path.open("rb") as file:
+                for _ in range(PICKLES):
+                    _check_nesting(file)
         with torch.serialization.safe_globals(list(harmless)), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -101,8 +108,36 @@ def _check_members(path: Path, size: int) -> None:
     """Refuses an archive that is larger inside than outside: torch.save compresses nothing."""
     with zipfile.ZipFile(path) as archive:
         inside = sum(member.file_size for member in archive.infolist())
-    if inside > size:
-        raise UnreadableError(f"it has {size:,} bytes, but claims to hold {inside:,}")
+        if inside > size:
+            raise UnreadableError(f"it has {size:,} bytes, but claims to hold {inside:,}")
+        for name in (name for name in archive.namelist() if name.endswith(".pkl")):
+            with archive.open(name) as file:
+                _check_nesting(file)
+
+
+def _check_nesting(file: IO[bytes]) -> None:
+    """Refuses a pickle of tuples within tuples: used as a key, each level doubles the time that Python takes for it.
+
+    Follows only how deep in tuples each value on the unpickler's stack is.
+    """
+    stack: list[int] = []
+    marks: list[int] = []
+    memo: dict[Any, int] = {}
+    for opcode, argument, _ in pickletools.genops(file):
+        before = opcode.stack_before
+        if opcode.name == "MARK":
+            marks.append(len(stack))
+        elif opcode.name.endswith("PUT"):
+            memo[argument] = stack[-1]
+        elif opcode.name.endswith("GET"):
+            stack.append(memo[argument])
+        else:
+            marked = pickletools.markobject in before
+            start = marks.pop() - before.index(pickletools.markobject) if marked else len(stack) - len(before)
+            depth = 1 + max(stack[start:], default=0) if "TUPLE" in opcode.name else 0
+            if depth > DEEPEST_TUPLE:
+                raise UnreadableError(f"it holds tuples within each other, {depth} deep")
+            stack[start:] = [depth] * len(opcode.stack_after)
 
 
 def _check_values(content: Any, size: int) -> None:

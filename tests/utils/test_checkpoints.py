@@ -99,6 +99,14 @@ def doubled(times: int) -> list[Any]:
     return values
 
 
+def paired(times: int) -> tuple[Any, ...]:
+    """Tuples within tuples, whose hash takes 2 to the power of `times` steps."""
+    values: tuple[Any, ...] = (1,)
+    for _ in range(times):
+        values = (values, values)
+    return values
+
+
 def within_itself() -> list[Any]:
     values: list[Any] = []
     values.append(values)
@@ -120,6 +128,7 @@ def within_itself() -> list[Any]:
         ({"config": {**CONFIG, "x": nested(50)}}, "its 'config' is larger than any"),
         ({"config": {**CONFIG, "x": doubled(15)}}, "its 'config' is larger than any"),
         ({"x": doubled(60)}, "it holds more than 1,000,000 values"),
+        ({"x": paired(60)}, "it holds tuples within each other, 21 deep"),
         ({"x": within_itself()}, "it holds more than 1,000,000 values, or values within themselves"),
         ({"state_dict": []}, "'state_dict' of it is a list of 0, expected names and values"),
         ({"state_dict": {"weight": "x"}}, "'weight' of its 'state_dict' is a text, expected a tensor"),
