@@ -31,7 +31,8 @@ from model.prototypes import Labeller, Modality, PrototypeMemory
 from model.tbps import TBPS
 from solver.optimizers import can_fuse, learning_rates, under_settings_of
 from solver.stand_in import AdamW8bitStates
-from utils.checkpoints import frozen_names, load_weights
+from utils.checkpoint_schema import check_optimizers, check_restorable
+from utils.checkpoints import frozen_names, load_weights, refused_to_continue
 from utils.errors import UserError, check_positive
 from utils.gather import gather_rows
 from utils.memory import fake_gpu, measure_step
@@ -187,6 +188,7 @@ class LitTBPS(LitRanker):
         self._finite = FiniteLosses()
         self._step: Features | None = None
         self._rates_before: dict[str, float] = {}
+        self._continued: dict[str, Any] | None = None
 
     def check_optimizer(self) -> None:
         """Passes when optimizer and schedule can be built.
@@ -348,11 +350,20 @@ class LitTBPS(LitRanker):
         checkpoint["config"] = self._config
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        with refused_to_continue(self.trainer.ckpt_path):
+            check_restorable(checkpoint, self.trainer)
         load_weights(self, checkpoint["state_dict"], source="the checkpoint to continue")
         [saved] = checkpoint["optimizer_states"]
         self._rates_before = learning_rates(saved)
         new = self._make_optimizer(self.named_parameters())
         checkpoint["optimizer_states"] = [under_settings_of(new, saved)]
+        self._continued = checkpoint
+
+    def on_fit_start(self) -> None:
+        if self._continued is not None:  # by now there are optimizers to compare it with
+            with refused_to_continue(self.trainer.ckpt_path):
+                check_optimizers(self._continued, self.trainer)
+            self._continued = None
 
 
 def build_encoder(cfg: DictConfig, *, weights: bool = True) -> TBPS:

@@ -15,10 +15,18 @@ from typing import Final, NamedTuple
 
 from filelock import FileLock
 
-from utils.checkpoint_folder import Architecture, IncompleteError, check_folder, copy_folder, copy_small_files
+from utils.checkpoint_folder import (
+    Architecture,
+    IncompleteError,
+    check_folder,
+    copy_folder,
+    copy_small_files,
+    has_tokenizer,
+    move_in,
+)
 from utils.config import parse_size
 from utils.disk import scratch_folder
-from utils.download import UnreachableError
+from utils.download import UnreachableError, writing
 from utils.errors import UserError, nearest, run_command
 
 
@@ -95,7 +103,8 @@ def prepare(
         except IncompleteError as error:
             if repo is None:
                 raise UserError(f"{error}; delete {folder} and run the same command again") from error
-            print(f"{name}: {error}")
+            if source is None:
+                print(f"{name}: {error}")
         else:
             other = "" if source is None else f"; {source} was not read: delete the folder, or name another with --to"
             print(f"{name}: {folder} is complete and kept{other}")
@@ -169,30 +178,38 @@ def _join(name: str, vision: str, text: str, folder: Path, root: Path) -> None:
 def _convert(name: str, source: Path, folder: Path, root: Path, img_size: tuple[int, int] | None) -> None:
     """Converts a file of weights in OpenAI's layout; the tokenizer is that of the backbone itself."""
     from model.converted import write_converted
-    from model.published import convert, read_state
-    from utils.hub import download_folder
+    from model.published import convert
+    from model.published_file import read_state
 
     repo, architecture, *_ = CHECKPOINTS[name]
     if repo is None or architecture.model_type != "clip":
         raise UserError(f"{source} is a file, but {name} is copied from folders only; files are converted for clip")
     published = convert(read_state(source), source=source, img_size=img_size)
-    with scratch_folder(folder) as temporary:
+    with writing(folder), scratch_folder(folder) as temporary:
         staging = temporary / "converted"
         staging.mkdir()
-        tokenizer = root / f"{name}_checkpoints"
-        if tokenizer.is_dir() and tokenizer != folder:
-            copy_small_files(tokenizer, staging)
-        else:
-            try:
-                download_folder(repo, staging, weights=False)
-            except UnreachableError as error:
-                raise UserError(
-                    f"{error}; only the tokenizer of {repo} is needed: fill {tokenizer} first, on any machine"
-                ) from error
+        _add_tokenizer(repo, [folder, root / f"{name}_checkpoints"], staging)
         write_converted(published, staging, source=source)
         check_folder(staging, architecture, source=source)
-        staging.rename(folder)
+        move_in(staging, folder)
     print(published.report())
+
+
+def _add_tokenizer(repo: str, folders: list[Path], staging: Path) -> None:
+    """Fills `staging` with the tokenizer of `repo`, from the first of `folders` that has one, else from the hub."""
+    from utils.hub import download_folder
+
+    for folder in folders:
+        if has_tokenizer(folder):
+            copy_small_files(folder, staging)
+            return
+    try:
+        download_folder(repo, staging, weights=False)
+    except UnreachableError as error:
+        raise UserError(
+            f"{error}; only the tokenizer of {repo} is needed: fill {folders[-1]} with its tokenizer.json, or "
+            "vocab.json and merges.txt, from any machine, and run the same command again"
+        ) from error
 
 
 def _make(name: str, folder: Path, root: Path, steps: int) -> None:

@@ -125,7 +125,7 @@ def test(cfg: DictConfig) -> dict[str, float]:
     from utils.checkpoints import encoder_weights, load_weights, read_checkpoint
     from utils.run_record import RunRecord
 
-    checkpoint = {} if path is None else read_checkpoint(path)
+    checkpoint: Any = {} if path is None else read_checkpoint(path)
     if path is None:
         cfg = with_composed(cfg)
         cfg.loss.name = Path(cfg.backbone.folder).name

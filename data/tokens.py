@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from data.batch import Tokens
-from utils.errors import UserError
+from utils.errors import UserError, library_errors
 
 
 class TokenCounts(NamedTuple):
@@ -20,20 +20,22 @@ class TokenCounts(NamedTuple):
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """Returns the tokenizer that lies in a backbone's folder.
+    """Returns the tokenizer that lies in a backbone's folder; code that the folder names is not run.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or one that cannot tokenize and pad.
     """
     if not Path(folder).is_dir():
         raise UserError(f"The tokenizer folder {folder} does not exist; `uv run prepare_checkpoints.py` fills one.")
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"The folder {folder} holds no tokenizer that transformers can load; "
-            "`uv run prepare_checkpoints.py` fills it again."
-        ) from error
+    advice = "`uv run prepare_checkpoints.py` fills it again"
+    with library_errors(f"The folder {folder} holds no tokenizer that transformers can load", advice):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenize = Tokenize(tokenizer, max_length=8)
+        tokenize.count(["a man"])
+        padded = tokenize(["a man", "a man " * 8]).ids
+    if padded.shape != (2, 8):
+        raise UserError(f"The tokenizer in {folder} does not pad and cut captions to a length; {advice}.")
+    return tokenizer
 
 
 class Tokenize:
@@ -75,7 +77,7 @@ class Tokenize:
         return TokenCounts(
             cut=sum(length > self.max_length for length in lengths),
             longest=max(lengths),
-            max_id=max(max(ids) for ids in encoded),
+            max_id=max(max(ids, default=0) for ids in encoded),
         )
 
     def _remember(self, encoded: dict[str, list[int]]) -> None:

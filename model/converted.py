@@ -1,37 +1,45 @@
 """Folders of converted checkpoints: written in Hugging Face format, with the heads of losses beside the backbone."""
 
+import json
 from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPModel
 
 from model.objectives import ID, MLM, LossTerm, Objective
 from model.positions import write_positions
 from model.published import Published
-from utils.errors import UserError
+from model.published_file import State
+from utils.errors import UserError, library_errors
+from utils.tensor_files import UnreadableError, check_finite, read_safetensors
 
 HEADS_FILE: Final = "heads.safetensors"
+PIXELS: Final = {  # of CLIP, which all of them start from
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
 CLASSIFIER: Final = "id.classifier.weight"
 HEADS_OF: Final[dict[str, type[LossTerm]]] = {"mlm": MLM, "id": ID}
 
 
 def write_converted(published: Published, folder: Path, *, source: Path) -> None:
-    """Writes config, weights and, where there are any, heads and a grid that is no square into `folder`.
+    """Writes configs, weights and, where there are any, heads and a grid that is no square into `folder`.
 
     Raises:
         UserError: weights that are not all there.
     """
-    with torch.device("meta"):
+    with library_errors(f"{source} has no sizes of a CLIP ViT", "expected those of CLIP"), torch.device("meta"):
         model = CLIPModel(published.config)
     try:
         model.load_state_dict(published.weights, assign=True)
     except RuntimeError as error:
-        raise UserError(f"{source} is not a whole CLIP ViT ({str(error).splitlines()[1].strip()})") from error
+        reason = str(error).partition("\n")[2].strip()
+        raise UserError(f"{source} is not a whole CLIP ViT ({reason}); download it again") from error
     model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PIXELS, indent=2) + "\n", encoding="utf-8")
     rows, columns = published.grid
     if rows != columns:
         write_positions(folder, published.positions, published.grid)
@@ -46,7 +54,7 @@ def load_heads(objective: Objective, folder: Path) -> list[str]:
     """
     if not (folder / HEADS_FILE).is_file():
         return []
-    saved = load_file(folder / HEADS_FILE)
+    saved = _read_heads(folder)
     lines = []
     for name, kind in HEADS_OF.items():
         prefix = f"{name}."
@@ -61,13 +69,21 @@ def classifier_note(folder: Path, identities: int) -> str | None:
     """Returns a line where the classifier in `folder` is of another number of identities; ranking needs none."""
     if not (folder / HEADS_FILE).is_file():
         return None
-    with safe_open(folder / HEADS_FILE, framework="pt") as heads:
-        if CLASSIFIER not in set(heads.keys()):
-            return None
-        classes = heads.get_slice(CLASSIFIER).get_shape()[0]
-    if classes == identities:
+    classifier = _read_heads(folder).get(CLASSIFIER)
+    if classifier is None or not classifier.ndim or len(classifier) == identities:
         return None
+    classes = len(classifier)
     return f"{folder} was trained on {classes:,} identities, this dataset has {identities:,}: ranking needs neither"
+
+
+def _read_heads(folder: Path) -> State:
+    path = folder / HEADS_FILE
+    try:
+        heads = read_safetensors(path)
+    except UnreadableError as error:
+        raise UserError(f"{path} cannot be read: {error}; delete it, or convert the checkpoint again") from error
+    check_finite(heads, str(path))
+    return heads
 
 
 def _load_fitting(term: nn.Module, weights: dict[str, Tensor]) -> str:

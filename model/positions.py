@@ -9,7 +9,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from utils.errors import UserError, library_errors
+from utils.tensor_files import check_finite
+
 FILE: Final = "positions.safetensors"
+Positions = tuple[Tensor, tuple[int, int]]  # (prefix + rows * columns, D), and (rows, columns)
 
 
 def resize_positions(table: Tensor, grid: tuple[int, int], new: tuple[int, int]) -> Tensor:
@@ -33,10 +37,40 @@ def write_positions(folder: Path, table: Tensor, grid: tuple[int, int]) -> None:
     )
 
 
-def read_positions(folder: Path) -> tuple[Tensor, tuple[int, int]] | None:
-    """Returns what `write_positions` left in `folder`, or None."""
-    if not (folder / FILE).is_file():
+def read_positions(folder: Path) -> Positions | None:
+    """Returns what `write_positions` left in `folder`, or None.
+
+    Raises:
+        UserError: damaged, or of a grid that they are not for.
+    """
+    path = folder / FILE
+    if not path.is_file():
         return None
-    with safe_open(folder / FILE, framework="pt") as file:
-        grid = file.metadata()
-        return file.get_tensor("positions"), (int(grid["rows"]), int(grid["columns"]))
+    with library_errors(f"{path} cannot be read", "expected positions of image patches"):
+        with safe_open(path, framework="pt") as file:
+            grid = file.metadata() or {}
+            table = file.get_tensor("positions")
+        rows, columns = int(grid["rows"]), int(grid["columns"])
+    check_finite({"positions": table}, str(path))
+    if table.ndim != 2 or not table.is_floating_point() or min(rows, columns) < 1 or rows * columns > len(table):
+        raise UserError(f"{path} has positions of shape {tuple(table.shape)} for {rows} x {columns} patches")
+    return table, (rows, columns)
+
+
+def native_positions(native: Positions | None, own: Positions) -> Positions:
+    """Returns `native` where there are such positions, else `own`, those of the model itself.
+
+    Raises:
+        UserError: `native` is of another width, or has another number of positions before the grid.
+    """
+    if native is None:
+        return own
+    (found, found_prefix), (width, prefix) = (
+        (table.shape[1], len(table) - grid[0] * grid[1]) for table, grid in (native, own)
+    )
+    if (found, found_prefix) != (width, prefix):
+        raise UserError(
+            f"{FILE} has positions of width {found}, {found_prefix} of them before the patches; those of the model are "
+            f"{width} wide, {prefix} before"
+        )
+    return native

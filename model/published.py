@@ -1,8 +1,7 @@
 """Published CLIP checkpoints in OpenAI's layout: IRRA, FMFA, HAM, NAM, MLLM4Text-ReID and CLIP itself."""
 
-import argparse
 import re
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt, log
@@ -15,10 +14,9 @@ from torch import Tensor
 from transformers import CLIPConfig
 
 from model.positions import resize_positions
+from model.published_file import State
 from utils.errors import UserError
 
-State = dict[str, Tensor]
-WRAPPERS: Final = re.compile(r"^(?:module\.|base_model\.|model\.)+")
 BLOCK: Final = {
     "ln_1.": "layer_norm1.",
     "ln_2.": "layer_norm2.",
@@ -55,8 +53,17 @@ HEAD_BLOCK: Final = {
     "mlp.c_fc.": "linear1.",
     "mlp.c_proj.": "linear2.",
 }
+NEEDED: Final = {  # what sizes are read from: name -> dimensions
+    "visual.conv1.weight": 4,
+    IMAGE_POSITIONS: 2,
+    "visual.proj": 2,
+    "visual.transformer.resblocks.0.mlp.c_fc.weight": 2,
+    "token_embedding.weight": 2,
+    "positional_embedding": 2,
+    "transformer.resblocks.0.mlp.c_fc.weight": 2,
+    "text_projection": 2,
+}
 SIZES: Final = ("input_resolution", "context_length", "vocab_size")  # OpenAI's archives carry them as tensors
-HARMLESS: Final[list[Any]] = [argparse.Namespace, Counter, OrderedDict, defaultdict, dict]
 SCALE_OF_SDM: Final = log(50)  # tau = 0.02, which IRRA and FMFA fix instead of learning a scale
 
 
@@ -104,34 +111,11 @@ class Published:
         return str(table)
 
 
-def read_state(path: Path) -> State:
-    """Returns the tensors of a published checkpoint by their names in OpenAI's layout, fp32, without wrappers.
-
-    The file is a state dict, or a dict that has one under "model" or "state_dict". Nothing in it is executed.
-
-    Raises:
-        UserError: not such a file.
-    """
-    try:
-        with torch.serialization.safe_globals(HARMLESS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; --from takes a folder or a file of weights") from error
-    except Exception as error:  # garbage makes the unpickler raise anything
-        raise UserError(f"{path} cannot be read: {_why(error)}") from error
-    for key in ("model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{path} holds no weights: expected a state dict, by itself or under 'model' or 'state_dict'")
-    return {WRAPPERS.sub("", name): v.float() for name, v in content.items() if isinstance(v, Tensor)}
-
-
 def convert(state: State, *, source: Path, img_size: tuple[int, int] | None = None) -> Published:
     """Returns what a state dict in OpenAI's layout is in this project's parts.
 
     Args:
-        state: from `read_state`.
+        state: from `model.published_file.read_state`.
         source: named in errors.
         img_size: (height, width) that the image positions are for; None: a square grid, or one of 3 to 1 as
             for 384 x 128.
@@ -161,29 +145,20 @@ def convert(state: State, *, source: Path, img_size: tuple[int, int] | None = No
     return Published(_config(state, patch, side), weights, positions, grid, heads, dropped, scale_made)
 
 
-def _why(error: Exception) -> str:
-    text = str(error)
-    if "TorchScript" in text or "constants.pkl" in text:
-        return "it is a TorchScript archive; CLIP itself is downloaded by 'uv run prepare_checkpoints.py clip'"
-    found = re.search(r"GLOBAL ([\w.]+)", text)
-    if found:
-        return (
-            f"it holds a {found[1]}, which only executing it could rebuild; on a machine where you trust the file, "
-            "save its state dict alone"
-        )
-    return "it is damaged or not a file that torch.save wrote; download it again"
-
-
 def _check_layout(state: State, source: Path) -> None:
     if "visual.layer1.0.conv1.weight" in state:
         raise UserError(f"{source} is a CLIP with a ResNet; expected one with a ViT-B/16")
-    needed = ("visual.conv1.weight", IMAGE_POSITIONS, "visual.proj", "token_embedding.weight", "text_projection")
-    missing = [name for name in needed if name not in state]
-    if missing:
-        raise UserError(
-            f"{source} is not a CLIP in OpenAI's layout: it has no {missing[0]!r} (its first tensor is "
-            f"{next(iter(state))!r}); expected the checkpoint of IRRA, FMFA, HAM, NAM or of CLIP itself"
-        )
+    for name, dimensions in NEEDED.items():
+        if name not in state:
+            raise UserError(
+                f"{source} is not a CLIP in OpenAI's layout: it has no {name!r} (its first tensor is "
+                f"{next(iter(state))!r}); expected the checkpoint of IRRA, FMFA, HAM, NAM or of CLIP itself"
+            )
+        if state[name].ndim != dimensions or not state[name].numel():
+            shape = tuple(state[name].shape)
+            raise UserError(
+                f"{source}: {name!r} is of shape {shape}, expected {dimensions} dimensions as CLIP has them"
+            )
 
 
 def _grid(patches: int, patch: int, img_size: tuple[int, int] | None, source: Path) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -339,6 +340,28 @@ def test_the_tokenizer_alone_is_downloaded_where_there_is_none(
     monkeypatch.setattr(constants, "ENDPOINT", refused_endpoint())
     with pytest.raises(UserError, match=r"only the tokenizer of openai/clip-vit-base-patch16 is needed: fill"):
         prepare("clip", tmp_path / "elsewhere", source=small_clip)
+
+
+def test_without_network_the_tokenizer_alone_is_asked_for_and_enough(
+    small_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", refused_endpoint())
+    for target in (tmp_path / "irra_checkpoints", tmp_path / "clip_checkpoints"):
+        with pytest.raises(UserError) as error:
+            prepare("clip", tmp_path, source=small_clip, target=target)
+        assert re.search(
+            rf"only the tokenizer of openai/clip-vit-base-patch16 is needed: fill {tmp_path}/clip_checkpoints with its "
+            r"tokenizer.json, or vocab.json and merges.txt, from any machine, and run the same command again$",
+            str(error.value),
+        )
+        assert f".{target.name}." not in str(error.value)  # a temporary folder
+        assert not target.exists()
+    write(tmp_path / "clip_checkpoints", {"tokenizer.json": TOKENIZER.encode()})
+    for target in (tmp_path / "irra_checkpoints", tmp_path / "clip_checkpoints"):
+        folder = prepare("clip", tmp_path, source=small_clip, target=target)
+        assert load_backbone("clip", "clip", folder, (24, 8), sigmoid=False, max_length=12).mean[0].item() > 0.48
+        assert (folder / "tokenizer.json").read_text() == TOKENIZER
+    assert "does not exist" not in capsys.readouterr().out
 
 
 def test_a_file_of_another_width_or_for_another_backbone_leaves_nothing_behind(

@@ -1,23 +1,21 @@
 """Unpacks a dataset archive so that nothing leaves its folder and no half of it is ever seen in place."""
 
-import lzma
 import os
 import shutil
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Final
 
 from utils.disk import scratch_folder
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.progress import Bar
 
 IMAGE_FOLDER: Final = "imgs"
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
+DEEPEST: Final = 50  # folders within each other
 
 
 def install(archive: Path, target: Path) -> None:
@@ -41,15 +39,21 @@ def unpack(archive: Path, folder: Path) -> None:
 
     A ``\`` in a name is taken for the ``/`` that a program on Windows should have written.
     """
-    if zipfile.is_zipfile(archive):
-        _unpack_zip(archive, folder)
-    elif tarfile.is_tarfile(archive):
-        _unpack_tar(archive, folder)
-    else:
-        raise UserError(
-            f"{archive} is neither a zip nor a tar archive; a download may be the error page of a server: "
-            "look into it, delete it and fetch it again"
-        )
+    try:
+        if zipfile.is_zipfile(archive):
+            _unpack_zip(archive, folder)
+            return
+        if tarfile.is_tarfile(archive):
+            _unpack_tar(archive, folder)
+            return
+    except (OSError, UserError):
+        raise
+    except Exception as error:  # of a dozen kinds, from the formats and their compressions
+        raise UserError(f"{archive} is damaged ({first_line(error)}); delete it and fetch it again") from error
+    raise UserError(
+        f"{archive} is neither a zip nor a tar archive; a download may be the error page of a server: "
+        "look into it, delete it and fetch it again"
+    )
 
 
 def _unpack_zip(archive: Path, folder: Path) -> None:
@@ -61,12 +65,7 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
             _check(archive, member.filename, plain=kind in (0, stat.S_IFREG, stat.S_IFDIR))
             if member.flag_bits & 1:
                 raise UserError(f"{archive} is encrypted; unpack it by hand and pack it again without a password")
-        needed, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
-        if needed > free:
-            raise UserError(
-                f"{archive} unpacks to {needed} bytes, but {folder.parent} has {free} free; make room and "
-                "run the same command again"
-            )
+        _check_room(archive, sum(member.file_size for member in members), folder)
         for member in Bar(members, desc=f"unpacking {archive.name}"):
             opened.extract(member, folder)
 
@@ -76,13 +75,25 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
         for member in Bar(opened, desc=f"unpacking {archive.name}"):
             member.name = member.name.replace("\\", "/")
             _check(archive, member.name, plain=member.isreg() or member.isdir())
+            _check_room(archive, member.size, folder)
             opened.extract(member, folder, filter="data")
+
+
+def _check_room(archive: Path, needed: int, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{archive} unpacks to {needed} bytes, but {folder.parent} has {free} free; make room and run the same "
+            "command again"
+        )
 
 
 def _check(archive: Path, name: str, *, plain: bool) -> None:
     path = PureWindowsPath(name)  # also takes / as a separator, and knows drives
     if path.anchor or ".." in path.parts:
         raise UserError(f"{archive} holds {name!r}, which would leave the folder; nothing of it was kept")
+    if len(path.parts) > DEEPEST:
+        raise UserError(f"{archive} holds {name!r}, {len(path.parts)} folders deep; nothing of it was kept")
     if not plain:
         raise UserError(f"{archive} holds {name!r}, a link or a device; pack plain files and folders only")
 
@@ -117,9 +128,9 @@ def _move_in(source: Path, target: Path) -> None:
 
 @contextmanager
 def _one_sentence(archive: Path) -> Iterator[None]:
+    if not archive.is_file():
+        raise UserError(f"{archive} is no file that could be read; give the path of a zip or tar archive")
     try:
         yield
-    except _DAMAGE as error:
-        raise UserError(f"{archive} is damaged ({error}); delete it and fetch it again") from error
     except OSError as error:
         raise UserError(f"{archive} cannot be unpacked ({error.strerror or error}); nothing was changed") from error

@@ -63,6 +63,10 @@ class Checkpoints(Checkpoint):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         state = checkpoint.get(STATE) or _state_of_older(checkpoint)
+        if not _is_state(state):
+            raise UserError(
+                f"ckpt_path: {trainer.ckpt_path} names no best checkpoint as trainer.py does; start a new run"
+            )
         self._rows = state.get("rows")
         if state.get("best"):
             self._find_best(state["best"], Path(str(trainer.ckpt_path)))
@@ -211,6 +215,15 @@ def _free_name(folder: Path, epoch: int) -> Path:
     """Returns the name of a new best file; none that is there is written over."""
     names = (f"best-{epoch:03d}{version}.ckpt" for version in chain([""], (f"-v{n}" for n in count(1))))
     return next(folder / name for name in names if not (folder / name).exists())
+
+
+def _is_state(state: Any) -> bool:
+    """Whether what a file holds is what `Checkpoints` writes: the name of a best file, its score, a count of rows."""
+    if not isinstance(state, dict):
+        return False
+    best, score, rows = state.get("best", ""), state.get("score", 0.0), state.get("rows")
+    is_best = isinstance(best, str) and (not best or _BEST.fullmatch(best) is not None)
+    return is_best and isinstance(score, float) and (rows is None or (type(rows) is int and rows >= 0))
 
 
 def _csv_logger(trainer: L.Trainer) -> AppendingCSVLogger | None:

@@ -1,7 +1,6 @@
 """Checkpoint folders in Hugging Face format: what one has to hold, and how one is copied."""
 
 import json
-import pickle
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,11 +10,12 @@ from safetensors import SafetensorError, safe_open
 
 from utils.disk import scratch_folder
 from utils.download import sha256_of, writing
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 WEIGHTS: Final = "model.safetensors"
 PICKLED: Final = "pytorch_model.bin"
 RECORD: Final = "hub.json"
+LARGEST_JSON: Final = 10_000_000  # bytes
 CONFIGS: Final = ("config.json", "preprocessor_config.json")
 VOCABULARIES: Final = (("tokenizer.json",), ("spiece.model",), ("vocab.json", "merges.txt"))
 SMALL_FILES: Final = (
@@ -63,6 +63,27 @@ class Architecture:
         )
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the JSON object in one of the small files of a checkpoint.
+
+    Raises:
+        IncompleteError: absent, damaged, or something else.
+    """
+    if not path.is_file():
+        raise IncompleteError(f"{path} does not exist")
+    try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise IncompleteError(f"{path} has {path.stat().st_size:,} bytes, expected a small JSON object")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise IncompleteError(f"{path} cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise IncompleteError(f"{path} is not JSON ({first_line(error)})") from error
+    if not isinstance(content, dict):
+        raise IncompleteError(f"{path} is not a JSON object")
+    return content
+
+
 def check_folder(
     folder: Path, expected: Architecture, *, weights: Path | None = None, source: Path | None = None
 ) -> None:
@@ -79,20 +100,31 @@ def check_folder(
         IncompleteError: a file is missing or damaged.
         UserError: another architecture.
     """
-    configs = {name: _read_json(folder / name) for name in CONFIGS}
+    configs = {name: read_json(folder / name) for name in CONFIGS}
     found = _architecture(weights or folder / WEIGHTS, str(configs["config.json"].get("model_type")))
     if expected != (replace(found, vocab=None) if expected.vocab is None else found):
         raise UserError(f"{source or folder} holds a {found}; expected a {expected}: choose another one")
-    if not any(all((folder / name).is_file() for name in names) for names in VOCABULARIES):
+    if not has_tokenizer(folder):
         raise IncompleteError(f"{folder} has no tokenizer (tokenizer.json or spiece.model)")
     for name, sha256 in read_record(folder).get("sha256", {}).items():
         if not (folder / name).is_file() or sha256_of(folder / name) != sha256:
             raise IncompleteError(f"{folder / name} is not what was downloaded")
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Returns whether `folder` has the files of one of `VOCABULARIES`."""
+    return any(all((folder / name).is_file() for name in names) for names in VOCABULARIES)
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """Returns what `write_record` left in `folder` (repo, revision, ``sha256`` by file name), or nothing."""
-    return _read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    if not (folder / RECORD).is_file():
+        return {}
+    record = read_json(folder / RECORD)
+    sums = record.get("sha256", {})
+    if not isinstance(sums, dict) or any(Path(name).name != name for name in sums):
+        raise IncompleteError(f"{folder / RECORD} names other files than those of its folder")
+    return record
 
 
 def write_record(folder: Path, *, repo: str, revision: str, files: list[str]) -> None:
@@ -118,11 +150,16 @@ def copy_folder(source: Path, folder: Path, expected: Architecture) -> None:
         for name in (WEIGHTS, RECORD):
             if (source / name).is_file():
                 shutil.copyfile(source / name, staging / name)
-        folder.mkdir(exist_ok=True)
-        (folder / RECORD).unlink(missing_ok=True)
-        make_way(folder / WEIGHTS)
-        for file in sorted(staging.iterdir(), key=lambda path: path.name == WEIGHTS):
-            file.replace(folder / file.name)
+        move_in(staging, folder)
+
+
+def move_in(staging: Path, folder: Path) -> None:
+    """Moves all files of `staging` into `folder`, weights last, so that a folder with weights is whole."""
+    folder.mkdir(exist_ok=True)
+    (folder / RECORD).unlink(missing_ok=True)
+    make_way(folder / WEIGHTS)
+    for file in sorted(staging.iterdir(), key=lambda path: path.name == WEIGHTS):
+        file.replace(folder / file.name)
 
 
 def copy_small_files(source: Path, folder: Path) -> None:
@@ -150,12 +187,13 @@ def to_safetensors(pickled: Path, target: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
+    from utils.tensor_files import UnreadableError, read_pickled
+
     try:
-        state = torch.load(pickled, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        state = read_pickled(pickled)
+    except UnreadableError as error:
         raise UserError(
-            f"{pickled} cannot be read without executing it, or is damaged; save the model again with "
-            "save_pretrained, which writes model.safetensors"
+            f"{pickled} is refused ({error}); save the model again with save_pretrained, which writes {WEIGHTS}"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{pickled} is not a table of tensors; expected the weights of a transformers model")
@@ -173,26 +211,15 @@ def _architecture(weights: Path, model_type: str) -> Architecture:
         raise IncompleteError(f"{weights} does not exist")
     try:
         with safe_open(weights, framework="numpy") as tensors:
-            names = set(tensors.keys())
-            tables, convolutions = ([name for name in kinds if name in names] for kinds in (_TOKEN_TABLES, _PATCHES))
-            if not tables or not convolutions:
-                raise UserError(f"{weights} is not a dual encoder: no {_TOKEN_TABLES[0]} or no {_PATCHES[0]} in it")
-            vocab, text_width = tensors.get_slice(tables[0]).get_shape()
-            vision_width, _, patch, _ = tensors.get_slice(convolutions[0]).get_shape()
-            if _PROJECTION in names:
-                vision_width = tensors.get_slice(_PROJECTION).get_shape()[1]
+            shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
         raise IncompleteError(f"{weights} is damaged ({error})") from error
+    table: list[int] = next((shapes[name] for name in _TOKEN_TABLES if name in shapes), [])
+    convolution: list[int] = next((shapes[name] for name in _PATCHES if name in shapes), [])
+    projection = shapes.get(_PROJECTION)
+    if len(table) != 2 or len(convolution) != 4 or len(projection or (0, 0)) != 2:
+        raise UserError(f"{weights} is not a dual encoder: no {_TOKEN_TABLES[0]} or no {_PATCHES[0]} in it")
+    vocab, text_width = table
+    vision_width = projection[1] if projection else convolution[0]
+    patch = convolution[2]
     return Architecture(model_type, text_width, vision_width, patch, vocab)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise IncompleteError(f"{path} does not exist")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise IncompleteError(f"{path} is not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise IncompleteError(f"{path} is not a JSON object")
-    return content

@@ -1,16 +1,19 @@
 """Checkpoint files: written whole or not at all, read without executing anything, proven to be as they were written."""
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
+from utils.checkpoint_schema import Checkpoint, check_progress, checked
 from utils.disk import whole_file, why_not_written
-from utils.errors import UserError
+from utils.errors import UserError, first_line
+from utils.tensor_files import UnreadableError, check_finite, read_pickled
 
 ZIP: Final = b"PK\x03\x04"
 
@@ -31,30 +34,29 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
-        return read_checkpoint(path, map_location=map_location)
+        checkpoint = cast(dict[str, Any], read_checkpoint(path))
+        with refused_to_continue(path):
+            check_progress(checkpoint)
+        return checkpoint
 
 
-def read_checkpoint(path: str | Path, *, map_location: Any = "cpu") -> dict[str, Any]:
-    """Returns the content of a checkpoint that `trainer.py` wrote. Never unpickles code.
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Returns the content of a checkpoint that `trainer.py` wrote, on the CPU. Never unpickles code.
 
     Raises:
-        UserError: no such file, not a checkpoint, or one of another program.
+        UserError: no such file, damaged, of another program, or weights that are not finite.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"ckpt_path: {path} does not exist; give the path of a .ckpt file under outputs/, or 'last'")
     is_checked = check_intact(path)
     try:
-        checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
-    except Exception as error:  # garbage makes the unpickler raise anything
+        checkpoint = checked(read_pickled(path))
+    except UnreadableError as error:
         raise UserError(
-            f"ckpt_path: {path} is not a readable checkpoint ({_reason(error)}); it may be damaged or of "
-            "another program: give a .ckpt file that trainer.py wrote"
+            f"ckpt_path: {path} is not a readable checkpoint ({error}); give a .ckpt file that trainer.py wrote"
         ) from error
-    if not isinstance(checkpoint, dict) or not {"state_dict", "config"} <= checkpoint.keys():
-        raise UserError(
-            f"ckpt_path: {path} holds no 'state_dict' and 'config'; give a .ckpt file that trainer.py wrote"
-        )
+    check_finite(checkpoint["state_dict"], f"ckpt_path: {path}")
     if not is_checked:
         print(f"note    {path} has no checksums: whether it is damaged cannot be told", flush=True)
     return checkpoint
@@ -77,7 +79,7 @@ def check_intact(path: Path) -> bool:
             record = archive.testzip() or next((m.filename for m in archive.infolist() if m.external_attr), None)
             damage = record and f"its record {record} is not what was written"
     except Exception as error:  # damaged headers make it raise anything
-        damage = _reason(error)
+        damage = first_line(error)
     if damage:
         raise UserError(
             f"{path} is damaged ({damage}); copy it again from where it is whole, or take another checkpoint of the run"
@@ -85,7 +87,19 @@ def check_intact(path: Path) -> bool:
     return True
 
 
-def encoder_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+@contextmanager
+def refused_to_continue(path: str | Path | None) -> Iterator[None]:
+    """Turns what a checkpoint lacks for continuing into one sentence."""
+    try:
+        yield
+    except UnreadableError as error:
+        raise UserError(
+            f"ckpt_path: {path} cannot be continued ({error}); give a last.ckpt of the same trainer.py, or test this "
+            "one with task=test"
+        ) from error
+
+
+def encoder_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Returns the weights of the encoder alone, without losses and their classifiers."""
     prefix = "encoder."
     return {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
@@ -108,12 +122,17 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], *, source: st
     resizable = {
         f"{prefix}.{name}" for prefix, part in module.named_modules() for name in getattr(part, "resizable", ())
     }
+    common = own.keys() & weights.keys()
     reshaped = {
-        name
-        for name in own.keys() & weights.keys()
-        if own[name].shape[name in resizable :] != weights[name].shape[name in resizable :]
+        name for name in common if own[name].shape[name in resizable :] != weights[name].shape[name in resizable :]
     }
-    problems = {"lacks": missing, "has in addition": unknown, "has in another shape": reshaped}
+    retyped = {name for name in common if own[name].is_floating_point() != weights[name].is_floating_point()}
+    problems = {
+        "lacks": missing,
+        "has in addition": unknown,
+        "has in another shape": reshaped,
+        "has in another kind of numbers": retyped,
+    }
     for problem, names in problems.items():
         if names:
             raise UserError(
@@ -122,7 +141,3 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], *, source: st
                 "img_size_str that it was trained with"
             )
     module.load_state_dict(dict(weights), strict=False)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].strip().rstrip(".")

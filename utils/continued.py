@@ -29,7 +29,7 @@ class Continued:
     """
 
     def __init__(self, cfg: DictConfig, path: Path) -> None:
-        checkpoint = read_checkpoint(path)
+        checkpoint: dict[str, Any] = dict(read_checkpoint(path))
         self.config, self._differences = continued_config(cfg, checkpoint["config"], path)
         self.facts = checkpoint_facts(path, checkpoint)
         self._checkpoint = checkpoint

@@ -4,13 +4,65 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import NoReturn
+from typing import Final, NoReturn
 
 EXIT_STATUS = 2
+LONGEST: Final = 500  # characters of a message
 
 
 class UserError(ValueError):
-    """One sentence for the user: what is wrong, where, what was expected and what to do about it."""
+    """One sentence for the user: what is wrong, where, what was expected and what to do about it.
+
+    Whatever it quotes (names, paths, content of files), it is one line of at most `LONGEST` printable characters.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(message: str) -> str:
+    """Returns `message` on one line of at most `LONGEST` characters, without any that a terminal would obey.
+
+    Of a message that is longer, long words (paths, names) lose their middle first, then the message does: its
+    beginning, which says what is wrong, and its end, which says what to do, stay.
+    """
+    text = " ".join(_without_middle(message, 20 * LONGEST).split())
+    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    for longest_word in (200, 100, 50):
+        if len(text) > LONGEST:
+            text = " ".join(_without_middle(word, longest_word) for word in text.split(" "))
+    return _without_middle(text, LONGEST)
+
+
+def _without_middle(text: str, longest: int) -> str:
+    if len(text) <= longest:
+        return text
+    kept = longest - len("...")
+    return f"{text[: kept - kept // 2]}...{text[len(text) - kept // 2 :]}"
+
+
+def first_line(error: BaseException) -> str:
+    """Returns what an error of a library says first, as a clause, or what kind of error it is."""
+    lines = (line.strip().rstrip(".") for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)
+
+
+@contextmanager
+def library_errors(what: str, advice: str) -> Iterator[None]:
+    """Turns whatever a library raises while it reads what others wrote into `what`, its reason in brackets, `advice`.
+
+    Only what reads a file belongs inside: a fault of this project would be reported as one of the file.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # which is Rust's
+            raise
+        asks_for_code = "trust_remote_code" in str(error)
+        reason = "it names code of its own, which is not run" if asks_for_code else first_line(error.__cause__ or error)
+        raise UserError(f"{what} ({reason}); {advice}") from error
 
 
 def nearest(word: str, options: list[str] | tuple[str, ...] | set[str], *, cutoff: float = 0.5) -> str:
@@ -41,7 +93,7 @@ def check_positive(key: str, value: int) -> None:
 
 def fail(message: str) -> NoReturn:
     """Prints `message` as one line on standard error and ends the process with status 2."""
-    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    print("error: " + one_line(message), file=sys.stderr, flush=True)
     sys.exit(EXIT_STATUS)
 
 

@@ -96,7 +96,7 @@ def _find_file(name: str, layout: Layout, folder: Path) -> Path:
             + nearest(layout.folder, siblings, cutoff=0.8)
         )
     for file in layout.files:
-        if (folder / file).exists():
+        if (folder / file).is_file():
             return folder / file
     others = ", ".join(sorted(path.name for path in folder.glob("*.json")))
     raise UserError(

@@ -29,7 +29,7 @@ from data.doctor.facts import (
 from data.doctor.images import look_at_images
 from data.doctor.tables import NAMED_AT_MOST, render
 from data.oddities import ODDITIES
-from utils.errors import EXIT_STATUS, UserError
+from utils.errors import EXIT_STATUS, UserError, one_line
 
 FAULT_WORDS: Final = {
     "missing": "the image is missing",
@@ -89,6 +89,7 @@ def examine(
         report["validation"] = {"from": splits.validation, "ids": len({record.pid for record in splits.val})}
     except UserError as error:
         errors.append(str(error))
+    errors = [one_line(error) for error in errors]
     return report | {"errors": errors, "warnings": _warnings(report), "trainable": not errors}
 
 

@@ -66,14 +66,9 @@ def token_facts(images: Sequence[Annotation], folder: Path, max_length: int | No
     Raises:
         UserError: the folder holds no tokenizer, or one without a limit while `max_length` is None.
     """
-    from transformers import AutoTokenizer  # takes seconds to import
+    from data.tokens import load_tokenizer  # takes seconds to import
 
-    if not folder.is_dir():
-        raise UserError(f"The tokenizer folder {folder} does not exist; fill it with prepare_checkpoints.py.")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"The folder {folder} holds no usable tokenizer ({error}).") from error
+    tokenizer = load_tokenizer(folder)
     limit = tokenizer.model_max_length if max_length is None else max_length
     if limit > NO_LIMIT:
         raise UserError(f"The tokenizer in {folder} does not say how many tokens fit; add --max-length.")

@@ -7,7 +7,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-Positions = tuple[Tensor, tuple[int, int]]
+from model.positions import Positions
 
 
 class BackboneOutput(NamedTuple):

@@ -15,8 +15,9 @@ from transformers import (
     VisionTextDualEncoderModel,
 )
 
-from model.backbones.base import Backbone, BackboneOutput, Positions
-from model.positions import resize_positions
+from model.backbones.base import Backbone, BackboneOutput
+from model.positions import Positions, native_positions, resize_positions
+from utils.errors import library_errors
 
 WIDTH: Final = 768  # of the joint space of ResNet-50 or ViT-B/16 and BERT: that of BERT
 RESNET_STRIDE: Final = 16  # pixels that a cell of its last feature map stands for
@@ -45,7 +46,8 @@ class BertBackbone(Backbone):
         for tower in (vision, self.hub_model.text_model):
             tower.pooler.requires_grad_(False)  # not used
         if self._has_positions:
-            table, grid = native or (vision.embeddings.position_embeddings[0], self._square_grid)
+            own = vision.embeddings.position_embeddings[0], self._square_grid
+            table, grid = native_positions(native, own)
             vision.embeddings.position_embeddings = nn.Parameter(resize_positions(table, grid, self.grid)[None])
             patch = vision.config.patch_size
             for module in (vision.embeddings, vision.embeddings.patch_embeddings):
@@ -111,10 +113,14 @@ def join_folders(vision: Path, text: Path, folder: Path, *, seed: int = 0) -> Pa
     Args:
         seed: of the projections.
     """
-    with torch.random.fork_rng(devices=[]):
+    local = {"local_files_only": True, "trust_remote_code": False}
+    with (
+        library_errors(f"{vision} and {text} cannot be joined", "expected an image tower and a BERT, with tokenizer"),
+        torch.random.fork_rng(devices=[]),
+    ):
         torch.manual_seed(seed)
-        joined = join_towers(AutoModel.from_pretrained(vision), AutoModel.from_pretrained(text))
-    joined.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(text).save_pretrained(folder)
+        towers = (AutoModel.from_pretrained(source, use_safetensors=True, **local) for source in (vision, text))
+        join_towers(*towers).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(text, **local).save_pretrained(folder)
     shutil.copyfile(vision / "preprocessor_config.json", folder / "preprocessor_config.json")
     return folder

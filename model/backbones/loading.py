@@ -1,16 +1,14 @@
 """Backbones from folders in Hugging Face format, and back."""
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
-
-import torch
-from safetensors import SafetensorError
-from transformers import PreTrainedModel
+from typing import Final
 
 from model.architectures import ARCHITECTURES
 from model.backbones.base import Backbone
 from model.backbones.bert import RESNET_STRIDE, BertBackbone
+from model.backbones.folder import make_config, pretrained, read_config, read_pixel_statistics, untrained
 from model.backbones.vision_language import ClipBackbone, SiglipBackbone
 from model.positions import read_positions
 from utils.errors import UserError
@@ -21,7 +19,8 @@ FAMILIES: dict[str, type[Backbone]] = {
     "vision-text-dual-encoder": BertBackbone,
 }
 
-_NO_PIXELS: Final = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+CONFIG: Final = "config.json"
+_NO_PIXELS: Final = ([0.5] * 3, [0.5] * 3)
 
 
 def load_backbone(
@@ -57,33 +56,31 @@ def load_backbone(
     """
     folder = Path(folder)
     known = not weights and not folder.exists() and name in ARCHITECTURES
-    config = ARCHITECTURES[name] if known else _read_json(folder, "config.json", name)
-    found = config.get("model_type")
-    if found != family:
-        raise UserError(
-            f"backbone {name!r}: {folder}/config.json describes a {found!r} model, expected {family!r}; "
-            f"choose another backbone= or fill the folder again with 'uv run prepare_checkpoints.py {name}'"
-        )
     backbone_class = FAMILIES[family]
-    positions = config.get("text_config", {}).get("max_position_embeddings", max_length)
+    model_class = backbone_class.model_class
+    with _advice(name):
+        config = (
+            make_config(ARCHITECTURES[name], model_class, name) if known else read_config(folder / CONFIG, model_class)
+        )
+        mean, std = _NO_PIXELS if known else read_pixel_statistics(folder / "preprocessor_config.json")
+        native = read_positions(folder)
+    positions = config.text_config.max_position_embeddings
     if max_length > positions:
         raise UserError(f"backbone.max_length: {max_length} asked for, but {name!r} has {positions} text positions")
-    patch = config.get("vision_config", {}).get("patch_size", RESNET_STRIDE)
+    patch = getattr(config.vision_config, "patch_size", RESNET_STRIDE)
     if img_size[0] % patch or img_size[1] % patch:
         raise UserError(
             f"img_size_str: {img_size[0]}x{img_size[1]} is not divisible by the {patch}-pixel patches of "
             f"backbone {name!r}; both height and width have to be multiples of {patch}"
         )
-    model_class = backbone_class.model_class
-    model = _pretrained(name, folder, model_class) if weights else _untrained(model_class, config)
+    grid = (img_size[0] // patch, img_size[1] // patch)
+    with _advice(name):
+        model = pretrained(model_class, config, folder) if weights else untrained(model_class, config, folder)
+        backbone = backbone_class(model, mean, std, grid, sigmoid=sigmoid, native=native)
     if gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise UserError(f"backbone.gradient_checkpointing: {name!r} cannot recompute activations; leave it false")
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    pixels = _NO_PIXELS if known else _read_json(folder, "preprocessor_config.json", name)
-    grid = (img_size[0] // patch, img_size[1] // patch)
-    mean, std = pixels["image_mean"], pixels["image_std"]
-    backbone = backbone_class(model, mean, std, grid, sigmoid=sigmoid, native=read_positions(folder))
     for tower, frozen in ((model.vision_model, freeze_vision), (model.text_model, freeze_text)):
         if frozen:
             tower.requires_grad_(False)
@@ -92,30 +89,16 @@ def load_backbone(
     return backbone.train()
 
 
-def _pretrained(name: str, folder: Path, model_class: type[PreTrainedModel]) -> PreTrainedModel:
+@contextmanager
+def _advice(name: str) -> Iterator[None]:
+    """Adds to what is wrong with a backbone's folder whose it is, and what to do."""
     try:
-        return model_class.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        yield
+    except UserError as error:
         raise UserError(
-            f"backbone {name!r}: the weights in {folder} cannot be loaded ({_first_line(error)}); "
-            f"fill the folder again with 'uv run prepare_checkpoints.py {name}'"
+            f"backbone {name!r}: {error}; run 'uv run prepare_checkpoints.py {name}' to fill the folder, or choose "
+            "another backbone="
         ) from error
-
-
-def _untrained(model_class: type[PreTrainedModel], config: dict[str, Any]) -> PreTrainedModel:
-    config_class: Any = model_class.config_class
-    return model_class(config_class.from_dict(config))
-
-
-def _read_json(folder: Path, file: str, name: str) -> dict[str, Any]:
-    path = folder / file
-    if not path.is_file():
-        raise UserError(f"backbone {name!r}: {path} does not exist; run 'uv run prepare_checkpoints.py {name}'")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
 
 
 def save_backbone(backbone: Backbone, folder: str | Path) -> None:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPModel, SiglipModel
 
-from model.backbones.base import Backbone, BackboneOutput, Positions
-from model.positions import resize_positions
+from model.backbones.base import Backbone, BackboneOutput
+from model.positions import Positions, native_positions, resize_positions
 
 
 class GridEmbeddings(nn.Module):
@@ -27,11 +27,9 @@ class GridEmbeddings(nn.Module):
         self.patch_embedding: nn.Module = pretrained.patch_embedding
         cls = getattr(pretrained, "class_embedding", None)
         self.class_embedding: nn.Parameter | None = cls
-        if native is None:
-            table = pretrained.position_embedding.weight.detach()
-            side = isqrt(len(table))
-            native = table, (side, side)
-        resized = resize_positions(*native, (height, width))
+        table = pretrained.position_embedding.weight.detach()
+        side = isqrt(len(table))
+        resized = resize_positions(*native_positions(native, (table, (side, side))), (height, width))
         self.position_embedding = nn.Embedding.from_pretrained(resized, freeze=False)
 
     def forward(self, pixel_values: Tensor, **_: Any) -> Tensor:

@@ -147,7 +147,11 @@ def test_damaged_weights_are_one_sentence(hub_folders: dict[str, Path], tmp_path
         config = json.loads((folder / "config.json").read_text())
         config["vision_config"]["hidden_size"] = 16
         (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"the weights in .* cannot be loaded"):
+    complaint = {
+        "truncated": r"model.safetensors cannot be read: it is damaged .*; run 'uv run prepare_checkpoints.py clip'",
+        "narrow": r"model.safetensors: 'vision_model[\w.]+' is \(.*, but its config.json asks for \(",
+    }
+    with pytest.raises(UserError, match=complaint[damage]):
         load_backbone("clip", "clip", folder, (32, 32), sigmoid=False, max_length=12)
 
 

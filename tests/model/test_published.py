@@ -6,14 +6,17 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.backbones import Backbone, load_backbone
 from model.converted import classifier_note, load_heads, write_converted
 from model.objectives import ID, MLM, SDM, Facts, Objective
-from model.published import convert, read_state
+from model.published import convert
+from model.published_file import read_state
 from tests.model.openai_clip import EMBED, LENGTH, PATCH, VOCABULARY, Irra
 from utils.errors import UserError
 
@@ -155,8 +158,87 @@ def test_what_lies_beside_the_weights_is_not_executed(irra: Irra, tmp_path: Path
     harmless = saved(irra, tmp_path / "a.pth", args=argparse.Namespace(lr=1e-5))
     assert "visual.proj" in read_state(harmless)
     path = saved(irra, tmp_path / "b.pth", logger=Path("runs"))
-    with pytest.raises(UserError, match=r"b.pth cannot be read: it holds a [\w.]+, which only executing it could"):
+    with pytest.raises(
+        UserError, match=r"b.pth cannot be read: it holds [\w.]+, which only executing code from it could"
+    ):
         read_state(path)
+
+
+@pytest.mark.parametrize("wrapper", ["model", "state_dict", "model_state_dict", "net", "weights", None])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        *("", "module.", "_orig_mod.", "backbone.", "clip.", "model.", "base_model."),
+        *("module._orig_mod.", "_orig_mod.module.clip.", "model.backbone.base_model.", "module.module."),
+    ],
+)
+def test_known_wrappers_and_prefixes_are_taken_off(
+    irra: Irra, tmp_path: Path, wrapper: str | None, prefix: str
+) -> None:
+    bare = irra.base_model.state_dict()
+    weights: dict[str, Any] = {prefix + name: value for name, value in bare.items()}
+    torch.save(weights if wrapper is None else {wrapper: weights, "optimizer": {"state": {}}}, tmp_path / "a.pth")
+    found = read_state(tmp_path / "a.pth")
+    assert found.keys() == bare.keys()
+    assert all(torch.equal(found[name], bare[name]) for name in bare)
+
+
+def test_wrappers_within_each_other_and_a_compiled_part_are_taken_off(irra: Irra, tmp_path: Path) -> None:
+    bare = irra.base_model.state_dict()
+    weights = {name.replace("visual.", "visual._orig_mod."): value for name, value in bare.items()}
+    torch.save({"state_dict": {"model": weights, "epoch": 3}, "model": "ViT-B/16"}, tmp_path / "a.pth")
+    assert read_state(tmp_path / "a.pth").keys() == bare.keys()
+
+
+def test_numbers_of_numpy_lie_beside_the_weights(irra: Irra, tmp_path: Path) -> None:
+    beside = {"best": np.float64(71.2), "step": np.int64(7), "flag": np.bool_(True), "row": np.float32(1)}
+    path = saved(irra, tmp_path / "a.pth", **beside)
+    assert "visual.proj" in read_state(path)
+    with pytest.raises(UserError, match=r"it holds numpy._core.multiarray._reconstruct, which only executing"):
+        read_state(saved(irra, tmp_path / "b.pth", array=np.zeros(3)))
+
+
+def test_safetensors_are_read_as_well(irra: Irra, tmp_path: Path) -> None:
+    bare = irra.base_model.state_dict()
+    save_file({f"module.{name}": value.half().contiguous() for name, value in bare.items()}, tmp_path / "a.safetensors")
+    found = read_state(tmp_path / "a.safetensors")
+    assert found.keys() == bare.keys()
+    assert {value.dtype for value in found.values()} == {torch.float32}
+
+
+def test_two_models_in_one_file_and_weights_that_are_not_finite_are_refused(irra: Irra, tmp_path: Path) -> None:
+    bare = irra.base_model.state_dict()
+    torch.save({**bare, "module.visual.proj": bare["visual.proj"]}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"has two tensors that are 'visual.proj', the second is 'module.visual.proj'"):
+        read_state(tmp_path / "a.pth")
+    bare["ln_final.weight"][3] = float("nan")
+    torch.save({"model": bare}, tmp_path / "b.pth")
+    with pytest.raises(UserError, match=r"b.pth holds NaN or infinite weights, the first in 'ln_final.weight'"):
+        read_state(tmp_path / "b.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("visual.conv1.weight", torch.tensor(1.0), r"'visual.conv1.weight' is of shape \(\), expected 4 dimensions"),
+        ("visual.conv1.weight", torch.zeros(64, 3, 0, 0), r"'visual.conv1.weight' is of shape \(64, 3, 0, 0\)"),
+        ("positional_embedding", None, "it has no 'positional_embedding'"),
+        ("text_projection", torch.zeros(128), r"'text_projection' is of shape \(128,\), expected 2 dimensions"),
+        ("transformer.resblocks.0.attn.in_proj_weight", torch.zeros(7, 2), "is not a whole CLIP ViT"),
+        ("transformer.resblocks.0.mlp.c_fc.weight", None, "it has no 'transformer.resblocks.0.mlp.c_fc.weight'"),
+    ],
+)
+def test_shapes_that_no_clip_has_are_one_sentence(
+    irra: Irra, tmp_path: Path, name: str, value: Tensor | None, message: str
+) -> None:
+    state = {**irra.base_model.state_dict(), name: value}
+    weights = {key: tensor for key, tensor in state.items() if tensor is not None}
+
+    def converted() -> None:
+        write_converted(convert(weights, source=Path("a.pth")), tmp_path / "folder", source=Path("a.pth"))
+
+    with pytest.raises(UserError, match=message):
+        converted()
 
 
 def test_files_that_are_no_such_checkpoint_are_one_sentence(irra: Irra, tmp_path: Path) -> None:
@@ -166,8 +248,8 @@ def test_files_that_are_no_such_checkpoint_are_one_sentence(irra: Irra, tmp_path
     torch.save({"epoch": 3}, tmp_path / "empty.pth")
     torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "jit.pt"))
     for file, message in {
-        "truncated.pth": "damaged or not a file that torch.save wrote",
-        "text.pth": "damaged or not a file that torch.save wrote",
+        "truncated.pth": "it is damaged, cut short or no file that torch.save wrote; download it again",
+        "text.pth": "it is damaged or no file that torch.save wrote; download it again",
         "empty.pth": "holds no weights",
         "jit.pt": "TorchScript archive; CLIP itself is downloaded by",
         "absent.pth": "does not exist",

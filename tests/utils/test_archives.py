@@ -157,6 +157,29 @@ def test_a_flipped_byte_in_a_zip_is_noticed(tmp_path: Path) -> None:
     assert not (tmp_path / "VN3K").exists()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_folders_without_an_end_are_refused(tmp_path: Path, kind: str) -> None:
+    archive = pack(tmp_path / f"x.{kind}", DATASET | {"imgs/" + "a/" * 2000 + "1.jpg": b"x"})
+    with pytest.raises(UserError, match=r"holds 'imgs/a/a/.*2002 folders deep; nothing of it was kept"):
+        install(archive, tmp_path / "VN3K")
+    assert not (tmp_path / "VN3K").exists()
+
+
+def test_a_tar_that_claims_more_than_the_disk_holds_is_refused(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("imgs/1.jpg")
+    member.size = 2**60
+    (tmp_path / "x.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + b"x" * 10_240)
+    with pytest.raises(UserError, match=r"unpacks to 1152921504606846976 bytes, but .* free; make room"):
+        install(tmp_path / "x.tar", tmp_path / "VN3K")
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.zip")
+    for path in (tmp_path / "x.zip", tmp_path, tmp_path / "absent.zip"):
+        with pytest.raises(UserError, match="is no file that could be read; give the path of a zip or tar archive"):
+            install(path, tmp_path / "VN3K")
+
+
 def test_an_error_page_is_no_archive(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_text("<html>quota exceeded</html>")
     with pytest.raises(UserError, match=r"neither a zip nor a tar archive.*error page"):

@@ -1,6 +1,8 @@
 import os
+import pickle
 import resource
 import signal
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,15 @@ from torch import nn
 from utils.checkpoints import AtomicCheckpointIO, encoder_weights, load_weights, read_checkpoint
 from utils.errors import UserError
 
+CONFIG = {
+    **{section: {"name": "x"} for section in ("backbone", "head", "lora", "loss")},
+    "img_size_str": "64x32",
+    "seed": 1,
+}
 
-def content(value: float, size: int = 10) -> dict[str, object]:
-    return {"state_dict": {"weight": torch.full((size,), value)}, "config": {"seed": 1}}
+
+def content(value: float, size: int = 10) -> dict[str, Any]:
+    return {"state_dict": {"weight": torch.full((size,), value)}, "config": CONFIG}
 
 
 def test_written_and_read_back(tmp_path: Path) -> None:
@@ -42,12 +50,18 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-def test_nothing_is_executed_on_loading(tmp_path: Path) -> None:
-    class Payload:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return os.mkdir, (str(tmp_path / "executed"),)
+class Payload:
+    """Makes a folder when it is unpickled."""
 
-    torch.save({"state_dict": {}, "config": Payload()}, tmp_path / "evil.ckpt")
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_nothing_is_executed_on_loading(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "config": Payload(tmp_path / "executed")}, tmp_path / "evil.ckpt")
     with pytest.raises(UserError, match="is not a readable checkpoint"):
         read_checkpoint(tmp_path / "evil.ckpt")
     assert not (tmp_path / "executed").exists()
@@ -59,7 +73,9 @@ def test_damaged_files_are_one_sentence(tmp_path: Path, damage: str) -> None:
     torch.save(content(1.0), path)
     path.write_bytes({"empty": b"", "cut": path.read_bytes()[:500], "text": b"hello"}[damage])
     told = (
-        r"damaged \(.+\); copy it again" if damage == "cut" else r"not a readable checkpoint \(.+\); it may be damaged"
+        r"damaged \(.+\); copy it again"
+        if damage == "cut"
+        else r"not a readable checkpoint \(it .+\); give a .ckpt file"
     )
     with pytest.raises(UserError, match=f"damaged.ckpt is {told}"):
         read_checkpoint(path)
@@ -98,8 +114,132 @@ def test_absent_and_foreign_files_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none.ckpt does not exist; give the path of a .ckpt file"):
         read_checkpoint(tmp_path / "none.ckpt")
     torch.save({"model": {}}, tmp_path / "foreign.ckpt")
-    with pytest.raises(UserError, match="holds no 'state_dict' and 'config'"):
+    with pytest.raises(UserError, match="it has no 'state_dict'"):
         read_checkpoint(tmp_path / "foreign.ckpt")
+
+
+class Rebuilt:
+    """Something that only executing code can rebuild."""
+
+
+def nested(depth: int) -> list[Any]:
+    return [] if not depth else [nested(depth - 1)]
+
+
+def doubled(times: int) -> list[Any]:
+    """A list of a few hundred bytes that is 2 to the power of `times` values."""
+    values: list[Any] = [1]
+    for _ in range(times):
+        values = [values, values]
+    return values
+
+
+def paired(times: int) -> tuple[Any, ...]:
+    """Tuples within tuples, whose hash takes 2 to the power of `times` steps."""
+    values: tuple[Any, ...] = (1,)
+    for _ in range(times):
+        values = (values, values)
+    return values
+
+
+def within_itself() -> list[Any]:
+    values: list[Any] = []
+    values.append(values)
+    return values
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": {}}, "its 'config' has no 'backbone'"),
+        ({"config": "x"}, "'config' of it is a text, expected names and values"),
+        ({"config": {**CONFIG, "head": None}}, "'head' of its 'config' is nothing, expected names and values"),
+        ({"config": {k: v for k, v in CONFIG.items() if k != "head"}}, "its 'config' has no 'head'"),
+        ({"config": {**CONFIG, "lora": {}}}, "'lora' of its 'config' has no 'name'"),
+        ({"config": {**CONFIG, "seed": "7"}}, "'seed' of its 'config' is a text, expected a whole number"),
+        ({"config": {**CONFIG, "x": torch.zeros(1)}}, "'x' of its 'config' is a tensor, expected a plain value"),
+        ({"config": {**CONFIG, "x": {1: 2}}}, "'x' of its 'config' has names that are no text"),
+        ({"config": {**CONFIG, "x": "x" * 20_000}}, "its 'config' is larger than any"),
+        ({"config": {**CONFIG, "x": nested(50)}}, "its 'config' is larger than any"),
+        ({"config": {**CONFIG, "x": doubled(15)}}, "its 'config' is larger than any"),
+        ({"x": doubled(60)}, "it holds more than 1,000,000 values"),
+        ({"x": paired(60)}, "it holds tuples within each other, 21 deep"),
+        ({"x": within_itself()}, "it holds more than 1,000,000 values, or values within themselves"),
+        ({"state_dict": []}, "'state_dict' of it is a list of 0, expected names and values"),
+        ({"state_dict": {"weight": "x"}}, "'weight' of its 'state_dict' is a text, expected a tensor"),
+        ({"state_dict": {1: torch.ones(1)}}, "its 'state_dict' has the number 1 for a name"),
+        ({"state_dict": {"x": torch.zeros(1).expand(10**6, 10**6)}}, r"it has [\d,]+ bytes, but claims tensors"),
+        ({"state_dict": {"x": torch.zeros(3).to_sparse()}}, "it holds a tensor of a special kind"),
+        ({"state_dict": {"x": torch.zeros(3, device="meta")}}, "it holds a tensor of a special kind"),
+        ({"x": Rebuilt()}, r"it holds [\w.]+Rebuilt, which only executing code from it could rebuild: refused"),
+    ],
+)
+def test_what_is_no_checkpoint_is_one_sentence(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    torch.save({**content(1.0), **change}, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=rf"^ckpt_path: .*x.ckpt is not a readable checkpoint \({message}") as error:
+        read_checkpoint(tmp_path / "x.ckpt")
+    assert "weights_only" not in str(error.value)  # PyTorch's advice, which is to execute the file
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float, dtype: torch.dtype) -> None:
+    weights = {
+        "sound": torch.ones(2),
+        "empty": torch.ones(0),
+        "count": torch.tensor(3),
+        "first": torch.ones(9).to(dtype),
+    }
+    weights["first"][4] = value
+    torch.save({**content(1.0), "state_dict": weights}, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=r"x.ckpt holds NaN or infinite weights, the first in 'first'"):
+        read_checkpoint(tmp_path / "x.ckpt")
+
+
+def test_an_archive_that_is_larger_inside_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.ckpt"
+    torch.save({**content(0.0, size=1_000_000)}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    with pytest.raises(UserError, match=r"it has [\d,]{5,7} bytes, but claims to hold 4,0"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_plain_pickle_is_refused_unexecuted(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "pickle.ckpt"
+    path.write_bytes(pickle.dumps(Payload(tmp_path / "executed"), protocol=protocol))
+    with pytest.raises(UserError, match=r"pickle.ckpt is not a readable checkpoint \(it is (a pickle|damaged)"):
+        read_checkpoint(path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.ckpt")
+    (tmp_path / "loop.ckpt").symlink_to(tmp_path / "loop.ckpt")
+    for path in (tmp_path, tmp_path / "fifo.ckpt", tmp_path / "loop.ckpt", Path("/dev/zero")):
+        with pytest.raises(UserError, match="does not exist"):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("missing", "found"), [("optimizer_states", None), ("loops", []), ("callbacks", 5), ("epoch", -1), ("epoch", True)]
+)
+def test_a_checkpoint_without_its_progress_is_tested_but_not_continued(
+    tmp_path: Path, missing: str, found: object
+) -> None:
+    progress = {"epoch": 1, "global_step": 2, "pytorch-lightning_version": "2.6.6", "optimizer_states": []}
+    progress |= {"loops": {}, "callbacks": {}, "lr_schedulers": []}
+    torch.save({**content(1.0), **progress}, tmp_path / "x.ckpt")
+    AtomicCheckpointIO().load_checkpoint(tmp_path / "x.ckpt")
+    progress = {k: v for k, v in progress.items() if k != missing} | ({} if found is None else {missing: found})
+    torch.save({**content(1.0), **progress}, tmp_path / "x.ckpt")
+    read_checkpoint(tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=rf"x.ckpt cannot be continued \(.*{missing}.*; give a last.ckpt"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "x.ckpt")
 
 
 def model() -> nn.Sequential:
@@ -128,6 +268,10 @@ def test_only_frozen_parameters_may_be_missing() -> None:
         (
             {"1.weight": torch.ones(2, 5), "1.bias": torch.ones(2)},
             r"it has in another shape 1 of the model's tensors, the first '1.weight'",
+        ),
+        (
+            {"1.weight": torch.ones(2, 4), "1.bias": torch.ones(2).long()},
+            r"it has in another kind of numbers 1 of the model's tensors, the first '1.bias'",
         ),
     ],
 )
@@ -163,4 +307,4 @@ def test_a_resizable_buffer_may_have_another_length_but_no_other_width() -> None
 
 def test_encoder_weights_leave_losses_out() -> None:
     weights = {"encoder.backbone.a": torch.ones(1), "objective.terms.id.classifier.weight": torch.ones(9, 1)}
-    assert set(encoder_weights({"state_dict": weights})) == {"backbone.a"}
+    assert set(encoder_weights({"state_dict": weights, "config": {}})) == {"backbone.a"}

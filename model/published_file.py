@@ -1,0 +1,81 @@
+"""Files of other people's weights: read without executing anything, freed of what was wrapped around the names."""
+
+import argparse
+import re
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from utils.errors import UserError
+from utils.tensor_files import UnreadableError, check_finite, read_pickled, read_safetensors
+
+State = dict[str, Tensor]
+PREFIXES: Final = re.compile(r"^(?:(?:module|base_model|model|backbone|clip|_orig_mod)\.)+|(?<=\.)_orig_mod\.")
+WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "net", "weights")
+
+
+class _Unread:
+    """What becomes of a NumPy scalar that lies beside the weights, an epoch or a score: NumPy is not called."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+HARMLESS: Final[list[Any]] = [
+    *(argparse.Namespace, Counter, OrderedDict, defaultdict, dict),
+    *((_Unread, name) for name in ("numpy.dtype", "numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar")),
+]
+
+
+def read_state(path: Path) -> State:
+    """Returns the tensors of a published checkpoint by their names in OpenAI's layout, fp32, without wrappers.
+
+    The file is a state dict, or a dict that has one under a key of `WRAPPERS`, written by torch.save or as safetensors.
+    Nothing in it is executed.
+
+    Raises:
+        UserError: not such a file, or weights that are not finite.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; --from takes a folder or a file of weights")
+    try:
+        content = read_safetensors(path) if path.suffix == ".safetensors" else read_pickled(path, HARMLESS)
+    except UnreadableError as error:
+        raise UserError(f"{path} cannot be read: {error}; {_advice(str(error))}") from error
+    weights = _unwrapped(content)
+    if weights is None:
+        keys = ", ".join(map(repr, WRAPPERS))
+        raise UserError(f"{path} holds no weights: expected a state dict, by itself or under one of {keys}")
+    state: State = {}
+    for name, tensor in weights.items():
+        bare = PREFIXES.sub("", name)
+        if bare in state:
+            raise UserError(f"{path} has two tensors that are {bare!r}, the second is {name!r}; expected one model")
+        state[bare] = tensor.float()
+    check_finite(state, str(path))
+    return state
+
+
+def _unwrapped(content: Any, deepest: int = 4) -> State | None:
+    """Returns the real tensors of a state dict that may lie within others, or None."""
+    if not isinstance(content, Mapping) or not deepest:
+        return None
+    for key in WRAPPERS:
+        if (found := _unwrapped(content.get(key), deepest - 1)) is not None:
+            return found
+    tensors = {name: v for name, v in content.items() if isinstance(name, str) and isinstance(v, Tensor)}
+    return {name: v for name, v in tensors.items() if not v.is_complex()} or None
+
+
+def _advice(reason: str) -> str:
+    if "TorchScript" in reason:
+        return "CLIP itself is downloaded by 'uv run prepare_checkpoints.py clip'"
+    if "executing" in reason:
+        return "on a machine where you trust the file, save its state dict alone"
+    return "download it again"

@@ -1,0 +1,226 @@
+"""What a checkpoint has to hold, so that whoever uses one needs no checks of his own."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypedDict, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+
+from utils.tensor_files import UnreadableError
+
+CONFIG: Final = {"backbone": dict, "head": dict, "lora": dict, "loss": dict, "img_size_str": str, "seed": int}
+NAMED: Final = ("backbone", "lora", "loss")
+PROGRESS: Final = {
+    "epoch": int,
+    "global_step": int,
+    "pytorch-lightning_version": str,
+    "loops": dict,
+    "callbacks": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+}
+LARGEST: Final = 2**53  # number of a step, a rate, ...
+MOST_OPTIONS: Final = 10_000  # of a config; the largest that this project composes has 400
+DEEPEST_OPTION: Final = 20
+LONGEST_OPTION: Final = 10_000  # characters
+_LOADER: Final = {"epoch": 0, "batches": 0, "length": 0}
+_WORDS: Final[Mapping[type, str]] = {
+    dict: "names and values",
+    list: "a list",
+    str: "a text",
+    bool: "true or false",
+    int: "a whole number of at least 0",
+    float: "a number",
+    Tensor: "a tensor",
+}
+
+
+class Checkpoint(TypedDict):
+    """What this project reads of a checkpoint; what else lies in it is Lightning's.
+
+    state_dict: tensors by name. config: the options that it was trained with: plain values by names, with all that
+    `CONFIG` lists.
+    """
+
+    state_dict: dict[str, Tensor]
+    config: dict[str, Any]
+
+
+def checked(content: Any) -> Checkpoint:
+    """Returns `content`, read from a file, if it can be used as a checkpoint.
+
+    Raises:
+        UnreadableError: something is missing, or of another kind.
+    """
+    _check_entries(content, "it", {"state_dict": dict, "config": dict})
+    weights, config = content["state_dict"], content["config"]
+    _check_entries(weights, "its 'state_dict'", dict.fromkeys(weights, Tensor))
+    _check_entries(config, "its 'config'", CONFIG)
+    for section in NAMED:
+        _check_entries(config[section], f"{section!r} of its 'config'", {"name": str})
+    _check_options(config)
+    return cast(Checkpoint, content)
+
+
+def check_progress(content: Mapping[str, Any]) -> None:
+    """Passes if a checkpoint has what continuing needs beside its weights.
+
+    Raises:
+        UnreadableError: something is missing, or of another kind.
+    """
+    _check_entries(content, "it", PROGRESS)
+    version = content["pytorch-lightning_version"]
+    if re.fullmatch(r"2\.\d+\.\w+", version) is None:
+        raise UnreadableError(f"it is of Lightning {version}, expected one of Lightning 2")
+
+
+def check_restorable(content: Mapping[str, Any], trainer: L.Trainer) -> None:
+    """Passes if the position in training and the states of callbacks in a checkpoint are like those of `trainer`.
+
+    Raises:
+        UnreadableError: one is not.
+    """
+    _check_entries(content["loops"], "'loops' of it", {"fit_loop": dict})
+    position = content["loops"]["fit_loop"]
+    _check_like(position, trainer.fit_loop.state_dict(), "loops.fit_loop")
+    _check_like(position["state_dict"], {"combined_loader": [_LOADER]}, "loops.fit_loop.state_dict")
+    for key, state in content["callbacks"].items():
+        _check_entries(state, f"{key!r} of its 'callbacks'", {})
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        state = content["callbacks"].get(callback.state_key)
+        if state is None:
+            continue
+        _check_like(state, callback.state_dict(), f"callbacks.{type(callback).__name__}")
+        if isinstance(callback, ModelCheckpoint):
+            _check_best(state)
+    precision = trainer.precision_plugin
+    name = type(precision).__qualname__
+    if name in content:
+        _check_like(content[name], precision.state_dict(), name)
+
+
+def check_optimizers(content: Mapping[str, Any], trainer: L.Trainer) -> None:
+    """Passes if the states of optimizers and schedules in a checkpoint are like those of `trainer`, which has its own.
+
+    Raises:
+        UnreadableError: one is not.
+    """
+    schedules = [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs]
+    _check_like(content["lr_schedulers"], schedules, "lr_schedulers")
+    for number, schedule in enumerate(content["lr_schedulers"]):
+        if any(state is not None for state in schedule.get("lr_lambdas", ())):  # would become attributes of functions
+            raise UnreadableError(f"its lr_schedulers.{number}.lr_lambdas holds states, expected none")
+    own = [{"state": {}, "param_groups": _without_weights(optimizer)} for optimizer in trainer.optimizers]
+    _check_like(content["optimizer_states"], own, "optimizer_states")
+    for optimizer, states in zip(trainer.optimizers, content["optimizer_states"], strict=True):
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        for number, state in states["state"].items():
+            if not isinstance(number, int) or not 0 <= number < len(weights):
+                raise UnreadableError(f"'optimizer_states' names a parameter {number!r} of {len(weights)}")
+            like = {}
+            if isinstance(optimizer, Adam):
+                weight = weights[number].detach()
+                like = {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight}
+            _check_like(state, like, f"optimizer_states.state.{number}")
+
+
+def _without_weights(optimizer: Optimizer) -> list[dict[str, Any]]:
+    return optimizer.state_dict()["param_groups"]
+
+
+def _check_entries(content: Any, what: str, kinds: Mapping[Any, type]) -> None:
+    """Passes if `content` is a dict with these keys, all of them texts, and values of these kinds."""
+    if not isinstance(content, dict):
+        raise UnreadableError(f"{what} is {_kind_of(content)}, expected names and values")
+    for key, kind in kinds.items():
+        if not isinstance(key, str):
+            raise UnreadableError(f"{what} has {_kind_of(key)} for a name")
+        if key not in content:
+            raise UnreadableError(f"{what} has no {key!r}")
+        value = content[key]
+        fits = type(value) is int and value >= 0 if kind is int else isinstance(value, kind)
+        if not fits:
+            raise UnreadableError(f"{key!r} of {what} is {_kind_of(value)}, expected {_WORDS[kind]}")
+
+
+def _check_options(config: dict[str, Any]) -> None:
+    """Passes if a config holds plain values by names, and not more than anyone would write."""
+    waiting: list[tuple[str, Any, int]] = [("config", config, 0)]
+    for _ in range(MOST_OPTIONS):
+        if not waiting:
+            return
+        where, value, depth = waiting.pop()
+        if depth > DEEPEST_OPTION or (isinstance(value, str) and len(value) > LONGEST_OPTION):
+            break
+        if isinstance(value, dict):
+            if not all(isinstance(key, str) for key in value):
+                raise UnreadableError(f"{where!r} of its 'config' has names that are no text")
+            waiting += [(key, inner, depth + 1) for key, inner in value.items()]
+        elif isinstance(value, list):
+            waiting += [(where, inner, depth + 1) for inner in value]
+        elif value is not None and not isinstance(value, bool | int | float | str):
+            raise UnreadableError(f"{where!r} of its 'config' is {_kind_of(value)}, expected a plain value")
+    raise UnreadableError("its 'config' is larger than any that trainer.py writes")
+
+
+def _check_like(content: Any, own: Any, where: str) -> None:
+    """Passes if `content` has all that `own` has, each of the same kind, length and shape; it may have more names."""
+    if isinstance(own, dict):
+        if not isinstance(content, dict):
+            raise _unlike(where, content, "names and values")
+        for key, value in own.items():
+            if key not in content:
+                raise UnreadableError(f"it has no {where}.{key}")
+            _check_like(content[key], value, f"{where}.{key}")
+    elif isinstance(own, list | tuple):
+        if not isinstance(content, list | tuple) or len(content) != len(own):
+            raise _unlike(where, content, f"a list of {len(own)}")
+        for number, (inner, value) in enumerate(zip(content, own, strict=True)):
+            _check_like(inner, value, f"{where}.{number}")
+    elif isinstance(own, Tensor):
+        fits = isinstance(content, Tensor) and content.shape == own.shape
+        if not fits or content.is_floating_point() != own.is_floating_point():
+            raise _unlike(where, content, f"a tensor of shape {tuple(own.shape)}")
+    elif isinstance(own, bool | str):
+        if type(content) is not type(own):
+            raise _unlike(where, content, _WORDS[type(own)])
+    elif isinstance(own, int | float):
+        if isinstance(content, bool) or not isinstance(content, int | float) or not abs(content) <= LARGEST:
+            raise _unlike(where, content, "a number")
+        if isinstance(own, int) and not (isinstance(content, int) and content >= 0):
+            raise _unlike(where, content, _WORDS[int])
+    elif content is not None and not isinstance(content, bool | int | float | str | Tensor):
+        raise _unlike(where, content, "a plain value")
+
+
+def _unlike(where: str, content: Any, expected: str) -> UnreadableError:
+    found = f"of shape {tuple(content.shape)}" if isinstance(content, Tensor) else _kind_of(content)
+    return UnreadableError(f"its {where} is {found}, expected {expected}")
+
+
+def _check_best(state: Mapping[str, Any]) -> None:
+    """Passes if all files that ModelCheckpoint would delete once they are beaten lie where it keeps its own."""
+    kept = state["best_k_models"]
+    paths = [*kept, *(state[key] for key in ("best_model_path", "kth_best_model_path", "last_model_path"))]
+    for path in filter(None, paths):
+        if os.path.normpath(path) != path or os.path.dirname(path) != state["dirpath"]:
+            raise UnreadableError(f"it would delete {path}, which is not among its checkpoints: refused")
+    scores = [*kept.values(), state["best_model_score"], state["current_score"], state["kth_value"]]
+    for score in scores:
+        if score is not None and not (isinstance(score, Tensor) and score.ndim == 0):
+            raise UnreadableError(f"its best score is {_kind_of(score)}, expected {_WORDS[float]}")
+
+
+def _kind_of(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"the number {value}"
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return f"a list of {len(value)}"
+    return _WORDS.get(type(value), f"a {type(value).__name__}")

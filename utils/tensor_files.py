@@ -1,0 +1,184 @@
+"""Files of tensors from anywhere: read within limits and without executing anything."""
+
+import pickle
+import pickletools
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Final
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from utils.errors import UserError, first_line
+
+ARCHIVE: Final = b"PK\x03\x04"  # what torch.save writes
+OLD_ARCHIVE: Final = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # what it wrote before PyTorch 1.6
+MOST_VALUES: Final = 1_000_000  # in one file; a training state of 1,000 tensors has some 10,000
+DEEPEST_TUPLE: Final = 20
+PICKLES: Final = 4  # in an old archive: its number, its version, the machine's sizes, and what was saved
+SHARING: Final = 4  # how many times larger than their file tensors may be, because some share their memory
+_CODE = re.compile(r"GLOBAL ([\w.]+)|(?:function|but got) (?:<\w+ )?(.+)")
+
+
+class UnreadableError(Exception):
+    """Why a file cannot be read: a clause that follows its name."""
+
+
+def read_pickled(path: Path, harmless: Sequence[Any] = ()) -> Any:
+    """Returns what torch.save wrote to `path`, on the CPU: tensors, and plain values around them.
+
+    Args:
+        harmless: classes that may lie beside the tensors, as for `torch.serialization.safe_globals`.
+
+    Raises:
+        UnreadableError: damaged, of another kind, larger inside than outside, or code would have to run.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(len(OLD_ARCHIVE))
+        _check_start(start)
+        if start.startswith(ARCHIVE):
+            _check_members(path, size)
+        else:
+            with path.open("rb") as file:
+                for _ in range(PICKLES):
+                    _check_nesting(file)
+        with torch.serialization.safe_globals(list(harmless)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except UnreadableError:
+        raise
+    except Exception as error:  # garbage makes the unpickler raise anything
+        raise UnreadableError(_why(error)) from error
+    _check_values(content, size)
+    return content
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a safetensors file by name.
+
+    Raises:
+        UnreadableError: absent, damaged, or of another kind.
+    """
+    if not path.is_file():
+        raise UnreadableError("there is no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except Exception as error:
+        raise UnreadableError(f"it is damaged or no safetensors file: {first_line(error)}") from error
+
+
+def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
+    """Passes if no weight is NaN or infinite.
+
+    Args:
+        source: what errors begin with: the option that named the file, and the file.
+
+    Raises:
+        UserError: one is; names the first.
+    """
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        ends = (tensor.float() if tensor.element_size() == 1 else tensor).aminmax()
+        if not torch.stack(ends).isfinite().all():
+            raise UserError(
+                f"{source} holds NaN or infinite weights, the first in {name!r}: a training that had diverged, or "
+                "a damaged file; take an earlier or another one"
+            )
+
+
+def _check_start(start: bytes) -> None:
+    if not start:
+        raise UnreadableError("it is empty")
+    if start.startswith((ARCHIVE, OLD_ARCHIVE)):
+        return
+    if start.startswith(b"\x80"):
+        raise UnreadableError("it is a pickle of another kind, which only executing code from it could read: refused")
+    raise UnreadableError("it is damaged or no file that torch.save wrote")
+
+
+def _check_members(path: Path, size: int) -> None:
+    """Refuses an archive that is larger inside than outside: torch.save compresses nothing."""
+    with zipfile.ZipFile(path) as archive:
+        inside = sum(member.file_size for member in archive.infolist())
+        if inside > size:
+            raise UnreadableError(f"it has {size:,} bytes, but claims to hold {inside:,}")
+        for name in (name for name in archive.namelist() if name.endswith(".pkl")):
+            with archive.open(name) as file:
+                _check_nesting(file)
+
+
+def _check_nesting(file: IO[bytes]) -> None:
+    """Refuses a pickle of tuples within tuples: used as a key, each level doubles the time that Python takes for it.
+
+    Follows only how deep in tuples each value on the unpickler's stack is.
+    """
+    stack: list[int] = []
+    marks: list[int] = []
+    memo: dict[Any, int] = {}
+    for opcode, argument, _ in pickletools.genops(file):
+        before = opcode.stack_before
+        if opcode.name == "MARK":
+            marks.append(len(stack))
+        elif opcode.name.endswith("PUT"):
+            memo[argument] = stack[-1]
+        elif opcode.name.endswith("GET"):
+            stack.append(memo[argument])
+        else:
+            marked = pickletools.markobject in before
+            start = marks.pop() - before.index(pickletools.markobject) if marked else len(stack) - len(before)
+            depth = 1 + max(stack[start:], default=0) if "TUPLE" in opcode.name else 0
+            if depth > DEEPEST_TUPLE:
+                raise UnreadableError(f"it holds tuples within each other, {depth} deep")
+            stack[start:] = [depth] * len(opcode.stack_after)
+
+
+def _check_values(content: Any, size: int) -> None:
+    """Refuses tensors that are no plain ones with data, or larger than their file, and nests without an end."""
+    room = SHARING * size
+    for number, value in enumerate(_values(content)):
+        if number == MOST_VALUES:
+            raise UnreadableError(f"it holds more than {MOST_VALUES:,} values, or values within themselves")
+        if not isinstance(value, Tensor):
+            continue
+        if type(value) not in (Tensor, torch.nn.Parameter) or vars(value) or not _is_plain(value):
+            raise UnreadableError("it holds a tensor of a special kind; expected plain ones with their data")
+        room -= value.numel() * value.element_size()
+        if room < 0:
+            raise UnreadableError(f"it has {size:,} bytes, but claims tensors of many more")
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+
+
+def _values(content: Any) -> Iterator[Any]:
+    """Yields `content` and everything inside of it; never ends if it contains itself."""
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        yield value
+        if isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, list | tuple | set):
+            waiting += value
+
+
+def _why(error: Exception) -> str:
+    """Returns the cause without PyTorch's advice to execute the file after all."""
+    text = str(error)
+    if "TorchScript" in text or "constants.pkl" in text:
+        return "it is a TorchScript archive"
+    if isinstance(error, pickle.UnpicklingError) and (found := _CODE.search(text)):
+        name = next(filter(None, found.groups())).split()[0]
+        return f"it holds {name}, which only executing code from it could rebuild: refused"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return "it is damaged, cut short or no file that torch.save wrote"
