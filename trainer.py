@@ -390,5 +390,5 @@ if __name__ == "__main__":
     # Threads that wait asleep: where other programs keep the cores busy, spinning ones halve the speed or worse.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.argv += arguments_of_slurm()
-    with stopping.on_signals(), hydra_errors_in_one_sentence(CONFIG_DIR, "demo"):
+    with stopping.on_signals("what was saved stays"), hydra_errors_in_one_sentence(CONFIG_DIR, "demo"):
         main()

@@ -54,8 +54,11 @@ class Stopping:
         self._since = 0.0
         self._before: dict[int, Any] = {}
 
+    def __reduce__(self) -> str:
+        return "stopping"  # that of the process to which a launcher sends a job
+
     @contextmanager
-    def on_signals(self) -> Iterator[None]:
+    def on_signals(self, how_to_go_on: str = "what was done stays; run the same command again") -> Iterator[None]:
         """Turns signals into `Stopped` within the block; the outermost of several blocks counts."""
         if self._before or threading.current_thread() is not threading.main_thread():
             yield
@@ -66,7 +69,7 @@ class Stopping:
         try:
             yield
         except Stopped as stop:
-            stop.tell("nothing was left half done; start again with the same command")
+            stop.tell(how_to_go_on)
             raise
         finally:
             for number, handler in self._before.items():
