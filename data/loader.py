@@ -105,7 +105,7 @@ def evaluation_loader(
     share = np.array_split(np.arange(rank, items, world_size), batches)
     return DataLoader(
         dataset,
-        batch_sampler=[batch.tolist() for batch in share],
+        batch_sampler=_Batches(batch.tolist() for batch in share),
         collate_fn=collate_fn,
         **_process_options(num_workers),
     )
@@ -122,6 +122,10 @@ def worker_processes(wanted: int | Literal["auto"], training_processes: int) -> 
     # Tokenizers' threads do not survive the fork of a worker; it warns unless told so.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return min(MOST_AUTO_WORKERS, suggested_max_num_workers(training_processes)) if wanted == "auto" else wanted
+
+
+class _Batches(list[list[int]]):
+    sampler = None  # Lightning before 2.6 asks every sampler of batches for one
 
 
 def _process_options(num_workers: int) -> dict[str, Any]:
