@@ -108,7 +108,7 @@ def evaluation_loader(
     share = np.array_split(np.arange(rank, items, world_size), batches)
     return DataLoader(
         dataset,
-        batch_sampler=[batch.tolist() for batch in share],
+        batch_sampler=_Batches(batch.tolist() for batch in share),
         collate_fn=collate_fn,
         **_process_options(num_workers),
     )
@@ -139,6 +139,10 @@ def prepare_worker(worker: int) -> None:
         os._exit(1)
 
     Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]
+
+
+class _Batches(list[list[int]]):
+    sampler = None  # Lightning before 2.6 asks every sampler of batches for one
 
 
 def _process_options(num_workers: int) -> dict[str, Any]:
