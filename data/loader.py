@@ -15,6 +15,7 @@ from data.batch import Batch
 from data.samplers import EpochSampler
 from utils.errors import UserError
 from utils.signals import leave_signals_to_parent
+from utils.surroundings import DIED, lost_worker
 
 MOST_AUTO_WORKERS: Final = 8
 
@@ -59,7 +60,7 @@ class ResumableLoader(DataLoader[Any]):
         continues = self._restored and self._epoch == sampler.epoch
         sampler.start = self._handed_out if continues else 0
         self._epoch, self._handed_out, self._restored = sampler.epoch, sampler.start, False
-        for batch in super().__iter__():
+        for batch in _received(super().__iter__()):
             self._handed_out += 1
             yield batch
 
@@ -78,6 +79,13 @@ class ResumableLoader(DataLoader[Any]):
                 f"epoch of this run has {len(self)}; continue with the same dataset, sampler and batch size."
             )
         self._epoch, self._handed_out, self._restored = state["epoch"], state["batches"], True
+
+
+class EvaluationLoader(DataLoader[Batch]):
+    """A loader whose lost processes end in a sentence."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        return _received(super().__iter__())
 
 
 def evaluation_loader(
@@ -106,7 +114,7 @@ def evaluation_loader(
         raise UserError(f"A split of {items} items cannot be shared out over {world_size} processes; use fewer.")
     batches = min(-(-items // (world_size * batch_size)), items // world_size)
     share = np.array_split(np.arange(rank, items, world_size), batches)
-    return DataLoader(
+    return EvaluationLoader(
         dataset,
         batch_sampler=_Batches(batch.tolist() for batch in share),
         collate_fn=collate_fn,
@@ -143,6 +151,20 @@ def prepare_worker(worker: int) -> None:
 
 class _Batches(list[list[int]]):
     sampler = None  # Lightning before 2.6 asks every sampler of batches for one
+
+
+def _received(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yields `batches` as loading processes hand them over.
+
+    Raises:
+        UserError: one of these processes died, or this one cannot open what it hands over.
+    """
+    try:
+        yield from batches
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and (told := lost_worker(str(error))) is None:
+            raise
+        raise UserError(told if isinstance(error, RuntimeError) else DIED) from error
 
 
 def _process_options(num_workers: int) -> dict[str, Any]:

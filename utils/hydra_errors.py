@@ -17,7 +17,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from utils.command_line import prepared
 from utils.errors import UserError, fail, nearest
-from utils.surroundings import refusal, settle_surroundings
+from utils.surroundings import LOST_WORKERS, refusal, settle_surroundings
 
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException, UserError)
 _NOT_FOUND = re.compile(r"Could not find '([^']+)'")
@@ -26,10 +26,7 @@ LAUNCHER_EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_s
 INSTEAD = {"trainer.fast_dev_run": "debug=fast", "trainer.overfit_batches": "debug=overfit"}
 # What is raised as an error of Python's own: what it begins with -> what to say.
 _FOREIGN = {
-    "DataLoader worker (pid": "a loading process died, most often for lack of shared memory or memory: start the "
-    "container with more (docker run --shm-size=8g), or set dataset.num_workers=0 or a lower dataset.eval_batch_size",
-    "Too many open files": "loading processes need more open files than this shell allows: allow more with 'ulimit -n "
-    "4096', or set dataset.num_workers=0",
+    **LOST_WORKERS,
     "Config group override must be": "a group, such as dataset or loss, takes the name of one of its options",
     "Only one of --": "--multirun, --cfg, --info and --run exclude each other: give one of them",
     'Could not detect "srun"': "hydra/launcher=submitit_slurm: there is no srun here, so this is no machine of a SLURM "

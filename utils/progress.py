@@ -1,5 +1,6 @@
 """How far long work is: a bar on a terminal, elsewhere a line every ten seconds."""
 
+import math
 import os
 import sys
 import time
@@ -25,6 +26,11 @@ class Bar(tqdm):
             lines = {"mininterval": EVERY_SECONDS, "miniters": 1, "delay": EVERY_SECONDS, "bar_format": LINE}
             options |= lines | {"leave": False}
         super().__init__(*args, **options)
+
+    def close(self) -> None:
+        if not sys.stderr.isatty():
+            self.delay = math.inf  # leaves tqdm nothing to wipe away
+        super().close()
 
     @staticmethod
     def status_printer(file: Any) -> Callable[[str], None]:

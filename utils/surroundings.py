@@ -19,6 +19,15 @@ _ELSEWHERE: Final = (
 )
 _ROOM: Final = "free disk space, or name another disk: output_dir= for runs, dataset.cache_dir= for decoded images"
 _FILES: Final = "allow more with 'ulimit -n 4096', or set dataset.num_workers=0"
+DIED: Final = (
+    "a loading process died, most often for lack of shared memory or memory: start the container with more (docker run "
+    "--shm-size=8g), or set dataset.num_workers=0 or a lower dataset.eval_batch_size"
+)
+LOST_WORKERS: Final = {  # what PyTorch's message begins with -> what to say
+    "DataLoader worker (pid": DIED,
+    "Too many open files": f"loading processes need more open files than this shell allows: {_FILES}",
+    "received 0 items of ancdata": f"loading processes need more open files than this shell allows: {_FILES}",
+}
 REFUSALS: Final = {
     errno.EACCES: _ELSEWHERE,
     errno.EPERM: _ELSEWHERE,
@@ -56,6 +65,11 @@ def refusal(error: OSError) -> str | None:
         return None
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror}; {REFUSALS[error.errno]}"
+
+
+def lost_worker(message: str) -> str | None:
+    """Returns the sentence for what PyTorch says of loading processes that died or lack files; None for all else."""
+    return next((told for begins, told in LOST_WORKERS.items() if message.startswith(begins)), None)
 
 
 def _keep_caches_elsewhere() -> None:
