@@ -162,9 +162,10 @@ def _received(batches: Iterator[Batch]) -> Iterator[Batch]:
     try:
         yield from batches
     except (RuntimeError, ConnectionError, EOFError) as error:
-        if isinstance(error, RuntimeError) and (told := lost_worker(str(error))) is None:
+        told = lost_worker(str(error)) if isinstance(error, RuntimeError) else DIED
+        if told is None:
             raise
-        raise UserError(told if isinstance(error, RuntimeError) else DIED) from error
+        raise UserError(told) from error
 
 
 def _process_options(num_workers: int) -> dict[str, Any]:
