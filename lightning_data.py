@@ -256,7 +256,7 @@ class TBPSDataModule(L.LightningDataModule):
         dataset = self._training_set()
         sampler = self._sampling.sampler(dataset, self._stages, **self._share)
         collate = Collate(self.tokenize, self._masker)
-        return ResumableLoader(dataset, sampler, collate, num_workers=self._workers())
+        return ResumableLoader(dataset, sampler, collate, num_workers=self._workers(), pin_memory=self._feeds_gpu)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         if self._device_views is not None:
@@ -276,10 +276,12 @@ class TBPSDataModule(L.LightningDataModule):
         return self._evaluation_loaders("test")
 
     @property
+    def _feeds_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+    @property
     def _augments_on_device(self) -> bool:
-        if self._augment_on == "auto":
-            return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return self._augment_on == "device"
+        return self._feeds_gpu if self._augment_on == "auto" else self._augment_on == "device"
 
     @property
     def _share(self) -> dict[str, int]:
@@ -298,9 +300,10 @@ class TBPSDataModule(L.LightningDataModule):
         records = getattr(self.dataset, split)
         images, captions = ImageDataset(records, self._read), CaptionDataset(records)
         collate, size = Collate(self.tokenize), self._eval_batch_size
+        options: dict[str, Any] = {"pin_memory": self._feeds_gpu, **self._share}
         return [
-            evaluation_loader(images, collate, size, num_workers=self._workers(), **self._share),
-            evaluation_loader(captions, collate, size, num_workers=0, **self._share),
+            evaluation_loader(images, collate, size, num_workers=self._workers(), **options),
+            evaluation_loader(captions, collate, size, num_workers=0, **options),
         ]
 
     def _workers(self) -> int:

@@ -302,8 +302,11 @@ class LitTBPS(LitRanker):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self._is_logging_step():
-            gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+            # A fused optimizer takes the scale of fp16 away itself, later.
+            is_scaled = getattr(optimizer, "_step_supports_amp_scaling", False)
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None) if is_scaled else None
+            self.log("train/grad_norm", norm if scaler is None else norm / scaler.get_scale())
 
     def _log_report(self, report: LossReport) -> None:
         self.log("train/loss", report.total.detach())  # prog_bar=True would read it, and wait, at every step

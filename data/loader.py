@@ -43,13 +43,19 @@ class ResumableLoader(DataLoader[Any]):
     batch_sampler: EpochSampler
 
     def __init__(
-        self, dataset: Dataset[Any], batch_sampler: EpochSampler, collate_fn: CollateFn, *, num_workers: int
+        self,
+        dataset: Dataset[Any],
+        batch_sampler: EpochSampler,
+        collate_fn: CollateFn,
+        *,
+        num_workers: int,
+        pin_memory: bool = False,
     ) -> None:
         super().__init__(
             dataset,
             batch_sampler=batch_sampler,
             collate_fn=collate_fn,
-            **_process_options(num_workers),
+            **_process_options(num_workers, pin_memory),
         )
         self._epoch = 0
         self._handed_out = 0
@@ -94,6 +100,7 @@ def evaluation_loader(
     batch_size: int,
     *,
     num_workers: int,
+    pin_memory: bool = False,
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader[Batch]:
@@ -105,6 +112,7 @@ def evaluation_loader(
 
     Args:
         batch_size: the most items of a batch (one process may get one more where it is 1).
+        pin_memory: whether batches are to travel to a GPU.
 
     Raises:
         UserError: there are fewer items than processes.
@@ -118,7 +126,7 @@ def evaluation_loader(
         dataset,
         batch_sampler=_Batches(batch.tolist() for batch in share),
         collate_fn=collate_fn,
-        **_process_options(num_workers),
+        **_process_options(num_workers, pin_memory),
     )
 
 
@@ -168,11 +176,11 @@ def _received(batches: Iterator[Batch]) -> Iterator[Batch]:
         raise UserError(told) from error
 
 
-def _process_options(num_workers: int) -> dict[str, Any]:
+def _process_options(num_workers: int, pin_memory: bool) -> dict[str, Any]:
     return {
         "num_workers": num_workers,
         "worker_init_fn": prepare_worker,
         "persistent_workers": num_workers > 0,
-        "pin_memory": torch.cuda.is_available(),
+        "pin_memory": pin_memory,
         "generator": torch.Generator(),  # otherwise every epoch would draw from the global random state
     }

@@ -44,6 +44,7 @@ from data.batch import (
     SEEDS,
     SOURCE,
     TEXT_VIEWS,
+    VIEWS,
     Batch,
 )
 from data.blank import blank_batch
@@ -149,6 +150,10 @@ def train(module: LitTBPS, batch: Batch, cfg: DictConfig, gpu: StandInGpu) -> Lo
     module.objective.after_step(features)
     nn.utils.clip_grad_norm_(module.parameters(), 1.0)
     optimizer.step()
+    views = features.accessed & {*VIEWS}
+    encoded = [features.image(view) if view in IMAGE_VIEWS else features.text(view) for view in views]
+    tensors = [*module.parameters(), *module.buffers(), *(part for view in encoded for part in vars(view).values())]
+    assert {tensor.device for tensor in tensors} == {CUDA}
     return report
 
 

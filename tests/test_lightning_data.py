@@ -200,7 +200,10 @@ class TestTraining:
         for rank in range(2):
             data = TBPSDataModule(dataset, **settings)
             data.set_views(ALL_VIEWS)
-            data.trainer = SimpleNamespace(global_rank=rank, world_size=2, num_devices=2)  # type: ignore[assignment]
+            strategy = SimpleNamespace(root_device=torch.device("cpu"))
+            data.trainer = SimpleNamespace(  # type: ignore[assignment]
+                global_rank=rank, world_size=2, num_devices=2, strategy=strategy
+            )
             shares.append(list(data.train_dataloader()))
         for whole, first, second in zip(alone, *shares, strict=True):
             assert torch.equal(whole[IMAGE_AUG], torch.cat([first[IMAGE_AUG], second[IMAGE_AUG]]))
@@ -267,7 +270,10 @@ class TestAugmentOnDevice:
         data.trainer = SimpleNamespace(  # type: ignore[assignment]
             global_rank=0, world_size=1, num_devices=1, strategy=strategy
         )
-        assert (SOURCE in next(iter(data.train_dataloader()))) == elsewhere
+        loader = data.train_dataloader()
+        loaders = [loader, *data.val_dataloader()]
+        assert [loader.pin_memory for loader in loaders] == [elsewhere] * 3  # whatever GPU the machine has
+        assert (SOURCE in next(iter(loader))) == elsewhere
 
     def test_batches_without_images_pass(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
         data = TBPSDataModule(dataset, **settings | {"augment_on": "device"})

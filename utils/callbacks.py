@@ -4,6 +4,7 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
+from math import log
 from typing import Any
 
 import lightning as L
@@ -147,7 +148,11 @@ class Throughput(Callback):
 
 
 class AmpOverflow(Callback):
-    """Reports fp16 overflows: the loss scale, and how often it had to be lowered (steps skipped)."""
+    """Reports fp16 overflows: the loss scale, and how often it had to be lowered (steps skipped).
+
+    The scale is read every so many steps, as reading it waits for the device; how often it was lowered since follows
+    from how much.
+    """
 
     def __init__(self, every_n_steps: int) -> None:
         self._every_n_steps = every_n_steps
@@ -160,13 +165,18 @@ class AmpOverflow(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._scale, self._skipped = state_dict["scale"], state_dict["skipped"]
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None and self._scale is None:  # not continued
+            self._scale = scaler.get_scale()
+
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is None or trainer.global_step % self._every_n_steps:
             return
         scale = scaler.get_scale()
         if self._scale is not None and scale < self._scale:
-            self._skipped += 1
+            self._skipped += round(log(scale / self._scale, scaler.get_backoff_factor()))
             rank_zero_warn(f"fp16 gradients overflowed before step {trainer.global_step}: loss scale now {scale:g}")
         self._scale = scale
         pl_module.log_dict({"amp/scale": scale, "amp/overflows": float(self._skipped)})

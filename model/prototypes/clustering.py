@@ -11,6 +11,7 @@ from model.prototypes.jaccard import k_reciprocal_jaccard
 from model.prototypes.neighbours import unit_features
 from utils.errors import UserError
 from utils.progress import Bar
+from utils.retrieval import full_precision
 
 ROUNDS = 25
 ROWS = 1_024
@@ -80,6 +81,7 @@ def _within(distances: csr_matrix, eps: float) -> csr_matrix:
 
 
 @torch.no_grad()
+@full_precision()
 def kmeans(features: Tensor, clusters: int, seed: int) -> Tensor:
     """Returns the labels ``(N,)`` of K-means on unit features: Lloyd's rounds from random samples, no outliers.
 
