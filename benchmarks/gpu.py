@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None, claims: Sequence[Claim] = CLAIM
     """Works off the claims that the command line names, all unless it names some; returns the exit status."""
     options = parse(arguments, claims)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait asleep, as in trainer.py
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an end that cleans up
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: cleans up, and tells what is known
     chosen = [claim for claim in claims if claim.name in options.claims or not options.claims]
     end = time.monotonic() + 60 * options.minutes
     findings: dict[str, Finding] = {}
@@ -70,6 +70,10 @@ def main(arguments: Sequence[str] | None = None, claims: Sequence[Claim] = CLAIM
         except RuntimeError as error:
             show(f"\nFAILED  {error}")
             return 1
+        except KeyboardInterrupt:
+            show(f"\ninterrupted in {chosen[len(findings)].name}" if len(findings) < len(chosen) else "\ninterrupted")
+            conclude(findings, options.failures)
+            return 130
         finally:
             runner.close()
     return conclude(findings, options.failures)

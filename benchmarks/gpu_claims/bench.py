@@ -129,7 +129,7 @@ def serve(pipe: Connection, settings: Settings) -> None:
     if torch.cuda.is_available():
         cap_memory(settings.memory_gb)
         drawn = [sys.executable, "-m", "benchmarks.gpu_claims.drawn", str(settings.folder)]
-        subprocess.Popen(drawn, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+        subprocess.Popen(drawn, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "2"})
     send("facts", facts(settings.memory_gb))
     with suppress(EOFError):  # the one who gives orders is gone
         while order := pipe.recv():

@@ -5,6 +5,7 @@
 makes the larger ones, while the first claims keep the GPU busy.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -28,10 +29,11 @@ def drawn_root(bench: Bench) -> Path:
 def _make(folder: Path, spec: SyntheticSpec, steps: int) -> Path:
     root = folder / "drawn"
     with FileLock(folder / "drawn.lock"):
-        generate(root, spec)
+        generate(root, spec, workers=2)
         prepare(BACKBONE, root, steps=steps)
     return root
 
 
 if __name__ == "__main__":
+    os.nice(10)
     _make(Path(sys.argv[1]), LARGE, LARGE_STEPS)

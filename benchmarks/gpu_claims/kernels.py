@@ -77,6 +77,7 @@ def _profile(bench: Bench, recipe: Recipe) -> None:
         idle=1 - busy / seconds if ran else None,
         synchronizations_a_step=sum(places.values()) / STEPS if bench.on_gpu else None,
     )
+    bench.expect(bool(ran) or not bench.on_gpu, "the profiler sees no kernel of the GPU")
     if ran:
         bench.note(f"most of the GPU's time, ms a step: {', '.join(longest(ran, STEPS))}")
         bench.expect(bool(shares.get("attention")), "no attention kernel is known by its name; see those above")
