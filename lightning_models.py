@@ -357,9 +357,9 @@ class LitTBPS(LitRanker):
             check_restorable(checkpoint, self.trainer)
         load_weights(self, checkpoint["state_dict"], source="the checkpoint to continue")
         [saved] = checkpoint["optimizer_states"]
-        self._rates_before = learning_rates(saved)
         new = self._make_optimizer(self.named_parameters())
         checkpoint["optimizer_states"] = [under_settings_of(new, saved)]
+        self._rates_before = learning_rates(saved)
         self._continued = checkpoint
 
     def on_fit_start(self) -> None:

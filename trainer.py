@@ -147,7 +147,7 @@ def test(cfg: DictConfig) -> dict[str, float]:
     trainer = _trainer(cfg, data)
     data.check_loading()
     if trainer.is_global_zero:
-        epoch = f" (after epoch {checkpoint['epoch'] + 1})" if "epoch" in checkpoint else ""
+        epoch = f" (after epoch {checkpoint['epoch']})" if "epoch" in checkpoint else ""
         tested = f"{cfg.backbone.folder} as it is" if path is None else f"{path}{epoch}, {cfg.loss.name}"
         print(f"run     {cfg.run_dir}\ntests   {tested} on {cfg.backbone.name}\ndata    {data.describe()}")
         _say_limits(cfg, data)
@@ -287,7 +287,7 @@ def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule, continued:
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return
     print("\n".join([f"run     {cfg.run_dir}", *(continued.lines() if continued else [])]))
-    if (recipe := describe_recipe(CONFIG_DIR)) is not None:
+    if (recipe := describe_recipe(CONFIG_DIR, cfg.composed)) is not None:
         print(f"recipe  {recipe}")
     print(f"data    {data.describe()}")
     _say_limits(cfg, data)

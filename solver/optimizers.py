@@ -1,6 +1,6 @@
 """Optimizers over named parameter groups."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -98,29 +98,32 @@ def under_settings_of(optimizer: Optimizer, saved: Mapping[str, Any]) -> dict[st
     Raises:
         UserError: it has other parameters, or does not tell their names and has other groups.
     """
-    own, groups = optimizer.state_dict()["param_groups"], saved["param_groups"]
-    names = [group.get("names") for group in groups]
-    if None in names:  # saved before groups told them: the same groups, or none of this
-        names = [group["names"] for group in own]
-    known = {name for group in own for name in group["names"]}
-    sizes = [len(group["params"]) for group in groups]
-    if sizes != [len(group) for group in names] or known != {name for group in names for name in group}:
+    own = [{**group, "initial_lr": group["lr"]} for group in optimizer.state_dict()["param_groups"]]
+    try:
+        numbers = _numbers(saved["param_groups"], own)
+        state = {
+            number: saved["state"][numbers[name]]
+            for group in own
+            for name, number in zip(group["names"], group["params"], strict=True)
+            if numbers[name] in saved["state"]
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             "the optimizer of the checkpoint to continue has other parameters than the model, or other groups; "
             "continue with the optimizer.param_groups that it was trained with"
-        )
-    numbers = {
+        ) from error
+    return {**saved, "state": state, "param_groups": own}
+
+
+def _numbers(groups: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Returns parameter -> its number in a saved state with these groups; KeyError or ValueError if they do not fit."""
+    is_named = all("names" in group for group in groups)  # older ones are not, and then have the same groups as `own`
+    names = [group["names"] for group in (groups if is_named else own)]
+    return {
         name: number
         for group, its_names in zip(groups, names, strict=True)
         for name, number in zip(its_names, group["params"], strict=True)
     }
-    state = {
-        number: saved["state"][numbers[name]]
-        for group in own
-        for name, number in zip(group["names"], group["params"], strict=True)
-        if numbers[name] in saved["state"]
-    }
-    return {**saved, "state": state, "param_groups": own}
 
 
 def _fused(groups: list[dict[str, Any]], fused: bool | None) -> bool | None:

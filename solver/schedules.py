@@ -18,8 +18,11 @@ log = logging.getLogger(__name__)
 class Schedule(LambdaLR):
     """Rates that are a function of the step and of the groups' own settings alone.
 
-    Of a saved state the position counts: where settings or length are others now, the rates follow these.
+    Its state is the position: where settings or length are others when it is loaded, the rates follow these.
     """
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last_epoch": self.last_epoch, "_step_count": self._step_count}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["_step_count"]

@@ -193,7 +193,7 @@ def test_last_names_the_run_and_tests_keep_their_records_apart(
     first, second = (json.loads((folder / f"test-synthetic_en{n}" / "metrics.json").read_text()) for n in ("", "-2"))
     trained = json.loads((folder / "metrics.json").read_text())
     for report in (first, second):
-        assert report["run"] == trained["run"]
+        assert report["run"].items() <= trained["run"].items()
         tested = report["provenance"]["tested"]
         assert (tested["path"], tested["step"]) == (str(folder / "checkpoints" / "last.ckpt"), 2 * STEPS)
         assert tested["sha256"] == hashlib.sha256(Path(tested["path"]).read_bytes()).hexdigest()
@@ -214,6 +214,6 @@ def test_metrics_and_checkpoints_say_what_the_run_was_made_with(begun: Path, sma
     assert record["training"]["images_per_s"] == pytest.approx(96 / record["training"]["seconds"], rel=0.01)
     assert 0 < record["training"]["seconds"] < record["wall_seconds"]
     best = read_checkpoint(record["tested"]["path"])
-    assert best["provenance"]["training"]["epochs"] == record["tested"]["epoch"] + 1
+    assert best["provenance"]["training"]["epochs"] == record["tested"]["epochs"] == 1
     assert best["provenance"]["training"]["steps"] == record["tested"]["step"] == best["global_step"]
     assert best["provenance"]["code"] == record["code"]

@@ -79,8 +79,8 @@ def file_hash(path: str | Path) -> str:
 
 
 def checkpoint_facts(path: str | Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns which checkpoint it is: path, epoch (from 0, as in its name), optimizer steps, SHA-256."""
-    place = {"path": str(path), "epoch": checkpoint.get("epoch"), "step": checkpoint.get("global_step")}
+    """Returns which checkpoint it is: path, epochs that were done, optimizer steps, SHA-256."""
+    place = {"path": str(path), "epochs": checkpoint.get("epoch"), "step": checkpoint.get("global_step")}
     return place | {"sha256": file_hash(path)}
 
 

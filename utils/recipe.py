@@ -4,16 +4,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 
-def describe_recipe(config_dir: Path) -> str | None:
-    """Returns the line on the recipe that `experiment` chose, None without one or without a command line."""
-    chosen = HydraConfig.get().runtime.choices.get("experiment") if HydraConfig.initialized() else None
+def describe_recipe(config_dir: Path, composed: DictConfig) -> str | None:
+    """Returns the line on the recipe that `experiment` chose, None without one or without a command line.
+
+    Args:
+        composed: how the config was composed, see `utils.composed.Composed`; of a continued run, the checkpoint's.
+    """
+    chosen, primary = composed.choices.get("experiment"), composed.config
     if chosen is None:
         return None
-    primary = HydraConfig.get().job.config_name
     own = _choices(config_dir / f"{primary}.yaml").get("experiment", chosen)
     if own == chosen:
         return chosen

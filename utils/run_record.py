@@ -1,6 +1,5 @@
 """What a run has really done: how far it trained, at which rates, how long it took."""
 
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from utils.callbacks import peak_memory
+from utils.disk import write_whole
 from utils.plain_values import is_plain
 from utils.provenance import checkpoint_facts, provenance
 
@@ -59,9 +59,7 @@ class RunRecord(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             path = Path(self._cfg.run_dir, "config.yaml")
-            part = path.with_name(path.name + ".part")
-            OmegaConf.save(self._cfg, part, resolve=True)
-            os.replace(part, path)
+            write_whole(path, OmegaConf.to_yaml(self._cfg, resolve=True))
         self._since = time.perf_counter()  # perhaps within an epoch
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

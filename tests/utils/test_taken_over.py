@@ -158,7 +158,7 @@ def test_paths_are_the_commands_and_what_is_derived_from_them_follows(plain: dic
         ("seed=7", r"^seed=7: .* was trained with 42,"),
         ("trainer.precision=bf16-mixed", r"^trainer\.precision=bf16-mixed: .* was trained with 32-true,"),
         ("loss=irra", r"^loss=irra: .* was trained with loss=hybrid_circle,"),
-        ("experiment=irra", r"^experiment=irra: .* was trained with experiment=None,"),
+        ("experiment=irra", r"^experiment=irra: .* was trained with experiment=tiny,"),
         ("backbone=clip", r"^backbone=clip: .* was trained with backbone=tiny_siglip,"),
         ("~loss.terms.citc", r"^loss\.terms\.citc\._partial_: .* was trained with True and this command has no such"),
         ("+loss/term@loss.terms.id=id", r"^loss/term@loss\.terms\.id=id: .* was trained with loss/term@.*=None"),
