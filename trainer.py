@@ -147,8 +147,8 @@ def test(cfg: DictConfig) -> dict[str, float]:
     trainer = _trainer(cfg, data)
     data.check_loading()
     if trainer.is_global_zero:
-        epoch = f" (after epoch {checkpoint['epoch']})" if "epoch" in checkpoint else ""
-        tested = f"{cfg.backbone.folder} as it is" if path is None else f"{path}{epoch}, {cfg.loss.name}"
+        trained = f"after {checkpoint.get('epoch', '?')} epochs, {checkpoint.get('global_step', '?')} steps"
+        tested = f"{cfg.backbone.folder} as it is" if path is None else f"{path} ({trained}), {cfg.loss.name}"
         print(f"run     {cfg.run_dir}\ntests   {tested} on {cfg.backbone.name}\ndata    {data.describe()}")
         _say_limits(cfg, data)
     record = RunRecord(cfg, data.provenance)

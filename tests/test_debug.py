@@ -58,7 +58,7 @@ def test_one_batch_of_everything_is_marked_in_every_table_record_and_log(
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [
         f"run     {tmp_path / 'again'}",
-        f"tests   {best} (after epoch 1), hybrid_circle on tiny_siglip",
+        f"tests   {best} (after 1 epochs, 1 steps), hybrid_circle on tiny_siglip",
     ]
     assert lines[2].startswith("data    synthetic (en): train 24 images")
     assert "testing  captions, batch 1/1" in lines

@@ -7,6 +7,7 @@ import resource
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from io import TextIOWrapper
 from typing import Final
 
@@ -42,6 +43,7 @@ REFUSALS: Final = {
 }
 SHARED_MEMORY: Final = "/dev/shm"
 PREFETCHED: Final = 2  # batches that PyTorch lets a worker load ahead
+MANY_FILES: Final = 65_536
 FILES_OF_A_WORKER: Final = 40  # pipes, and a handle for every tensor of its batches
 
 
@@ -55,15 +57,17 @@ def settle_surroundings() -> None:
     os.environ["PYTHONIOENCODING"] = f"{encoding}:backslashreplace"
     if not os.access(os.environ.get("HOME", ""), os.W_OK):
         _keep_caches_elsewhere()
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < MANY_FILES:  # infinity is negative
+        with suppress(ValueError, OSError):  # a system may allow less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (MANY_FILES if hard < 0 else min(hard, MANY_FILES), hard))
 
 
 def refusal(error: OSError) -> str | None:
     """Returns the sentence for what the system refuses, with what a user can do about it; None for other errors."""
     if error.errno not in REFUSALS:
         return None
-    where = f"{error.filename}: " if error.filename else ""
+    where = f"{str(error.filename)[-250:]}: " if error.filename else ""
     return f"{where}{error.strerror}; {REFUSALS[error.errno]}"
 
 
@@ -76,7 +80,7 @@ def _keep_caches_elsewhere() -> None:
     """Gives libraries that write into the user's home a folder that goes with this process."""
     missing = [name for name in HOME_CACHES if name not in os.environ]
     if missing:
-        folder = tempfile.mkdtemp(prefix="tbps-caches-")
+        folder = tempfile.mkdtemp(prefix="tbps-caches-")  # in the working folder where there is no other
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ.update({name: os.path.join(folder, name.lower()) for name in missing})
 
