@@ -124,7 +124,7 @@ def evaluation_loader(
     share = np.array_split(np.arange(rank, items, world_size), batches)
     return EvaluationLoader(
         dataset,
-        batch_sampler=_Batches(batch.tolist() for batch in share),
+        batch_sampler=[batch.tolist() for batch in share],
         collate_fn=collate_fn,
         **_process_options(num_workers, pin_memory),
     )
@@ -155,10 +155,6 @@ def prepare_worker(worker: int) -> None:
         os._exit(1)
 
     Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]
-
-
-class _Batches(list[list[int]]):
-    sampler = None  # Lightning before 2.6 asks every sampler of batches for one
 
 
 def _received(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
 
+import lightning as L
 import torch
 from hydra.utils import instantiate
 from torch import Tensor
@@ -38,6 +39,8 @@ def _load(bench: Bench, where: str) -> None:
     overrides = [*_size(bench), f"dataset.augment_on={where}", f"dataset.num_workers={workers}"]
     cfg = composed("demo", *overrides, f"dataset_root_dir={drawn_root(bench)}")
     data = build_data(cfg)
+    # Tells the loaders that they feed a GPU, where they do.
+    data.trainer = L.Trainer(devices=1, logger=False, enable_checkpointing=False, default_root_dir=bench.folder)
     data.set_views([*IMAGE_VIEWS, TEXT])
     data.setup("fit")
     loader = data.train_dataloader()
