@@ -9,6 +9,7 @@ repeats one. Ends with status 1 if there was any.
 """
 
 import argparse
+import gc
 import json
 import os
 import resource
@@ -37,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from prettytable import PrettyTable
 
-from benchmarks.fuzz_kinds import AcceptedError, Kind, import_all, kinds, make_sound, stop_where_nothing_more_is_read
+from benchmarks.fuzz_kinds import KINDS, AcceptedError, Kind, import_all, make_sound, stop_where_nothing_more_is_read
 from utils.errors import LONGEST, UserError
 from utils.hydra_errors import CONFIG_ERRORS, fail_job
 
@@ -76,37 +77,47 @@ class Fuzz:
     def __init__(self, folder: Path, *, limit: int = 10) -> None:
         self.folder, self.limit = folder, limit
         self.sound, self.work = folder / "sound", folder / "work"
-        self.kinds = kinds(self.work)
         self.sound.mkdir()
         torch.set_num_threads(1)
-        names = json.loads(in_child(self._make_sound, seconds=600))
-        import_all(names)
+        made = in_child(self._make_sound, seconds=600) or "nothing"
+        if made.startswith("Traceback"):
+            raise RuntimeError(f"the sound files cannot be made: {made}")
+        self.modules = json.loads(made)
+        import_all(self.modules)
         stop_where_nothing_more_is_read()
+        gc.freeze()  # children would copy what they collect
+        for kind in KINDS.values():
+            _, outcome = self.attempt(kind)
+            if outcome.end != "accepted" or outcome.canaries:
+                raise RuntimeError(f"{kind.name}: what is sound is not accepted: {outcome}")
 
     def _make_sound(self) -> str:
         self.work.mkdir()
         make_sound(self.sound, self.work)
         return json.dumps(sorted(sys.modules))
 
-    def attempt(self, kind: Kind, number: int, seed: int) -> tuple[str, Outcome]:
-        """Spoils one copy and has a child use it; returns how it was spoiled and what came of it."""
+    def attempt(self, kind: Kind, rng: Random | None = None) -> tuple[str, Outcome]:
+        """Has a child use a copy of a sound file, spoiled by `rng`; returns how it was spoiled and what came of it."""
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir()
-        rng = Random(f"{seed} {kind.name} {number}")
-        told = in_child(lambda: kind.spoil(rng, self.sound, self.work), seconds=600) or "nothing"
+        told = in_child(lambda: self._copy(kind, rng), seconds=600) or "Traceback"
         if told.startswith("Traceback"):
-            raise RuntimeError(f"{kind.name} {number} cannot be spoiled: {told}")
+            raise RuntimeError(f"{kind.name} cannot be spoiled: {told}")
         result = in_child(lambda: self._use(kind), seconds=self.limit)
         if result is None:
             return told, Outcome("hang", "", [])
         outcome = Outcome(*json.loads(result))
         return told, outcome._replace(canaries=outcome.canaries + self._left_behind())
 
+    def _copy(self, kind: Kind, rng: Random | None) -> str:
+        kind.copy(self.sound, self.work)
+        return "sound" if rng is None else kind.spoil(rng, self.sound, self.work)
+
     def _use(self, kind: Kind) -> str:
         limit_memory()
         os.chdir(self.work)
-        canaries = watch(self.work)
-        return json.dumps([*outcome_of(lambda: kind.use(self.sound)), canaries])
+        canaries = watch(self.work, self.modules)
+        return json.dumps([*outcome_of(lambda: kind.use(self.sound, self.work)), canaries])
 
     def _left_behind(self) -> list[str]:
         return [f"{path} was made" for path in self.folder.rglob("canary")]
@@ -152,10 +163,15 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
-def watch(folder: Path) -> list[str]:
-    """Returns a list to which an audit hook adds whatever this process does that no reader of files should."""
+def watch(folder: Path, modules: list[str]) -> list[str]:
+    """Returns a list to which an audit hook adds whatever this process does that no reader of files should.
+
+    Args:
+        folder: where it may write.
+        modules: what a sound run imports; packages of others are not to be imported.
+    """
     canaries: list[str] = []
-    known = {name.partition(".")[0] for name in sys.modules} | set(sys.builtin_module_names)
+    known = {name.partition(".")[0] for name in (*sys.modules, *modules)} | set(sys.builtin_module_names)
     allowed = (str(folder), "/dev/null")
 
     def outside(path: Any) -> bool:
@@ -184,7 +200,7 @@ def watch(folder: Path) -> list[str]:
     return canaries
 
 
-def outcome_of(use: Callable[[], None]) -> tuple[str, str]:
+def outcome_of(use: Callable[[], object]) -> tuple[str, str]:
     """Returns how using a file ends, and what the user reads then."""
     try:
         use()
@@ -210,6 +226,11 @@ def tell(failure: Failure) -> None:
     print(f'--only "{kind}" {number}: {how}\n{outcome.end} {outcome.canaries}\n{outcome.message[-1500:]}\n', flush=True)
 
 
+def drawn(seed: int, kind: str, number: int) -> Random:
+    """Returns the random generator of one mutation."""
+    return Random(f"{seed} {kind} {number}")
+
+
 def run(fuzz: Fuzz, counts: dict[str, int], seed: int) -> tuple[PrettyTable, list[Failure]]:
     """Returns the table of all mutations, and the failures."""
     table = PrettyTable(
@@ -221,7 +242,7 @@ def run(fuzz: Fuzz, counts: dict[str, int], seed: int) -> tuple[PrettyTable, lis
     for name, count in counts.items():
         start, outcomes = time.monotonic(), []
         for number in range(count):
-            how, outcome = fuzz.attempt(fuzz.kinds[name], number, seed)
+            how, outcome = fuzz.attempt(KINDS[name], drawn(seed, name, number))
             outcomes.append(outcome)
             long = outcome.end == "refused" and (len(outcome.message) > LONGEST or "\n" in outcome.message)
             if outcome.end in ("traceback", "hang") or outcome.canaries or long:
@@ -242,19 +263,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mutations", type=int, default=1400, help="over all kinds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, default=10, help="seconds of work for a child")
+    parser.add_argument("--folder", type=Path, help="where to make the files (default: the system's temporary folder)")
     parser.add_argument("--only", nargs=2, metavar=("KIND", "NUMBER"), help="one mutation, with all that it prints")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="fuzz.") as folder:
+    with tempfile.TemporaryDirectory(prefix="fuzz.", dir=options.folder) as folder:
         fuzz = Fuzz(Path(folder).resolve(), limit=options.limit)
         if options.only:
-            how, outcome = fuzz.attempt(fuzz.kinds[options.only[0]], int(options.only[1]), options.seed)
+            name, number = options.only
+            how, outcome = fuzz.attempt(KINDS[name], drawn(options.seed, name, int(number)))
             print(how, *outcome, sep="\n")
             return 0
-        counts = dict.fromkeys(fuzz.kinds, options.mutations // len(fuzz.kinds))
+        counts = dict.fromkeys(KINDS, options.mutations // len(KINDS))
         table, failures = run(fuzz, counts, options.seed)
     print(table)
     return bool(failures)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)  # not through the destructors of libraries, which print that they leak

@@ -64,7 +64,6 @@ CALLS: Final[tuple[tuple[str, str, tuple[Any, ...]], ...]] = (
     ("collections", "OrderedDict", (((1, 2),),)),
     ("_codecs", "encode", ("x", "rot13")),
     ("_codecs", "encode", ("x", CANARY)),
-    ("argparse", "Namespace", ()),
 )
 # A pickled dict whose key is tuples within tuples, 60 deep, each twice: its hash takes 2 to the power of 60 steps.
 ENDLESS_KEY: Final = b"}K\x01r\x40\x42\x0f\x00" + b"j\x40\x42\x0f\x00\x86r\x40\x42\x0f\x00" * 60 + b"K\x01s"

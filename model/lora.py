@@ -1,12 +1,16 @@
 """Low-rank adapters (Hu et al., ICLR 2022) on the attention projections of both towers, through peft."""
 
+import re
 from pathlib import Path
+from typing import Final
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from model.backbones import Backbone
 from utils.errors import UserError
+
+LARGEST_RANK: Final = 4096
 
 
 def add_lora(backbone: Backbone, *, r: int, alpha: int, dropout: float, target: str) -> None:
@@ -22,8 +26,14 @@ def add_lora(backbone: Backbone, *, r: int, alpha: int, dropout: float, target: 
             pooling head of SigLIP has an `out_proj` too, inside an `nn.MultiheadAttention`.
 
     Raises:
-        UserError: no module matches.
+        UserError: numbers that no adapter has, no regular expression, or no module matches.
     """
+    if not 1 <= r <= LARGEST_RANK or not 0 <= dropout < 1:
+        raise UserError(f"lora: r={r}, dropout={dropout}; expected a rank of 1 to {LARGEST_RANK} and a share below 1")
+    try:
+        re.compile(target)
+    except re.error as error:
+        raise UserError(f"lora.target: {target!r} is no regular expression ({error})") from error
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=target)
     try:
         backbone.model = get_peft_model(backbone.model, config)

@@ -110,6 +110,7 @@ def pretrained(model_class: type[PreTrainedModel], config: PreTrainedConfig, fol
             output_loading_info=True,
         )
     model, report = loaded
+    model.name_or_path = model.config.name_or_path = str(folder)  # else peft would ask the hub for it
     if report["missing_keys"]:
         raise UserError(f"{path} lacks {min(report['missing_keys'])!r}, which its config.json asks for")
     return model

@@ -20,6 +20,7 @@ FAMILIES: dict[str, type[Backbone]] = {
 }
 
 CONFIG: Final = "config.json"
+MOST_PATCHES: Final = 65_536
 _NO_PIXELS: Final = ([0.5] * 3, [0.5] * 3)
 
 
@@ -74,6 +75,11 @@ def load_backbone(
             f"backbone {name!r}; both height and width have to be multiples of {patch}"
         )
     grid = (img_size[0] // patch, img_size[1] // patch)
+    if not 1 <= grid[0] * grid[1] <= MOST_PATCHES:
+        raise UserError(
+            f"img_size_str: {img_size[0]}x{img_size[1]} is {grid[0]} x {grid[1]} patches; expected at most "
+            f"{MOST_PATCHES:,}"
+        )
     with _advice(name):
         model = pretrained(model_class, config, folder) if weights else untrained(model_class, config, folder)
         backbone = backbone_class(model, mean, std, grid, sigmoid=sigmoid, native=native)

@@ -131,6 +131,10 @@ def test_errors_are_sentences(hub_folders: dict[str, Path], tmp_path: Path) -> N
         load_backbone("m_siglip", "siglip", hub_folders["clip"], (32, 32), sigmoid=True, max_length=12)
     with pytest.raises(UserError, match=r"img_size_str: 30x32 is not divisible by the 8-pixel patches"):
         load(hub_folders, "siglip", (30, 32))
+    with pytest.raises(
+        UserError, match=r"img_size_str: 800000x800000 is 100000 x 100000 patches; expected at most 65,536"
+    ):
+        load(hub_folders, "siglip", (800_000, 800_000))
     with pytest.raises(UserError, match=r"backbone.max_length: 77 asked for, but 'small' has 12 text positions"):
         load_backbone("small", "clip", hub_folders["clip"], (32, 32), sigmoid=False, max_length=77)
     with pytest.raises(UserError, match=r"does not exist; run 'uv run prepare_checkpoints.py clip'"):

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -96,3 +97,19 @@ def test_a_target_that_matches_nothing_is_one_sentence(hub_folders: dict[str, Pa
     backbone = load_backbone("small", "clip", hub_folders["clip"], (32, 32), sigmoid=False, max_length=12)
     with pytest.raises(UserError, match=r"lora.target: no module of the backbone is named like 'nothing'"):
         add_lora(backbone, r=4, alpha=8, dropout=0.0, target="nothing")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"r": 10**9}, "lora: r=1000000000, dropout=0.0; expected a rank of 1 to 4096"),
+        ({"dropout": 7.0}, "lora: r=2, dropout=7.0"),
+        ({"target": "(q_proj"}, r"lora.target: '\(q_proj' is no regular expression \(missing \)"),
+    ],
+)
+def test_adapters_that_cannot_be_are_one_sentence(
+    hub_folders: dict[str, Path], options: dict[str, Any], message: str
+) -> None:
+    backbone = load_backbone("small", "clip", hub_folders["clip"], (32, 32), sigmoid=False, max_length=12)
+    with pytest.raises(UserError, match=message):
+        add_lora(backbone, **{"r": 2, "alpha": 2, "dropout": 0.0, "target": ".*q_proj", **options})
