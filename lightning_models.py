@@ -31,7 +31,7 @@ from model.prototypes import Labeller, Modality, PrototypeMemory
 from model.tbps import TBPS
 from solver.optimizers import can_fuse, learning_rates, under_settings_of
 from solver.stand_in import AdamW8bitStates
-from utils.checkpoint_schema import check_optimizers, check_restorable
+from utils.checkpoint_schema import check_moments, check_restorable
 from utils.checkpoints import frozen_names, load_weights, refused_to_continue
 from utils.errors import UserError, check_positive
 from utils.gather import gather_rows
@@ -188,7 +188,6 @@ class LitTBPS(LitRanker):
         self._finite = FiniteLosses()
         self._step: Features | None = None
         self._rates_before: dict[str, float] = {}
-        self._continued: dict[str, Any] | None = None
 
     def check_optimizer(self) -> None:
         """Passes when optimizer and schedule can be built.
@@ -352,21 +351,24 @@ class LitTBPS(LitRanker):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
         checkpoint["config"] = self._config
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        with refused_to_continue(self.trainer.ckpt_path):
-            check_restorable(checkpoint, self.trainer)
-        load_weights(self, checkpoint["state_dict"], source="the checkpoint to continue")
-        [saved] = checkpoint["optimizer_states"]
-        new = self._make_optimizer(self.named_parameters())
-        checkpoint["optimizer_states"] = [under_settings_of(new, saved)]
-        self._rates_before = learning_rates(saved)
-        self._continued = checkpoint
+    def optimizer_state_of(self, checkpoint: Mapping[str, Any], trainer: L.Trainer, path: Path | str) -> dict[str, Any]:
+        """Returns the optimizer's state in a checkpoint to continue, under this run's settings.
 
-    def on_fit_start(self) -> None:
-        if self._continued is not None:  # by now there are optimizers to compare it with
-            with refused_to_continue(self.trainer.ckpt_path):
-                check_optimizers(self._continued, self.trainer)
-            self._continued = None
+        Raises:
+            UserError: the optimizer has other parameters, or something that is restored is not as `trainer` writes it.
+        """
+        new = self._make_optimizer(self.named_parameters())
+        with refused_to_continue(path):
+            check_restorable(checkpoint, trainer)
+            state = under_settings_of(new, checkpoint["optimizer_states"][0])
+            check_moments(state["state"], new)
+        return state
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        load_weights(self, checkpoint["state_dict"], source="the checkpoint to continue")
+        state = self.optimizer_state_of(checkpoint, self.trainer, self.trainer.ckpt_path or "")
+        self._rates_before = learning_rates(checkpoint["optimizer_states"][0])
+        checkpoint["optimizer_states"] = [state]
 
 
 def build_encoder(cfg: DictConfig, *, weights: bool = True) -> TBPS:

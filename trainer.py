@@ -88,6 +88,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
     trainer = _trainer(cfg, data, record)
     data.check_loading()
     module.check_optimizer()
+    if continued is not None:  # a trial, as that of the weights
+        module.optimizer_state_of(continued.take_checkpoint(), trainer, continued.path)
     _start_loggers(trainer, cfg, data, record)
     trainer.fit(module, datamodule=data, ckpt_path=path)  # read by AtomicCheckpointIO, which unpickles no code
     best = trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]

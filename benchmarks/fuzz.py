@@ -36,11 +36,12 @@ os.environ |= {
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from hydra.errors import InstantiationException
 from prettytable import PrettyTable
 
 from benchmarks.fuzz_kinds import KINDS, AcceptedError, Kind, import_all, make_sound, stop_where_nothing_more_is_read
-from utils.errors import LONGEST, UserError
-from utils.hydra_errors import CONFIG_ERRORS, fail_job
+from utils.errors import LONGEST, fail
+from utils.hydra_errors import job_sentence, user_error
 
 MEMORY: Final = 4 << 30  # bytes that a child may have beside those that it starts with
 WAITING: Final = 6  # times the limit on its seconds of work: on a busy machine a child waits for its turn
@@ -206,14 +207,12 @@ def outcome_of(use: Callable[[], object]) -> tuple[str, str]:
         use()
     except AcceptedError:
         return "accepted", ""
-    except CONFIG_ERRORS as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, UserError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
+    except Exception as error:
+        told = job_sentence(error)
+        if told is None or (isinstance(error, InstantiationException) and told != str(user_error(error))):
             return "traceback", "".join(traceback.format_exception(error))
         with redirect_stderr(StringIO()) as printed, suppress(SystemExit):
-            fail_job(error)
+            fail(told)
         return "refused", printed.getvalue().removesuffix("\n").removeprefix("error: ")
     except BaseException as error:
         return "traceback", "".join(traceback.format_exception(error))

@@ -11,7 +11,9 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
+from utils.checkpoint_schema import STATE
 from utils.checkpoints import check_intact
 from utils.csv_logger import AppendingCSVLogger
 from utils.disk import sweep, whole_file
@@ -20,7 +22,6 @@ from utils.loop_state import settle
 from utils.signals import Stopped, stopping
 
 LAST: Final = "last.ckpt"
-STATE: Final = "checkpoints"  # its key in a checkpoint
 _BEST: Final = re.compile(r"best-\d+(-v\d+)?\.ckpt")
 
 
@@ -234,6 +235,7 @@ def _csv_logger(trainer: L.Trainer) -> AppendingCSVLogger | None:
 def _state_of_older(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Returns what a checkpoint from the time of Lightning's `ModelCheckpoint` knows of the best one."""
     for key, state in checkpoint.get("callbacks", {}).items():
-        if key.startswith("ModelCheckpoint") and state.get("best_model_path"):
-            return {"best": Path(state["best_model_path"]).name, "score": float(state["best_model_score"])}
+        path, score = state.get("best_model_path"), state.get("best_model_score")
+        if key.startswith("ModelCheckpoint") and path and isinstance(path, str) and isinstance(score, Tensor):
+            return {"best": Path(path).name, "score": float(score.max())}
     return {}

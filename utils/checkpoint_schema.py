@@ -7,7 +7,6 @@ from typing import Any, Final, TypedDict, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
@@ -15,6 +14,7 @@ from utils.tensor_files import UnreadableError
 
 CONFIG: Final = {"backbone": dict, "head": dict, "lora": dict, "loss": dict, "img_size_str": str, "seed": int}
 NAMED: Final = ("backbone", "lora", "loss")
+STATE: Final = "checkpoints"  # key of what the callback that writes checkpoints keeps in them
 PROGRESS: Final = {
     "epoch": int,
     "global_step": int,
@@ -29,6 +29,7 @@ MOST_OPTIONS: Final = 10_000  # of a config; the largest that this project compo
 DEEPEST_OPTION: Final = 20
 LONGEST_OPTION: Final = 10_000  # characters
 _LOADER: Final = {"epoch": 0, "batches": 0, "length": 0}
+_SCHEDULE: Final = {"last_epoch": 0, "_step_count": 0}
 _WORDS: Final[Mapping[type, str]] = {
     dict: "names and values",
     list: "a list",
@@ -44,7 +45,7 @@ class Checkpoint(TypedDict):
     """What this project reads of a checkpoint; what else lies in it is Lightning's.
 
     state_dict: tensors by name. config: the options that it was trained with: plain values by names, with all that
-    `CONFIG` lists.
+    `CONFIG` lists. Where there are an epoch and a global_step, they are whole numbers.
     """
 
     state_dict: dict[str, Tensor]
@@ -58,6 +59,7 @@ def checked(content: Any) -> Checkpoint:
         UnreadableError: something is missing, or of another kind.
     """
     _check_entries(content, "it", {"state_dict": dict, "config": dict})
+    _check_entries(content, "it", {key: PROGRESS[key] for key in ("epoch", "global_step") if key in content})
     weights, config = content["state_dict"], content["config"]
     _check_entries(weights, "its 'state_dict'", dict.fromkeys(weights, Tensor))
     _check_entries(config, "its 'config'", CONFIG)
@@ -80,57 +82,68 @@ def check_progress(content: Mapping[str, Any]) -> None:
 
 
 def check_restorable(content: Mapping[str, Any], trainer: L.Trainer) -> None:
-    """Passes if the position in training and the states of callbacks in a checkpoint are like those of `trainer`.
+    """Passes if what a checkpoint restores besides weights is of the kinds that `trainer` itself would save.
 
     Raises:
-        UnreadableError: one is not.
+        UnreadableError: one part is not.
     """
-    _check_entries(content["loops"], "'loops' of it", {"fit_loop": dict})
-    position = content["loops"]["fit_loop"]
+    check_progress(content)
+    position = content["loops"].get("fit_loop")
     _check_like(position, trainer.fit_loop.state_dict(), "loops.fit_loop")
     _check_like(position["state_dict"], {"combined_loader": [_LOADER]}, "loops.fit_loop.state_dict")
+    _check_like(content["lr_schedulers"], [_SCHEDULE], "lr_schedulers")
     for key, state in content["callbacks"].items():
         _check_entries(state, f"{key!r} of its 'callbacks'", {})
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        state = content["callbacks"].get(callback.state_key)
-        if state is None:
-            continue
-        _check_like(state, callback.state_dict(), f"callbacks.{type(callback).__name__}")
-        if isinstance(callback, ModelCheckpoint):
-            _check_best(state)
+        if callback.state_key in content["callbacks"]:
+            _check_like(content["callbacks"][callback.state_key], callback.state_dict(), type(callback).__name__)
     precision = trainer.precision_plugin
-    name = type(precision).__qualname__
-    if name in content:
-        _check_like(content[name], precision.state_dict(), name)
+    if type(precision).__qualname__ in content:
+        _check_like(content[type(precision).__qualname__], precision.state_dict(), "precision")
+    if STATE in content:
+        _check_best(content[STATE])
+    _check_groups(content["optimizer_states"])
 
 
-def check_optimizers(content: Mapping[str, Any], trainer: L.Trainer) -> None:
-    """Passes if the states of optimizers and schedules in a checkpoint are like those of `trainer`, which has its own.
+def check_moments(state: Mapping[Any, Any], optimizer: Optimizer) -> None:
+    """Passes if the state of each parameter in a checkpoint is one that `optimizer` keeps of it.
 
     Raises:
         UnreadableError: one is not.
     """
-    schedules = [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs]
-    _check_like(content["lr_schedulers"], schedules, "lr_schedulers")
-    for number, schedule in enumerate(content["lr_schedulers"]):
-        if any(state is not None for state in schedule.get("lr_lambdas", ())):  # would become attributes of functions
-            raise UnreadableError(f"its lr_schedulers.{number}.lr_lambdas holds states, expected none")
-    own = [{"state": {}, "param_groups": _without_weights(optimizer)} for optimizer in trainer.optimizers]
-    _check_like(content["optimizer_states"], own, "optimizer_states")
-    for optimizer, states in zip(trainer.optimizers, content["optimizer_states"], strict=True):
-        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        for number, state in states["state"].items():
-            if not isinstance(number, int) or not 0 <= number < len(weights):
-                raise UnreadableError(f"'optimizer_states' names a parameter {number!r} of {len(weights)}")
-            like = {}
-            if isinstance(optimizer, Adam):
-                weight = weights[number].detach()
-                like = {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight}
-            _check_like(state, like, f"optimizer_states.state.{number}")
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for number, moments in state.items():
+        like = {}
+        if isinstance(optimizer, Adam):
+            weight = weights[number].detach()
+            like = {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight}
+        _check_like(moments, like, f"optimizer_states.state.{number}")
 
 
-def _without_weights(optimizer: Optimizer) -> list[dict[str, Any]]:
-    return optimizer.state_dict()["param_groups"]
+def _check_best(state: Any) -> None:
+    """Passes if the checkpoint callback's state names a file beside last.ckpt, its score and a number of rows."""
+    _check_entries(state, f"{STATE!r} of it", {"best": str})
+    if os.path.basename(state["best"]) != state["best"] or state["best"] in (".", ".."):
+        raise UnreadableError(f"its best checkpoint is {state['best']}, expected a name without folders")
+    if not isinstance(state.get("score"), float):
+        raise UnreadableError(f"the score of its best checkpoint is {_kind_of(state.get('score'))}")
+    if state.get("rows") is not None:
+        _check_entries(state, f"{STATE!r} of it", {"rows": int})
+
+
+def _check_groups(states: list[Any]) -> None:
+    """Passes if the groups of one optimizer are told as torch tells them."""
+    _check_like(states, [{"state": {}}], "optimizer_states")
+    _check_entries(states[0], "its 'optimizer_states'", {"param_groups": list})
+    for number, group in enumerate(states[0]["param_groups"]):
+        where = f"optimizer_states.param_groups.{number}"
+        _check_like(group, {"group": "", "lr": 0.0}, where)
+        for key, kind in {"params": int, "names": str}.items():
+            values = group.get(key, [])
+            if not isinstance(values, list) or not all(type(value) is kind for value in values):
+                raise UnreadableError(f"its {where}.{key} is {_kind_of(values)}, expected a list of {_WORDS[kind]}")
+        if "params" not in group:
+            raise UnreadableError(f"it has no {where}.params")
 
 
 def _check_entries(content: Any, what: str, kinds: Mapping[Any, type]) -> None:
@@ -201,19 +214,6 @@ def _check_like(content: Any, own: Any, where: str) -> None:
 def _unlike(where: str, content: Any, expected: str) -> UnreadableError:
     found = f"of shape {tuple(content.shape)}" if isinstance(content, Tensor) else _kind_of(content)
     return UnreadableError(f"its {where} is {found}, expected {expected}")
-
-
-def _check_best(state: Mapping[str, Any]) -> None:
-    """Passes if all files that ModelCheckpoint would delete once they are beaten lie where it keeps its own."""
-    kept = state["best_k_models"]
-    paths = [*kept, *(state[key] for key in ("best_model_path", "kth_best_model_path", "last_model_path"))]
-    for path in filter(None, paths):
-        if os.path.normpath(path) != path or os.path.dirname(path) != state["dirpath"]:
-            raise UnreadableError(f"it would delete {path}, which is not among its checkpoints: refused")
-    scores = [*kept.values(), state["best_model_score"], state["current_score"], state["kth_value"]]
-    for score in scores:
-        if score is not None and not (isinstance(score, Tensor) and score.ndim == 0):
-            raise UnreadableError(f"its best score is {_kind_of(score)}, expected {_WORDS[float]}")
 
 
 def _kind_of(value: Any) -> str:

@@ -4,7 +4,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from utils.checkpoint_schema import Checkpoint, check_progress, checked
 from utils.disk import whole_file, why_not_written
 from utils.errors import UserError, first_line
-from utils.tensor_files import UnreadableError, check_finite, read_pickled
-
-ZIP: Final = b"PK\x03\x04"
+from utils.tensor_files import ARCHIVE, UnreadableError, check_finite, check_members, read_pickled
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -72,10 +70,11 @@ def check_intact(path: Path) -> bool:
         UserError: a byte has changed, or the file is cut.
     """
     with path.open("rb") as file:
-        if file.read(len(ZIP)) != ZIP and not zipfile.is_zipfile(path):
+        if file.read(len(ARCHIVE)) != ARCHIVE and not zipfile.is_zipfile(path):
             return False
     try:
         with zipfile.ZipFile(path) as archive:
+            check_members(archive, path.stat().st_size)
             record = archive.testzip() or next((m.filename for m in archive.infolist() if m.external_attr), None)
             damage = record and f"its record {record} is not what was written"
     except Exception as error:  # damaged headers make it raise anything

@@ -9,7 +9,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from utils.checkpoints import load_weights, read_checkpoint
+from utils.checkpoint_schema import check_progress
+from utils.checkpoints import load_weights, read_checkpoint, refused_to_continue
 from utils.errors import UserError
 from utils.own_command import needs_own_command
 from utils.provenance import checkpoint_facts
@@ -30,10 +31,12 @@ class Continued:
 
     def __init__(self, cfg: DictConfig, path: Path) -> None:
         checkpoint: dict[str, Any] = dict(read_checkpoint(path))
+        with refused_to_continue(path):
+            check_progress(checkpoint)
         self.config, self._differences = continued_config(cfg, checkpoint["config"], path)
         self.facts = checkpoint_facts(path, checkpoint)
         self._checkpoint = checkpoint
-        self._path = path
+        self.path = path
         self._epochs = _count(checkpoint, "loops", "fit_loop", "epoch_progress", "current", "processed")
         self._step = _count(checkpoint, "global_step")
         self._refuse_finished()
@@ -51,26 +54,27 @@ class Continued:
             data: what is known of the dataset, see `utils.provenance.provenance`.
 
         Raises:
-            UserError: the weights are of another model, there is no optimizer, or the data are not those of before.
+            UserError: the weights are of another model, or the data are not those of before.
         """
-        checkpoint, self._checkpoint = self._checkpoint, {}
-        load_weights(module, checkpoint["state_dict"], source=self._path)
-        states = checkpoint.get("optimizer_states")
-        if not isinstance(states, list) or len(states) != 1:
-            raise UserError(f"ckpt_path: {self._path} holds no state of an optimizer: it can be tested, not continued")
-        earlier = checkpoint.get(KEY)
+        load_weights(module, self._checkpoint["state_dict"], source=self.path)
+        earlier = self._checkpoint.get(KEY)
         before = earlier.get("data") if isinstance(earlier, dict) else None
         hash_before = before.get("annotations") if isinstance(before, dict) else None
         if hash_before not in (None, data["annotations"]):
             raise UserError(
-                f"the annotations of {self.config.dataset.name} are not those that {self._path} was trained on, "
+                f"the annotations of {self.config.dataset.name} are not those that {self.path} was trained on, "
                 f"{data['file']} has changed; bring it back, or start a new run without ckpt_path"
             )
+
+    def take_checkpoint(self) -> dict[str, Any]:
+        """Returns the content of the checkpoint, which nothing here holds from then on."""
+        checkpoint, self._checkpoint = self._checkpoint, {}
+        return checkpoint
 
     def lines(self) -> list[str]:
         """Returns what the first screen says of it."""
         done = f"{self._epochs} of {self.config.trainer.max_epochs} epochs done, goes on at step {self._step}"
-        return [f"from    {self._path}: {done}", *(f"differs {line}" for line in self._differences)]
+        return [f"from    {self.path}: {done}", *(f"differs {line}" for line in self._differences)]
 
     def _refuse_finished(self) -> None:
         done = {"max_epochs": self._epochs, "max_steps": self._step}
@@ -78,11 +82,11 @@ class Continued:
         reached = any(isinstance(limit, int) and 0 < limit <= done[key] for key, limit in limits.items())
         stopped_early = not any(line.startswith(("trainer.m", "callbacks.")) for line in self._differences)
         metrics = Path(self.config.run_dir, "metrics.json")
-        is_own = self._path.resolve().is_relative_to(Path(self.config.run_dir).resolve())
+        is_own = self.path.resolve().is_relative_to(Path(self.config.run_dir).resolve())
         tested = _tested_step(metrics, self._step) == self._step
         if (reached and (tested or not is_own)) or (stopped_early and tested):
             raise UserError(
-                f"ckpt_path: nothing is left to train of {self._path}: its {self._epochs} epochs are done; train "
+                f"ckpt_path: nothing is left to train of {self.path}: its {self._epochs} epochs are done; train "
                 f"longer with trainer.max_epochs={2 * max(self._epochs, 1)}, or test it with task=test"
             )
 

@@ -93,7 +93,7 @@ def job_sentence(error: Exception) -> str | None:
 
 def _in_a_part(error: BaseException) -> str | None:
     """Returns what a part of the project or of the config has against its values, if that is what `error` is about."""
-    if (ours := _user_error(error)) is not None:
+    if (ours := user_error(error)) is not None:
         return str(ours)
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} has no value here: give it one with {error.full_key}=..."
@@ -104,7 +104,8 @@ def _in_a_part(error: BaseException) -> str | None:
     return None
 
 
-def _user_error(error: BaseException | None) -> UserError | None:
+def user_error(error: BaseException | None) -> UserError | None:
+    """Returns the `UserError` that `error` is or comes from, if there is one."""
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error

@@ -43,7 +43,11 @@ def read_pickled(path: Path, harmless: Sequence[Any] = ()) -> Any:
             start = file.read(len(OLD_ARCHIVE))
         _check_start(start)
         if start.startswith(ARCHIVE):
-            _check_members(path, size)
+            with zipfile.ZipFile(path) as archive:
+                check_members(archive, size)
+                for name in (name for name in archive.namelist() if name.endswith(".pkl")):
+                    with archive.open(name) as file:
+                        _check_nesting(file)
         else:
             with path.open("rb") as file:
                 for _ in range(PICKLES):
@@ -104,15 +108,15 @@ def _check_start(start: bytes) -> None:
     raise UnreadableError("it is damaged or no file that torch.save wrote")
 
 
-def _check_members(path: Path, size: int) -> None:
-    """Refuses an archive that is larger inside than outside: torch.save compresses nothing."""
-    with zipfile.ZipFile(path) as archive:
-        inside = sum(member.file_size for member in archive.infolist())
-        if inside > size:
-            raise UnreadableError(f"it has {size:,} bytes, but claims to hold {inside:,}")
-        for name in (name for name in archive.namelist() if name.endswith(".pkl")):
-            with archive.open(name) as file:
-                _check_nesting(file)
+def check_members(archive: zipfile.ZipFile, size: int) -> None:
+    """Passes if an archive of `size` bytes is no larger inside than outside: torch.save compresses nothing.
+
+    Raises:
+        UnreadableError: it is.
+    """
+    inside = sum(member.file_size for member in archive.infolist())
+    if inside > size:
+        raise UnreadableError(f"it has {size:,} bytes, but claims to hold {inside:,}")
 
 
 def _check_nesting(file: IO[bytes]) -> None:
