@@ -29,7 +29,7 @@ STARTS_AND_CONTINUES = f"""
 import os, runpy, signal, sys
 from pathlib import Path
 import lightning_data, lightning_models  # the slow imports, once for all processes
-from utils.callbacks import LastCheckpoint
+from utils.checkpoint_callback import Checkpoints
 
 def status_of(work, *arguments):
     child = os.fork()
@@ -42,16 +42,16 @@ def trainer(*arguments):
     sys.argv = ["trainer.py", *arguments]
     runpy.run_path("trainer.py", run_name="__main__")
 
-def saves_and_dies(self, trainer, *rest):
-    saves(self, trainer, *rest)
+def goes_on_or_dies(self, trainer, *rest):
     if trainer.global_step == {KILLED_AFTER}:
         os.kill(os.getpid(), signal.SIGKILL)
+    goes_on(self, trainer, *rest)
 
 arguments = sys.argv[1:]
 assert "wandb" not in sys.modules
-saves, LastCheckpoint.on_train_batch_end = LastCheckpoint.on_train_batch_end, saves_and_dies
+goes_on, Checkpoints.on_train_batch_start = Checkpoints.on_train_batch_start, goes_on_or_dies
 killed = status_of(trainer, *arguments)
-LastCheckpoint.on_train_batch_end = saves
+Checkpoints.on_train_batch_start = goes_on
 continued = status_of(trainer, *arguments, "ckpt_path=last")
 print("statuses", killed, continued)
 """

@@ -98,6 +98,8 @@ def _find_file(name: str, layout: Layout, folder: Path) -> Path:
     for file in layout.files:
         if (folder / file).is_file():
             return folder / file
+        if (folder / file).exists():
+            raise UserError(f"{folder / file} cannot be read: it is no file; put the annotation file there.")
     others = ", ".join(sorted(path.name for path in folder.glob("*.json")))
     raise UserError(
         f"Dataset {name} needs the annotation file {folder.absolute() / layout.files[0]}, which is missing"

@@ -24,7 +24,9 @@ def folder(tmp_path: Path) -> Path:
     """A tokenizer that makes one token of each word and says that five fit."""
     words = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", model_max_length=5)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="[UNK]", pad_token="[UNK]", model_max_length=5
+    )
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     return tmp_path / "tokenizer"
 
@@ -42,7 +44,7 @@ def test_no_captions_are_no_error(folder: Path) -> None:
 def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tokenizer folder .*nowhere does not exist"):
         token_facts(IMAGES, tmp_path / "nowhere", None)
-    with pytest.raises(UserError, match=r"holds no usable tokenizer"):
+    with pytest.raises(UserError, match=r"holds no tokenizer that transformers can load"):
         token_facts(IMAGES, tmp_path, None)
 
 

@@ -46,9 +46,9 @@ CONFIG = ROOT / "config"
         (["task=trian"], r"task=trian: no such task. Did you mean 'train'\?"),
         (["task=test", "-cn", "clip"], r"clip_checkpoints does not exist; run 'uv run prepare_checkpoints.py clip'"),
         (["-m", "--cfg", "job"], r"--multirun, --cfg, --info and --run exclude each other: give one of them"),
-        (["ckpt_path=a/epoch=1.ckpt"], r"a/epoch=1.ckpt does not exist"),
+        (["ckpt_path=a/epoch=1.ckpt"], r"ckpt_path=a/epoch=1.ckpt: there is no such file"),
         (["--experiment=irra"], r"written without dashes, experiment=irra"),
-        (["ckpt_path=last", "run_name=never"], r"never/<time>/checkpoints/last.ckpt does not exist"),
+        (["ckpt_path=last", "run_name=never"], r"ckpt_path=last: no run of never under .+ has a checkpoint"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
