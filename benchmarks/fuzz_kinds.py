@@ -40,6 +40,7 @@ from tests.model.openai_clip import PATCH, TEXT_WIDTH, VOCABULARY, WIDTH, Irra
 from tests.small_run import CONFIG_DIR, SMALL
 from utils.archives import install
 from utils.checkpoint_folder import SMALL_FILES, Architecture, check_folder
+from utils.provenance import code
 
 SPEC: Final = SyntheticSpec(train=8, val=4, test=4, images_per_identity=2, height=64, width=32)
 
@@ -80,6 +81,7 @@ def stop_where_nothing_more_is_read() -> None:
     def accepted(*_: Any) -> None:
         raise AcceptedError
 
+    code()  # remembered, so that no child asks git
     LitTBPS.on_train_batch_end = accepted  # type: ignore[method-assign]
     LitRanker.test_step = accepted  # type: ignore[method-assign, assignment]
 
@@ -101,9 +103,7 @@ def _config(sound: Path, work: Path, *overrides: str) -> DictConfig:
 
 
 def _copy_run(sound: Path, work: Path) -> None:
-    path = copied(sound / "run", work / "run") / "checkpoints" / "last.ckpt"
-    for beside in set(path.parent.iterdir()) - {path}:
-        beside.unlink()  # a checksum would refuse everything alike
+    copied(sound / "run", work / "run")
 
 
 def _copy_published(sound: Path, work: Path) -> None:
@@ -130,7 +130,7 @@ def _continue(sound: Path, work: Path) -> None:
 
 
 def _test(sound: Path, work: Path) -> None:
-    trainer.test(_config(sound, work, "task=test", f"ckpt_path={last_checkpoint(work)}"))
+    trainer.test(_config(sound, work, "task=test", f"ckpt_path={last_checkpoint(work)}", f"run_dir={work / 'tested'}"))
 
 
 def _convert(sound: Path, work: Path) -> None:
