@@ -1,7 +1,10 @@
 """Shared fixtures: small backbones in Hugging Face format, a small dataset with tiny backbones beside it."""
 
 import json
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at a time; before torch counts the cores
 
 import pytest
 import torch
