@@ -1,5 +1,6 @@
 """What a backbone's folder in Hugging Face format says, taken as data: checked, and no code that it names is run."""
 
+import inspect
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -145,7 +146,7 @@ def _section(
 
 def _declared(kind: Any, options: Mapping[str, Any], source: Path | str) -> dict[str, Any]:
     """Returns those of `options` that the config class declares and that are no sections of their own."""
-    declared = ({*kind.__annotations__} | ALSO) - UNUSED - {*kind.sub_configs_defaults}
+    declared = (_names(kind) | ALSO) - UNUSED - {*kind.sub_configs}
     kept = {name: value for name, value in options.items() if name in declared}
     for name, value in kept.items():
         numbers = value if isinstance(value, list) else [value]
@@ -154,6 +155,11 @@ def _declared(kind: Any, options: Mapping[str, Any], source: Path | str) -> dict
         if any(isinstance(n, int | float) and not least <= n <= most for n in numbers):
             raise UserError(f"{source}: {name} is {value!r}, expected a number that a model can have")
     return kept
+
+
+def _names(kind: Any) -> set[str]:
+    """Returns what a config class declares: in fields or, in the first releases of transformers 5, in `__init__`."""
+    return {*kind.__annotations__} or {*inspect.signature(kind.__init__).parameters} - {"self", "kwargs"}
 
 
 def _check_layers(config: PreTrainedConfig, most: int, source: Path | str) -> None:
