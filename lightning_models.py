@@ -188,6 +188,7 @@ class LitTBPS(LitRanker):
         self._finite = FiniteLosses()
         self._step: Features | None = None
         self._rates_before: dict[str, float] = {}
+        self._continued: dict[str, Any] | None = None
 
     def check_optimizer(self) -> None:
         """Passes when optimizer and schedule can be built.
@@ -366,9 +367,14 @@ class LitTBPS(LitRanker):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         load_weights(self, checkpoint["state_dict"], source="the checkpoint to continue")
-        state = self.optimizer_state_of(checkpoint, self.trainer, self.trainer.ckpt_path or "")
-        self._rates_before = learning_rates(checkpoint["optimizer_states"][0])
-        checkpoint["optimizer_states"] = [state]
+        self._continued = checkpoint
+
+    def on_fit_start(self) -> None:
+        if self._continued is not None:  # by now the weights are on the GPU, if any, where an optimizer is fused
+            state = self.optimizer_state_of(self._continued, self.trainer, self.trainer.ckpt_path or "")
+            self._rates_before = learning_rates(self._continued["optimizer_states"][0])
+            self._continued["optimizer_states"] = [state]
+            self._continued = None
 
 
 def build_encoder(cfg: DictConfig, *, weights: bool = True) -> TBPS:

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from utils.composed import with_composed
 from utils.config import register_resolvers, run_facts
 from utils.errors import UserError, fail, nearest
-from utils.hydra_errors import hydra_errors_in_one_sentence, job_sentence
+from utils.hydra_errors import hydra_errors_in_one_sentence, job_sentence, let_go
 from utils.options import check_options, check_overrides, limited
 from utils.own_command import needs_own_command, run_own_command
 from utils.recipe import describe_recipe
@@ -206,6 +206,7 @@ def _run_task(cfg: DictConfig) -> float | None:
         if told is None:
             raise
         if HydraConfig.get().mode == RunMode.MULTIRUN:
+            let_go(error)
             raise UserError(told) from error  # the other jobs of the sweep go on
         remove_if_empty(cfg.run_dir)
         fail(told)  # before Hydra adds lines to it

@@ -222,9 +222,10 @@ def test_views_built_on_the_device_are_those_of_the_cpu(name: str) -> None:
             assert differences.float().mean() < 0.5, view  # resized in fp32, not in uint8
 
 
-RUNS: Final = {  # a run, and how often the host waits in a step that logs nothing: for GradScaler's verdict
+RUNS: Final = {  # waits in a step that logs nothing (for GradScaler's verdict), whether Adam is fused, the run
     "cpcl": (
         1,
+        None,
         "experiment=cpcl",
         "backbone=tiny_clip",
         "lora=default",
@@ -232,28 +233,37 @@ RUNS: Final = {  # a run, and how often the host waits in a step that logs nothi
         "trainer.precision=16-mixed",
         "trainer.gradient_clip_val=1.0",
     ),
-    "part_cmr": (0, "experiment=part_cmr", "backbone=tiny_siglip", "+loss/term@loss.terms.efa=efa"),
+    "part_cmr": (0, True, "experiment=part_cmr", "backbone=tiny_siglip", "+loss/term@loss.terms.efa=efa"),
 }
-SHORT: Final = ("trainer=gpu", "trainer.max_epochs=1", "trainer.limit_train_batches=3", "trainer.log_every_n_steps=9")
+SHORT: Final = ("trainer=gpu", "trainer.limit_train_batches=3", "trainer.log_every_n_steps=9", "logger=csv")
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_whole_run(name: str, small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Labels, trains, ranks and reports."""
-    waits, *method = RUNS[name]
-    paths = (f"dataset_root_dir={small_root}", f"run_dir={tmp_path}", "logger=csv")
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        cfg = compose("demo", overrides=[*method, *ANY_METHOD, *SHORT, *paths])
-    counts = []
+    """Labels, trains, ranks and reports; then goes on for another epoch."""
+    waits, fused, *method = RUNS[name]
+    paths = (f"dataset_root_dir={small_root}", f"run_dir={tmp_path}")
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    seen: list[tuple[int, Any]] = []
     start = LitTBPS.on_train_batch_start
-    monkeypatch.setattr(
-        LitTBPS, "on_train_batch_start", lambda self, *args: (counts.append(len(gpu.waits)), start(self, *args))[1]
-    )
-    with stand_in_gpu() as gpu:
-        metrics = trainer.train(cfg)
-    assert all(0 <= value <= 100 for value in metrics.values())
-    assert [b - a for a, b in pairwise(counts)] == [waits] * 2, gpu.waits[counts[0] : counts[-1]]
-    weights = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+    def watched(module: LitTBPS, batch: Batch, batch_idx: int) -> None:
+        seen.append((len(gpu.waits), module.trainer.optimizers[0].param_groups[0]["fused"]))
+        start(module, batch, batch_idx)
+
+    monkeypatch.setattr(LitTBPS, "on_train_batch_start", watched)
+    for epochs, continued in ((1, ()), (2, (f"ckpt_path={last}",))):
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            overrides = [*method, *ANY_METHOD, *SHORT, *paths, f"trainer.max_epochs={epochs}", *continued]
+            cfg = compose("demo", overrides=overrides)
+        with stand_in_gpu() as gpu:
+            metrics = trainer.train(cfg)
+        assert all(0 <= value <= 100 for value in metrics.values())
+        counts = [count for count, _ in seen]
+        assert [b - a for a, b in pairwise(counts)] == [waits] * 2, gpu.waits[counts[0] : counts[-1]]
+        assert {kernel for _, kernel in seen} == {fused}
+        seen.clear()
+    weights = torch.load(last, weights_only=True)["state_dict"]
     assert {weight.device.type for weight in weights.values()} == {"cpu"}
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -24,9 +25,17 @@ _NOT_FOUND = re.compile(r"Could not find '([^']+)'")
 LAUNCHER_EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
 # Keys that other programs have -> what does the same here.
 INSTEAD = {"trainer.fast_dev_run": "debug=fast", "trainer.overfit_batches": "debug=overfit"}
+_GPU_IS_FULL = (
+    "the memory of the GPU is full: task=plan tells the largest dataset.batch_size that fits and what makes a step "
+    "smaller, such as backbone.gradient_checkpointing=true or grad_cache.micro_batch=16; outside of training, lower "
+    "dataset.eval_batch_size; nvidia-smi shows who else uses the GPU"
+)
 # What is raised as an error of Python's own: what it begins with -> what to say.
 _FOREIGN = {
     **LOST_WORKERS,
+    "CUDA out of memory": _GPU_IS_FULL,
+    "CUDA error: out of memory": _GPU_IS_FULL,
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED": _GPU_IS_FULL,
     "Config group override must be": "a group, such as dataset or loss, takes the name of one of its options",
     "Only one of --": "--multirun, --cfg, --info and --run exclude each other: give one of them",
     'Could not detect "srun"': "hydra/launcher=submitit_slurm: there is no srun here, so this is no machine of a SLURM "
@@ -89,6 +98,16 @@ def job_sentence(error: Exception) -> str | None:
     if isinstance(error, OSError):
         return refusal(error)
     return next((told for begins, told in _FOREIGN.items() if str(error).startswith(begins)), None)
+
+
+def let_go(error: BaseException | None) -> None:
+    """Clears the variables of the functions that an error, and those behind it, came through.
+
+    A sweep keeps the errors of its jobs, and with these variables a job's model and the memory of the GPU.
+    """
+    while error is not None:
+        clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _in_a_part(error: BaseException) -> str | None:

@@ -2,14 +2,17 @@ import errno
 import re
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
 
 from utils.config import register_resolvers
-from utils.hydra_errors import hydra_errors_in_one_sentence, job_sentence, sentence
+from utils.errors import UserError
+from utils.hydra_errors import hydra_errors_in_one_sentence, job_sentence, let_go, sentence
 
 register_resolvers()
 
@@ -104,10 +107,40 @@ def test_a_refused_override_is_answered_with_what_helps(argument: str, message: 
         (OSError(errno.EROFS, "Read-only file system", "data/.lock"), "data/.lock: Read-only file system; make it"),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; free disk space, or"),
         (OSError(errno.EMFILE, "Too many open files", "x"), "x: Too many open files; allow more with 'ulimit -n"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0"),
+            "task=plan tells the largest",
+        ),
     ],
 )
 def test_what_the_system_refuses_is_one_sentence(error: Exception, message: str) -> None:
     assert message in str(job_sentence(error))
+
+
+def test_what_a_failed_job_of_a_sweep_held_is_let_go() -> None:
+    class Model:
+        pass
+
+    held = []
+
+    def train() -> None:
+        model = Model()
+        held.append(weakref.ref(model))
+        raise RuntimeError("CUDA out of memory")
+
+    def job() -> None:
+        model = Model()
+        held.append(weakref.ref(model))
+        try:
+            train()
+        except RuntimeError as error:
+            raise UserError("told") from error
+
+    with pytest.raises(UserError) as caught:
+        job()
+    assert all(model() is not None for model in held)
+    let_go(caught.value)
+    assert all(model() is None for model in held)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a fault"), ValueError("a fault"), KeyError("a"), OSError("a fault")])
