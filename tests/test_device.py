@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
@@ -265,6 +266,32 @@ def test_a_whole_run(name: str, small_root: Path, tmp_path: Path, monkeypatch: p
         seen.clear()
     weights = torch.load(last, weights_only=True)["state_dict"]
     assert {weight.device.type for weight in weights.values()} == {"cpu"}
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_logged_norm_of_gradients_has_no_scale(
+    fused: bool, hub_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning takes the scale of fp16 away before it is logged, but where a fused optimizer does so."""
+    cfg = config(hub_folders, "clip", "loss=sdm", "trainer.precision=16-mixed")
+    module, logged = build_module(cfg, build_encoder(cfg), 3).train(), {}
+    with stand_in_gpu():
+        module.to(CUDA)
+        scaler = torch.amp.GradScaler("cuda", init_scale=1024.0)
+        optimizer = instantiate(cfg.optimizer, fused=fused)(module.named_parameters())
+        total = losses(module, move_data_to_device(filled_batch(module, cfg), CUDA))[1].total
+        expected = torch.autograd.grad(total, module.encoder.backbone.token_table, retain_graph=True)[0]
+        scaler.scale(total).backward()
+        if not fused:
+            scaler.unscale_(optimizer)
+        for name, parameter in module.named_parameters():
+            if not name.endswith("token_embedding.weight"):
+                parameter.grad = None
+        plugin = SimpleNamespace(scaler=scaler)
+        module._trainer = SimpleNamespace(precision_plugin=plugin, global_step=cfg.trainer.log_every_n_steps - 1)
+        monkeypatch.setattr(module, "log", logged.__setitem__)
+        module.on_before_optimizer_step(optimizer)
+        assert float(logged["train/grad_norm"]) == pytest.approx(float(expected.norm()), rel=1e-4)
 
 
 def test_rows_are_gathered_on_the_device(tmp_path: Path) -> None:

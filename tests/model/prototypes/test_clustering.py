@@ -131,3 +131,20 @@ def test_cluster_means_leave_outliers_out() -> None:
     means, filled = cluster_means(features, torch.tensor([1, 1, -1, 0]), 3)
     assert means.tolist() == [[5, 5], [2, 1], [0, 0]]
     assert filled.tolist() == [True, True, False]
+
+
+def test_kmeans_keeps_fp32_where_training_has_allowed_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, before = [], torch.get_float32_matmul_precision()
+    nearest = clustering._nearest_centre
+
+    def watched(features: Tensor, centres: Tensor) -> Tensor:
+        seen.append(torch.get_float32_matmul_precision())
+        return nearest(features, centres)
+
+    monkeypatch.setattr(clustering, "_nearest_centre", watched)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        kmeans(torch.randn(20, 4, generator=torch.Generator().manual_seed(0)), 3, seed=0)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert set(seen) == {"highest"}
