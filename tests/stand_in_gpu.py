@@ -6,6 +6,7 @@ backward pass. Underneath, the wrappers are of "lazy", a type of device that aut
 what PyTorch makes on the device of a tensor lies there too; who asks a wrapper for its device is told "cuda:0".
 """
 
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -188,7 +189,7 @@ def _has_cuda_kernel(func: Any) -> bool:
 
 def _own_line() -> str:
     """Returns "file:line" of the innermost line of this project, this file apart."""
-    for frame, line in traceback.walk_stack(None):
+    for frame, line in traceback.walk_stack(sys._getframe()):
         file = frame.f_code.co_filename
         if file.startswith(str(ROOT)) and file != __file__ and "site-packages" not in file:
             return f"{Path(file).relative_to(ROOT)}:{line}"
@@ -221,6 +222,7 @@ _LIKE_AN_RTX_3060: Final[Mapping[str, Any]] = {
     "max_memory_allocated": _give(0),
     "empty_cache": _give(None),
     "synchronize": _give(None),
+    "is_current_stream_capturing": _give(False),
     "get_rng_state_all": _give([]),
     "Stream": _Stream,
     "stream": _Stream,
@@ -231,7 +233,7 @@ _LIKE_AN_RTX_3060: Final[Mapping[str, Any]] = {
 @contextmanager
 def stand_in_gpu() -> Iterator[StandInGpu]:
     """Inside, there is a GPU as far as the project, Lightning and PyTorch can tell."""
-    torch._C._ensureCUDADeviceGuardSet()  # as FakeTensorMode does
+    getattr(torch._C, "_ensureCUDADeviceGuardSet", lambda: None)()  # FakeTensorMode's own step, from PyTorch 2.10 on
     lifts_cpu_only = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)  # so that torch.tensor(..., device="cuda") asks no driver
     try:
