@@ -152,9 +152,14 @@ def test_the_folder_of_a_refused_start_goes_and_any_other_stays(tmp_path: Path) 
     assert len(list(run.iterdir())) == 2
 
 
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    (tmp_path / "app.py").write_text(APP, encoding="utf-8")
+    (tmp_path / "config.yaml").write_text(CONFIG, encoding="utf-8")
+    return tmp_path
+
+
 def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
-    (folder / "app.py").write_text(APP, encoding="utf-8")
-    (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
     left = ("LOCAL_RANK", "SLURM_NTASKS")
     known = {name: value for name, value in os.environ.items() if name not in left}
     return subprocess.Popen(
@@ -167,10 +172,10 @@ def rows(folder: Path) -> dict[str, list[str]]:
     return {str(file.parent.relative_to(folder)): file.read_text().split() for file in files}
 
 
-def test_runs_and_sweeps_of_the_same_second_have_folders_apart(tmp_path: Path) -> None:
+def test_runs_and_sweeps_of_the_same_second_have_folders_apart(app: Path) -> None:
     commands = [("seed=3",), ("seed=4",), ("-m", "seed=1,2"), ("-m", "seed=1,2"), ("seed=5", "run_dir=runs/named")]
-    assert [process.wait() for process in [start(tmp_path, *command) for command in commands]] == [0] * 5
-    found = rows(tmp_path)
+    assert [process.wait() for process in [start(app, *command) for command in commands]] == [0] * 5
+    found = rows(app)
     assert sorted(found["runs/same_second"] + found["runs/same_second-2"]) == ["3", "4"]
     for sweep in ("sweeps/same_second", "sweeps/same_second-2"):
         assert (found[f"{sweep}/0"], found[f"{sweep}/1"]) == (["1"], ["2"])
@@ -178,8 +183,8 @@ def test_runs_and_sweeps_of_the_same_second_have_folders_apart(tmp_path: Path) -
     assert len(found) == 7
 
 
-def test_the_processes_that_lightning_starts_share_the_folder_of_the_first(tmp_path: Path) -> None:
-    assert start(tmp_path, "seed=1").wait() == 0
+def test_the_processes_that_lightning_starts_share_the_folder_of_the_first(app: Path) -> None:
+    assert start(app, "seed=1").wait() == 0
     handed = 'hydra.run.dir="runs/same_second"'
-    assert start(tmp_path, "seed=2", handed, "hydra.job.name=second", LOCAL_RANK="1").wait() == 0
-    assert rows(tmp_path) == {"runs/same_second": ["1", "2"]}
+    assert start(app, "seed=2", handed, "hydra.job.name=second", LOCAL_RANK="1").wait() == 0
+    assert rows(app) == {"runs/same_second": ["1", "2"]}
