@@ -1,5 +1,6 @@
 """How much memory a training step takes at its peak, traced on fake tensors as a GPU would run it."""
 
+import gc
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -136,6 +137,8 @@ def fake_gpu() -> Iterator[None]:
     more than rounding is made up for: dropout keeps a mask of one byte per element, not the noise; layer norm under
     autocast gives fp32. Attention is assumed to be fused, flash or memory-efficient, also where it drops out: it
     keeps queries, keys, values, its output and a logarithm per row, as the flash kernel of the CPU does.
+
+    Python's cycle collector rests meanwhile: PyTorch 2.9 lets it empty fake tensors that only autograd still holds.
     """
     # Not a TorchFunctionMode: it is off in the backward pass, where activations are computed again.
     like_cuda: dict[str, Any] = {
@@ -143,8 +146,20 @@ def fake_gpu() -> Iterator[None]:
         "layer_norm": _layer_norm,
         "scaled_dot_product_attention": _attention,
     }
-    with FakeTensorMode(allow_non_fake_inputs=True), patch.multiple(F, **like_cuda):
+    with no_cycle_collection(), FakeTensorMode(allow_non_fake_inputs=True), patch.multiple(F, **like_cuda):
         yield
+
+
+@contextmanager
+def no_cycle_collection() -> Iterator[None]:
+    """Inside, Python frees what has no reference left, but does not look for cycles by itself."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

@@ -32,7 +32,7 @@ TOWERS: Final[Mapping[str, Mapping[str, tuple[type[PreTrainedConfig], ...]]]] = 
 }
 ALSO: Final = {"hidden_size"}  # what a ResNet's config does not declare, but a dual encoder asks for
 UNUSED: Final = {"is_decoder", "add_cross_attention", "use_cache", "vision_use_head"}  # would change what a tower is
-SIZE: Final = re.compile(r".*_(size|sizes|layers|heads|channels|dim|embeddings)|depths|.*_eps")
+SIZE: Final = re.compile(r".*_(size|sizes|layers|heads|channels|dim|position_embeddings)|depths|.*_eps")
 SHARE: Final = re.compile(r".*(dropout|_prob)")
 LARGEST: Final = 10_000_000  # number in a config; a vocabulary has up to 300,000 tokens
 MOST_LAYERS: Final = 1_000
@@ -152,6 +152,9 @@ def _declared(kind: Any, options: Mapping[str, Any], source: Path | str) -> dict
         numbers = value if isinstance(value, list) else [value]
         least = 1e-12 if SIZE.fullmatch(name) else -1
         most = 1 if SHARE.fullmatch(name) else LARGEST
+        of_kind = float if name.endswith("_eps") else int  # not every release of transformers checks it
+        if SIZE.fullmatch(name) and any(n is not None and type(n) not in (int, of_kind) for n in numbers):
+            raise UserError(f"{source}: {name} is {value!r}, expected a number of type {of_kind.__name__}")
         if any(isinstance(n, int | float) and not least <= n <= most for n in numbers):
             raise UserError(f"{source}: {name} is {value!r}, expected a number that a model can have")
     return kept

@@ -50,7 +50,10 @@ def refused(folder: Path, message: str) -> None:
     ("how", "message"),
     [
         (lambda c: [c], "config.json is not a JSON object"),
-        (lambda c: c["text_config"].update(num_hidden_layers="x"), "Field 'num_hidden_layers' expected int, got str"),
+        (
+            lambda c: c["text_config"].update(num_hidden_layers="x"),
+            "num_hidden_layers is 'x', expected a number of ",
+        ),
         (lambda c: c["text_config"].update(num_hidden_layers=10**7), "config.json describes 10000002 layers"),
         (lambda c: c["text_config"].update(vocab_size=10**7), r"is \(40, 32\).* asks for \(10000000, 32\)"),
         (
@@ -59,7 +62,7 @@ def refused(folder: Path, message: str) -> None:
         ),
         (lambda c: c["vision_config"].update(hidden_size=-32), "hidden_size is -32, expected a number"),
         (lambda c: c["vision_config"].update(patch_size=0), "patch_size is 0, expected a number"),
-        (lambda c: c["vision_config"].update(num_attention_heads=0.5), "num_attention_heads"),
+        (lambda c: c["vision_config"].update(num_attention_heads=0.5), "num_attention_heads is 0.5, expected a number"),
         (lambda c: c["text_config"].update(layer_norm_eps=float("nan")), "layer_norm_eps is nan"),
         (lambda c: c["text_config"].update(attention_dropout=7), "attention_dropout is 7"),
         (lambda c: c["text_config"].update(hidden_act="os.system"), "describes no model that can be built"),

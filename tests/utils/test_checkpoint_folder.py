@@ -204,7 +204,7 @@ def test_a_pickle_that_would_run_code_is_refused_unexecuted(tmp_path: Path) -> N
     pickled(tmp_path / "new.bin", {"weight": _Evil(tmp_path / "executed")})
     (tmp_path / "old.bin").write_bytes(pickle.dumps({"weight": _Evil(tmp_path / "executed")}, protocol=2))
     for name in ("new.bin", "old.bin"):
-        with pytest.raises(UserError, match=r"is refused \(it (holds io.open, which only|is a pickle of another kind)"):
+        with pytest.raises(UserError, match=r"is refused \(it (holds _?io.open, which|is a pickle of another kind)"):
             to_safetensors(tmp_path / name, tmp_path / "x.safetensors")
     assert sorted(os.listdir(tmp_path)) == ["new.bin", "old.bin"]
 

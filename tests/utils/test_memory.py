@@ -1,5 +1,7 @@
 """Counting what is alive: against hand-made cases, and fake tensors against real ones."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -137,3 +139,13 @@ def test_attention_that_drops_out_is_fused() -> None:
         queries = torch.zeros(1, 8, 512, 16, requires_grad=True)
         F.scaled_dot_product_attention(queries, queries, queries, dropout_p=0.1).sum().backward()
     assert tracker.peak[OTHER] < 2 * KIB * KIB
+
+
+def test_the_cycle_collector_rests_while_tensors_are_fake() -> None:
+    """PyTorch 2.9's ends a trace now and then, with a fake tensor that has lost its mode."""
+    with fake_gpu():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(RuntimeError, match="reduction dim"), fake_gpu():
+        torch.zeros(2, 3) @ torch.zeros(2, 3)
+    assert gc.isenabled()
