@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -208,7 +209,12 @@ def _with_attribute(tensor: Tensor) -> Tensor:
 
 def write_pickled(rng: Random, content: Any, path: Path) -> str:
     """Writes `content` as torch.save does, with a call where `MARK` stands; returns what was done besides."""
-    torch.save(content, path, _use_new_zipfile_serialization=rng.random() < 0.9)
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(100_000)  # for what is nested deeply: what reads it must cope, not what writes it
+    try:
+        torch.save(content, path, _use_new_zipfile_serialization=rng.random() < 0.9)
+    finally:
+        sys.setrecursionlimit(limit)
     if not zipfile.is_zipfile(path):
         return ", before PyTorch 1.6"
     replaced = ""

@@ -1,6 +1,5 @@
-"""Named parameter groups: which parameter is optimised how."""
+"""Parameter groups: which parameter is optimized how, told by what it is."""
 
-import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,14 @@ RATES: Final = ("lr", "lr_start", "lr_end")
 SHARED: Final = (*RATES, "weight_decay", "betas", "eps")
 CONFIG: Final = "optimizer.param_groups"
 FROZEN: Final = "frozen"
+OWNERS: Final = {  # the first that is found in a parameter's name
+    "adapters": r"\.lora_",
+    "loss": r"^objective\.",
+    "backbone": r"^encoder\.backbone\.",
+    "head": "",
+}
+KINDS: Final = ("matrix", "position", "norm", "bias", "temperature", "vector")
+SELECTORS: Final = ("of", "kind", "match")
 PARTS: Final = {
     "LoRA adapters": r"\.lora_",
     "image tower": r"\bvision_model\.|\bvisual_projection\.",
@@ -31,9 +38,10 @@ PARTS: Final = {
 
 @dataclass(frozen=True)
 class ParamGroup:
-    """Parameters that are optimised alike.
+    """Parameters that are optimized alike.
 
-    lr, lr_start, lr_end: learning rates after the warm-up, at its first step, at the last step of a cosine.
+    name: of the configured groups that change something for them, joined by "/"; "default" where there is none.
+    lr, lr_start, lr_end: learning rates after the warm-up, at its first step, at the end of a cosine.
     parameters: name -> trainable parameter, in the model's order.
     """
 
@@ -46,48 +54,71 @@ class ParamGroup:
     eps: float
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
 
-    def by_decay(self) -> list[tuple[float, list[nn.Parameter]]]:
-        """Returns (weight decay, parameters), without empty lists: vectors and scalars are never decayed."""
-        parameters = list(self.parameters.values())
-        if self.weight_decay == 0:
-            split = [(0.0, parameters)]
-        else:
-            split = [
-                (self.weight_decay, [p for p in parameters if p.ndim >= 2]),
-                (0.0, [p for p in parameters if p.ndim < 2]),
-            ]
-        return [(decay, tensors) for decay, tensors in split if tensors]
+    @property
+    def rates(self) -> tuple[float, float, float]:
+        return self.lr, self.lr_start, self.lr_end
+
+
+def owner_of(name: str) -> str:
+    """Returns what a parameter of that name belongs to: "adapters", "loss", "backbone" or "head"."""
+    return next(owner for owner, pattern in OWNERS.items() if re.search(pattern, name))
+
+
+def kind_of(name: str, dimensions: int) -> str:
+    """Returns what a parameter of that name is, one of `KINDS`.
+
+    "norm" is the weight of a normalization, "position" a table of position embeddings, "vector" anything else with
+    one dimension, such as a class token, and "matrix" anything else with more, convolutions and token tables included.
+    """
+    last = name.rpartition(".")[2]
+    if last in ("logit_scale", "logit_bias"):
+        return "temperature"
+    if last == "bias" or last.endswith("_bias"):
+        return "bias"
+    if "position_embedding" in name:
+        return "position"
+    if dimensions >= 2:
+        return "matrix"
+    return "norm" if last == "weight" else "vector"
 
 
 def split_parameters(
     named_parameters: Iterable[tuple[str, nn.Parameter]], param_groups: Mapping[str, Any]
 ) -> list[ParamGroup]:
-    """Returns the groups in the order of `param_groups`; every trainable parameter is in exactly one.
+    """Returns groups in which every trainable parameter is exactly once, in the order in which the model has them.
 
     Args:
         named_parameters: as `nn.Module.named_parameters` gives them; frozen ones are left out.
-        param_groups: group name -> settings (`SHARED`; except in `default` also `match` and `lr_scale`).
-            `match` lists regular expressions, one of which has to match a parameter's whole name; `default`
-            takes what no other group matches. The rates of a group are those of `default` times `lr_scale`
-            (1) unless the group sets them; whatever else it leaves out or null is as in `default`. A group
-            may end up without parameters: the classifier's, where no loss has one.
+        param_groups: group name -> settings (`SHARED`, and `lr_scale`), in order. `default` applies to every
+            parameter. Another group applies to those that it selects by `of` (owners), `kind` and `match` (regular
+            expressions, one of which matches the whole name); what is null selects all. Of several groups that select
+            a parameter, each setting is that of the last one that sets it. A rate that `lr_scale` gives is that of
+            `default` times it. A group may select nothing: that of a classifier, where no loss has one.
 
     Raises:
-        UserError: a parameter that two groups match, nothing to train, or settings that cannot be.
+        UserError: nothing to train, or settings that cannot be.
     """
-    groups = {name: _group(name, settings, param_groups) for name, settings in param_groups.items()}
-    patterns = {name: _patterns(name, settings) for name, settings in param_groups.items() if name != DEFAULT}
+    for name, settings in param_groups.items():
+        _check(name, settings)
+    if DEFAULT not in param_groups:
+        raise UserError(f"{CONFIG}.{DEFAULT}: expected a mapping of settings; every parameter needs them.")
+    patterns = {name: _patterns(name, settings) for name, settings in param_groups.items()}
+    groups: dict[str, ParamGroup] = {}
     for name, parameter in named_parameters:
         if not parameter.requires_grad:
             continue
-        owners = [group for group, own in patterns.items() if any(p.fullmatch(name) for p in own)]
-        if len(owners) > 1:
-            raise UserError(
-                f"{CONFIG}: parameter {name!r} is matched by the groups {' and '.join(map(repr, owners))}; "
-                "narrow the `match` of one of them."
-            )
-        groups[owners[0] if owners else DEFAULT].parameters[name] = parameter
-    if not any(group.parameters for group in groups.values()):
+        owner, kind = owner_of(name), kind_of(name, parameter.ndim)
+        selecting = [
+            group
+            for group, settings in param_groups.items()
+            if group != DEFAULT
+            and owner in (_listed(settings.get("of")) or OWNERS)
+            and kind in (_listed(settings.get("kind")) or KINDS)
+            and (not patterns[group] or any(pattern.fullmatch(name) for pattern in patterns[group]))
+        ]
+        group = _resolved(selecting, param_groups)
+        groups.setdefault(group.name, group).parameters[name] = parameter
+    if not groups:
         raise UserError("there is nothing to train: every parameter of the model is frozen.")
     return list(groups.values())
 
@@ -95,16 +126,12 @@ def split_parameters(
 def parameter_table(named_parameters: Iterable[tuple[str, nn.Parameter]], param_groups: Mapping[str, Any]) -> str:
     """Returns a table with a row for each part of the model and group that trains it, then totals.
 
-    A row's weight decay is that of its matrices; vectors and scalars have none.
-
     Args:
         named_parameters, param_groups: as in `split_parameters`; what is frozen has rows of its own.
     """
     parameters = dict(named_parameters)
-    groups = split_parameters(parameters.items(), param_groups)
-    owners = {name: group.name for group in groups for name in group.parameters}
-    rates = {**{group.name: f"{group.lr:g}" for group in groups}, FROZEN: ""}
-    decays = {tensor: decay for group in groups for decay, tensors in group.by_decay() for tensor in tensors}
+    groups = {group.name: group for group in split_parameters(parameters.items(), param_groups)}
+    owners = {name: group.name for group in groups.values() for name in group.parameters}
     rows: defaultdict[tuple[str, str], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in parameters.items():
         part = next(part for part, pattern in PARTS.items() if re.search(pattern, name))
@@ -112,13 +139,13 @@ def parameter_table(named_parameters: Iterable[tuple[str, nn.Parameter]], param_
 
     table = PrettyTable(["part", "group", "lr", "weight decay", "parameters"], align="r")
     table.align.update(part="l", group="l")
-    shown = [of for of in itertools.product(PARTS, rates) if of in rows]
-    for part, owner in shown:
-        tensors = rows[part, owner]
-        decay = "" if owner == FROZEN else f"{max(decays[tensor] for tensor in tensors):g}"
-        last = (part, owner) == shown[-1]
-        table.add_row([part, owner, rates[owner], decay, f"{_size(tensors):,}"], divider=last)
-    trained, everything = _size(decays), _size(parameters.values())
+    order = [*groups, FROZEN]
+    shown = sorted(rows, key=lambda row: ([*PARTS].index(row[0]), order.index(row[1])))
+    for part, name in shown:
+        group = groups.get(name)
+        rates = ["", ""] if group is None else [f"{group.lr:g}", f"{group.weight_decay:g}"]
+        table.add_row([part, name, *rates, f"{_size(rows[part, name]):,}"], divider=(part, name) == shown[-1])
+    trained, everything = _size(parameters[name] for name in owners), _size(parameters.values())
     table.add_row(["trainable", f"{trained / everything:.1%}", "", "", f"{trained:,}"])
     table.add_row(["all", "", "", "", f"{everything:,}"])
     return str(table)
@@ -128,64 +155,77 @@ def _size(parameters: Iterable[nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
-def _group(name: str, own: Any, param_groups: Mapping[str, Any]) -> ParamGroup:
-    default = _settings(DEFAULT, param_groups.get(DEFAULT))
-    own = _settings(name, own)
-    keys = SHARED if name == DEFAULT else ("match", "lr_scale", *SHARED)
-    for key in own:
-        if key not in keys:
-            raise UserError(f"{CONFIG}.{name}.{key}: there is no such setting.{nearest(str(key), keys)}")
-
-    def value(key: str) -> Any:
-        for settings in (own, default):
-            if settings.get(key) is not None:
-                return settings[key]
-        raise UserError(f"{CONFIG}.{DEFAULT}.{key} is not set; every group needs it.")
-
-    scale = 1.0 if own.get("lr_scale") is None else _number(own["lr_scale"], f"{name}.lr_scale")
-    rates = {key: _number(value(key), f"{name}.{key}") * (scale if own.get(key) is None else 1.0) for key in RATES}
-    if rates["lr"] == 0:
-        raise UserError(f"{CONFIG}.{name}: its learning rate is 0; freeze what is not to be trained.")
+def _resolved(selecting: Sequence[str], param_groups: Mapping[str, Any]) -> ParamGroup:
+    """Returns the group, still without parameters, that the settings of `default` and of `selecting` make."""
+    default = param_groups[DEFAULT]
+    found: dict[str, Any] = {}
+    for key in SHARED:
+        if default.get(key) is None:
+            raise UserError(f"{CONFIG}.{DEFAULT}.{key} is not set; every parameter needs it.")
+        found[key] = default[key]
+    changing = []
+    for name in selecting:
+        own = {key: value for key, value in param_groups[name].items() if value is not None}
+        scaled = {key: default[key] * own["lr_scale"] for key in RATES} if "lr_scale" in own else {}
+        changed = found | scaled | {key: own[key] for key in SHARED if key in own}
+        if changed != found:
+            found = changed
+            changing.append(name)
+    last = changing[-1] if changing else DEFAULT
+    if found["lr"] == 0:
+        raise UserError(f"{CONFIG}.{last}: its learning rate is 0; freeze what is not to be trained.")
     for key in ("lr_start", "lr_end"):
-        if rates[key] > rates["lr"]:
-            raise UserError(f"{CONFIG}.{name}: {key}={rates[key]:g} is above lr={rates['lr']:g}; lower it too.")
-    return ParamGroup(
-        name=name,
-        lr=rates["lr"],
-        lr_start=rates["lr_start"],
-        lr_end=rates["lr_end"],
-        weight_decay=_number(value("weight_decay"), f"{name}.weight_decay"),
-        betas=_betas(value("betas"), name),
-        eps=_number(value("eps"), f"{name}.eps"),
-    )
+        if found[key] > found["lr"]:
+            raise UserError(f"{CONFIG}.{last}: {key}={found[key]:g} is above lr={found['lr']:g}; lower it too.")
+    return ParamGroup("/".join(changing) or DEFAULT, **{**found, "betas": tuple(found["betas"])})
 
 
-def _settings(name: str, settings: Any) -> Mapping[str, Any]:
+def _check(name: str, settings: Any) -> None:
+    """Passes if `settings` are those of a group.
+
+    Raises:
+        UserError: they are not.
+    """
     if not isinstance(settings, Mapping):
         raise UserError(f"{CONFIG}.{name}: expected a mapping of settings, got {settings!r}.")
-    return settings
+    keys = SHARED if name == DEFAULT else (*SELECTORS, "lr_scale", *SHARED)
+    for key, value in settings.items():
+        if key not in keys:
+            raise UserError(f"{CONFIG}.{name}.{key}: there is no such setting.{nearest(str(key), keys)}")
+        if value is None or key in SELECTORS:
+            continue
+        if key != "betas":
+            _check_number(value, f"{name}.{key}")
+            continue
+        if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+            raise UserError(f"{CONFIG}.{name}.betas: expected two numbers, got {value!r}.")
+        for beta in value:
+            _check_number(beta, f"{name}.betas")
+        if max(value) >= 1:
+            raise UserError(f"{CONFIG}.{name}.betas: expected numbers below 1, got {value!r}.")
+    for key, known in (("of", [*OWNERS]), ("kind", KINDS)):
+        for choice in _listed(settings.get(key)):
+            if choice not in known:
+                raise UserError(f"{CONFIG}.{name}.{key}: expected of {', '.join(known)}, got {choice!r}.")
+    if name != DEFAULT and not any(settings.get(key) for key in SELECTORS):
+        raise UserError(
+            f"{CONFIG}.{name}: it selects no parameters; say which with of ({', '.join(OWNERS)}), kind "
+            f"({', '.join(KINDS)}) or match (regular expressions on their names)."
+        )
 
 
-def _patterns(name: str, own: Mapping[str, Any]) -> list[re.Pattern[str]]:
-    match = own.get("match")
-    if not match or isinstance(match, str):
-        raise UserError(f"{CONFIG}.{name}.match: expected a list of regular expressions on parameter names.")
-    try:
-        return [re.compile(pattern) for pattern in match]
-    except re.error as error:
-        raise UserError(f"{CONFIG}.{name}.match: {error.pattern!r} is no regular expression: {error}.") from error
-
-
-def _number(value: Any, key: str) -> float:
+def _check_number(value: Any, key: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
         raise UserError(f"{CONFIG}.{key}: expected a number of at least 0, got {value!r}.")
-    return float(value)
 
 
-def _betas(value: Any, name: str) -> tuple[float, float]:
-    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
-        raise UserError(f"{CONFIG}.{name}.betas: expected two numbers, got {value!r}.")
-    first, second = (_number(beta, f"{name}.betas") for beta in value)
-    if max(first, second) >= 1:
-        raise UserError(f"{CONFIG}.{name}.betas: expected numbers below 1, got {value!r}.")
-    return first, second
+def _listed(value: Any) -> list[Any]:
+    """Returns what one value, a list of values or null mean: a list."""
+    return [] if value is None else [value] if isinstance(value, str) else [*value]
+
+
+def _patterns(name: str, settings: Mapping[str, Any]) -> list[re.Pattern[str]]:
+    try:
+        return [re.compile(pattern) for pattern in _listed(settings.get("match"))]
+    except (re.error, TypeError) as error:
+        raise UserError(f"{CONFIG}.{name}.match: expected regular expressions, one is none ({error}).") from error

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 
-from solver.groups import split_parameters
+from solver.groups import DEFAULT, ParamGroup, split_parameters
 from utils.errors import UserError, nearest
 
 
@@ -20,9 +20,8 @@ def build_optimizer(
 ) -> Optimizer:
     """Returns the optimizer of all trainable parameters.
 
-    Each of its groups carries `group` (the configured name), `name` (the same, or with "/no_decay" for the
-    vectors of a group whose matrices are decayed), `names` (of its parameters), and `lr_start`, `lr_end` for the
-    schedule.
+    Each of its groups carries `name`, `group` (see `learning_rates`), `names` (of its parameters), and `lr_start`,
+    `lr_end` for the schedule.
 
     Args:
         name: of the recipe, as in `config/optimizer/`.
@@ -38,23 +37,31 @@ def build_optimizer(
             f"optimizer {name!r}: there is no algorithm {algorithm!r}, only {', '.join(ALGORITHMS)}."
             f"{nearest(algorithm, set(ALGORITHMS))}"
         )
+    split = split_parameters(named_parameters, param_groups)
     groups: list[dict[str, Any]] = [
         {
-            "params": parameters,
-            "name": group.name if decay == group.weight_decay else f"{group.name}/no_decay",
-            "group": group.name,
-            "names": [name for name, parameter in group.parameters.items() if any(parameter is p for p in parameters)],
+            "params": [*group.parameters.values()],
+            "name": group.name,
+            "group": _known_rates(group, split),
+            "names": [*group.parameters],
             "lr": group.lr,
             "lr_start": group.lr_start,
             "lr_end": group.lr_end,
-            "weight_decay": decay,
+            "weight_decay": group.weight_decay,
             "betas": group.betas,
             "eps": group.eps,
         }
-        for group in split_parameters(named_parameters, param_groups)
-        for decay, parameters in group.by_decay()
+        for group in split
     ]
     return ALGORITHMS[algorithm](groups, fused)
+
+
+def _known_rates(group: ParamGroup, groups: Sequence[ParamGroup]) -> str:
+    """Returns "default" or the shortest beginning of the group's name that is, with the same rates, one of `groups`."""
+    steps = group.name.split("/")
+    beginnings = [DEFAULT, *("/".join(steps[: number + 1]) for number in range(len(steps)))]
+    rates = {other.name: other.rates for other in groups}
+    return next(name for name in beginnings if rates.get(name) == group.rates)
 
 
 def can_fuse(fused: bool | None, precision: str, gradient_clip_val: float | None) -> bool | None:
@@ -77,7 +84,7 @@ def can_fuse(fused: bool | None, precision: str, gradient_clip_val: float | None
 
 
 def learning_rates(optimizer: Optimizer | Mapping[str, Any]) -> dict[str, float]:
-    """Returns configured group name -> current learning rate, groups without parameters left out.
+    """Returns group name -> current learning rate; "new/vectors" is left out where "new" has the same rates.
 
     Args:
         optimizer: itself or its state dict.
@@ -96,8 +103,14 @@ def under_settings_of(optimizer: Optimizer, saved: Mapping[str, Any]) -> dict[st
         saved: the state dict of the one before.
 
     Raises:
-        UserError: it has other parameters, or does not tell their names and has other groups.
+        UserError: it has other parameters, does not tell their names and has other groups, or is of the time when
+            the groups of the config selected by name alone.
     """
+    if any(str(group.get("name")).endswith("/no_decay") for group in saved["param_groups"]):
+        raise UserError(
+            "the checkpoint to continue is of an earlier version of this project, whose optimizer.param_groups meant "
+            "something else; continue it with the git commit that its metrics.json names"
+        )
     own = [{**group, "initial_lr": group["lr"]} for group in optimizer.state_dict()["param_groups"]]
     try:
         numbers = _numbers(saved["param_groups"], own)

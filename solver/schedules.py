@@ -1,4 +1,4 @@
-"""Learning-rate schedules by optimizer step: a linear warm-up, then constant, stepped or cosine."""
+"""Learning-rate schedules: a linear warm-up, then constant, stepped or cosine; by optimizer step or by epoch."""
 
 import logging
 import math
@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from utils.errors import UserError, nearest
 
 NAMES: Final = ("cosine", "multistep", "constant")
+BY: Final = ("step", "epoch")
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ def build_schedule(
     optimizer: Optimizer,
     *,
     name: str,
-    warmup_epochs: float,
+    by: str = "step",
+    warmup_epochs: float | str,
     steps_per_epoch: int,
     max_epochs: float,
     milestones: Sequence[float] = (),
@@ -43,14 +45,17 @@ def build_schedule(
 ) -> Schedule:
     """Returns a schedule to be stepped once per optimizer step; each group follows its own rates.
 
-    With T steps in all and W in the warm-up, both rounded from epochs: step 0 uses the group's `lr_start`,
-    step W its `lr`, linear in between. "cosine" then reaches `lr_end` at the last step, T - 1, and stays
-    there; "multistep" multiplies `lr` by `factor` once for every milestone reached; "constant" stays at `lr`.
+    A place in the training is the step, or the number of the epoch, counted from 0 (`by`). With T places in all and W
+    in the warm-up: place 0 has the group's `lr_start`, place W its `lr`, linear in between. "cosine" then goes down to
+    `lr_end`: by step it is reached at the last step, T - 1; by epoch it would be at epoch T, as IRRA's released code
+    has it (solver/lr_scheduler.py), and the last epoch is still above it. "multistep" multiplies `lr` by
+    `factor` once for every milestone reached; "constant" stays at `lr`.
 
     Args:
         optimizer: from `solver.optimizers.build_optimizer`.
         name: "cosine", "multistep" or "constant".
-        warmup_epochs: length of the warm-up in epochs, may be fractional.
+        by: "step", or "epoch": the rate is constant within an epoch.
+        warmup_epochs: length of the warm-up in epochs, may be fractional; "20%" is a share of all epochs.
         steps_per_epoch: optimizer steps, not batches, in an epoch.
         max_epochs: length of the training in epochs.
         milestones: epochs at which "multistep" lowers the rate.
@@ -59,42 +64,58 @@ def build_schedule(
     Raises:
         UserError: unknown name, or numbers that cannot be.
     """
-    if name not in NAMES:
-        raise UserError(f"scheduler: there is no {name!r}, only {', '.join(NAMES)}.{nearest(name, NAMES)}")
+    for key, value, known in (("name", name, NAMES), ("by", by, BY)):
+        if value not in known:
+            raise UserError(f"scheduler.{key}: there is no {value!r}, only {', '.join(known)}.{nearest(value, known)}")
     if steps_per_epoch < 1 or max_epochs <= 0:
         raise UserError(
             f"scheduler {name!r} has to know how long training takes, got {steps_per_epoch} steps per epoch "
             f"and {max_epochs} epochs; set trainer.max_epochs above 0."
         )
-    if warmup_epochs < 0 or not 0 < factor <= 1 or any(milestone <= 0 for milestone in milestones):
+    warmed = _epochs(warmup_epochs, max_epochs)
+    if warmed < 0 or not 0 < factor <= 1 or any(milestone <= 0 for milestone in milestones):
         raise UserError(
             "scheduler: expected warmup_epochs of at least 0, milestones above 0 and a factor in (0, 1], got "
             f"{warmup_epochs}, {list(milestones)} and {factor}."
         )
-    total = max(1, round(max_epochs * steps_per_epoch))
-    warmup = round(warmup_epochs * steps_per_epoch)
+    places = steps_per_epoch if by == "step" else 1  # in an epoch
+    total, warmup = max(1, round(max_epochs * places)), round(warmed * places)
+    last = total - 1 if by == "step" else total  # where a cosine is at its end
     if warmup >= total:
         log.warning(
             "The warm-up (%g epochs) does not end within the training (%g epochs): the learning rate stays "
             "below its peak; lower scheduler.warmup_epochs.",
-            warmup_epochs,
+            warmed,
             max_epochs,
         )
-    drops = [round(milestone * steps_per_epoch) for milestone in milestones]
+    drops = [round(milestone * places) for milestone in milestones]
 
     def scale(group: dict[str, Any]) -> Callable[[int], float]:
         lr, start, end = group["lr"], group["lr_start"], group["lr_end"]
 
         def at(step: int) -> float:
-            if step < warmup:
-                rate = start + (lr - start) * step / warmup
+            place = step if by == "step" else step // steps_per_epoch
+            if place < warmup:
+                rate = start + (lr - start) * place / warmup
             elif name == "cosine":
-                progress = min(1.0, (step - warmup) / max(1, total - 1 - warmup))
+                progress = min(1.0, (place - warmup) / max(1, last - warmup))
                 rate = end + (lr - end) * (1 + math.cos(math.pi * progress)) / 2
             else:
-                rate = lr * factor ** sum(step >= drop for drop in drops)
+                rate = lr * factor ** sum(place >= drop for drop in drops)
             return rate / lr
 
         return at
 
     return Schedule(optimizer, [scale(group) for group in optimizer.param_groups])
+
+
+def _epochs(length: float | str, of: float) -> float:
+    """Returns epochs, that may be given as a share of all: "20%"."""
+    if not isinstance(length, str):
+        return length
+    try:
+        return of * float(length.strip().removesuffix("%")) / 100 if length.strip().endswith("%") else float(length)
+    except ValueError as error:
+        raise UserError(
+            f"scheduler.warmup_epochs: expected epochs, such as 5, or a share of all, such as 20%, got {length!r}."
+        ) from error

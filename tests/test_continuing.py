@@ -75,9 +75,9 @@ def test_a_longer_run_with_another_rate_trains_and_records_what_was_asked(
     last = folder / "checkpoints" / "last.ckpt"
     run(small_root, folder.parents[1], f"ckpt_path={last}", "trainer.max_epochs=4", *given)
 
-    rows = [row for row in steps(folder) if row["lr/backbone"]]
+    rows = [row for row in steps(folder) if row["lr/default"]]
     assert [int(row["step"]) for row in rows] == [*range(4 * STEPS)]
-    rates = [float(row["lr/backbone"]) for row in rows[2 * STEPS :]]
+    rates = [float(row["lr/default"]) for row in rows[2 * STEPS :]]
     assert rates == pytest.approx(scheduled(LR, 4, range(2 * STEPS, 4 * STEPS)), rel=1e-6)
     after = read_checkpoint(last)
     assert after["optimizer_states"][0]["state"][0]["step"] == 4 * STEPS, "moments go on"
@@ -91,7 +91,7 @@ def test_a_longer_run_with_another_rate_trains_and_records_what_was_asked(
     report = json.loads((folder / "metrics.json").read_text())
     done, continued = report["provenance"]["training"], report["provenance"]["continued"]
     assert (done["epochs"], done["steps"], done["images"]) == (4, 4 * STEPS, 4 * STEPS * 8)
-    assert done["learning_rates"]["backbone"] == pytest.approx(2e-6)
+    assert done["learning_rates"]["default"] == pytest.approx(2e-6)
     assert (continued["step"], continued["path"]) == (2 * STEPS, str(last))
     assert "optimizer.param_groups.default.lr=5e-05" in report["run"]["variant"]
     assert "loss.terms.citc.weight=0.2" in report["run"]["variant"]
@@ -104,9 +104,7 @@ def test_a_longer_run_with_another_rate_trains_and_records_what_was_asked(
         "differs optimizer.param_groups.default.lr_end=2e-06, the checkpoint has 1e-06",
     ]
     [was_and_is] = [line for line in said if line.startswith("rates ")]
-    assert was_and_is == (
-        "rates   were backbone 1e-06, simclr 1e-06 at step 12; this run goes on at backbone 2.98e-05, simclr 2.98e-05"
-    )
+    assert was_and_is == "rates   were default 1e-06 at step 12; this run goes on at default 2.98e-05"
 
 
 def test_decay_that_is_switched_off_and_on_keeps_every_parameters_moments(folder: Path, small_root: Path) -> None:
@@ -114,12 +112,12 @@ def test_decay_that_is_switched_off_and_on_keeps_every_parameters_moments(folder
     off = ("trainer.max_epochs=3", "optimizer.param_groups.default.weight_decay=0")
     run(small_root, folder.parents[1], f"ckpt_path={last}", *off)
     [state] = read_checkpoint(last)["optimizer_states"]
-    assert [group["weight_decay"] for group in state["param_groups"]] == [0.0, 0.0]
+    assert [group["weight_decay"] for group in state["param_groups"]] == [0.0]
     on = ("trainer.max_epochs=4", "optimizer.param_groups.default.weight_decay=0.3")
     run(small_root, folder.parents[1], f"ckpt_path={last}", *on)
     checkpoint = read_checkpoint(last)
     [state] = checkpoint["optimizer_states"]
-    assert [group["weight_decay"] for group in state["param_groups"]] == [0.3, 0.0, 0.3, 0.0]
+    assert [group["weight_decay"] for group in state["param_groups"]] == [0.0, 0.3]
     for group in state["param_groups"]:
         for name, number in zip(group["names"], group["params"], strict=True):
             assert state["state"][number]["exp_avg"].shape == checkpoint["state_dict"][name].shape

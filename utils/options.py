@@ -25,7 +25,7 @@ WHOLE: Final = {
     "trainer.num_nodes": 1,
 }
 # Numbers that may be words as well.
-WORDS: Final = ("dataset.num_workers", "trainer.deterministic", "trainer.devices")
+WORDS: Final = ("dataset.num_workers", "scheduler.warmup_epochs", "trainer.deterministic", "trainer.devices")
 LIMITS: Final = {"train": "limit_train_batches", "val": "limit_val_batches", "test": "limit_test_batches"}
 # Lightning's options that would leave a run without its records -> what does the same here.
 INSTEAD: Final = {"fast_dev_run": "debug=fast", "overfit_batches": "debug=overfit"}

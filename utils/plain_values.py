@@ -6,7 +6,9 @@ from typing import Any, Final
 
 from utils.errors import UserError
 
-NUMBER_OR_WORD: Final = re.compile(r"trainer\..+|dataset\.num_workers")  # options that take either
+NUMBER_OR_WORD: Final = re.compile(
+    r"trainer\..+|dataset\.num_workers|scheduler\.warmup_epochs"
+)  # options that take either
 DEEPEST: Final = 20
 MISSING: Final = "???"  # an option that has no default
 

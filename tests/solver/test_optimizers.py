@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from solver.optimizers import build_optimizer, can_fuse, learning_rates
+from solver.optimizers import build_optimizer, can_fuse, learning_rates, under_settings_of
 from utils.errors import UserError
 
 GROUPS = {
@@ -17,8 +17,9 @@ GROUPS = {
         "betas": [0.9, 0.98],
         "eps": 1e-6,
     },
-    "last": {"match": [r"1\..*"], "lr_scale": 5.0, "weight_decay": 0.0},
+    "last": {"match": [r"1\..*"], "lr_scale": 5.0},
     "absent": {"match": ["nothing"]},
+    "vectors": {"kind": "bias", "weight_decay": 0.0},
 }
 
 
@@ -37,13 +38,14 @@ def test_groups_carry_names_rates_and_decay():
     keys = ("name", "group", "lr", "lr_start", "lr_end", "weight_decay", "betas", "eps")
     assert [tuple(group[key] for key in keys) for group in build(model()).param_groups] == [
         ("default", "default", 1e-2, 1e-3, 0.0, 0.1, (0.9, 0.98), 1e-6),
-        ("default/no_decay", "default", 1e-2, 1e-3, 0.0, 0.0, (0.9, 0.98), 1e-6),
-        ("last", "last", 5e-2, 5e-3, 0.0, 0.0, (0.9, 0.98), 1e-6),
+        ("vectors", "default", 1e-2, 1e-3, 0.0, 0.0, (0.9, 0.98), 1e-6),
+        ("last", "last", 5e-2, 5e-3, 0.0, 0.1, (0.9, 0.98), 1e-6),
+        ("last/vectors", "last", 5e-2, 5e-3, 0.0, 0.0, (0.9, 0.98), 1e-6),
     ]
 
 
 def test_learning_rates_are_told_once_per_group_that_has_parameters():
-    assert learning_rates(build(model())) == {"default": 1e-2, "last": 5e-2}
+    assert learning_rates(build(model())) == {"default": 1e-2, "last": 5e-2}  # "vectors" have that of "default"
 
 
 @pytest.mark.parametrize(("algorithm", "torch_class"), [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam)])
@@ -55,7 +57,8 @@ def test_a_step_equals_one_of_torch_over_groups_made_by_hand(algorithm: str, tor
         [
             {"params": [theirs[0].weight], "lr": 1e-2, "weight_decay": 0.1, **shared},
             {"params": [theirs[0].bias], "lr": 1e-2, "weight_decay": 0.0, **shared},
-            {"params": list(theirs[1].parameters()), "lr": 5e-2, "weight_decay": 0.0, **shared},
+            {"params": [theirs[1].weight], "lr": 5e-2, "weight_decay": 0.1, **shared},
+            {"params": [theirs[1].bias], "lr": 5e-2, "weight_decay": 0.0, **shared},
         ]
     )
     batch = torch.randn(4, 3)
@@ -76,7 +79,7 @@ def test_state_loads_into_a_new_optimizer_of_the_same_model():
     optimizer.step()
     again = build(network)
     again.load_state_dict(optimizer.state_dict())
-    assert [group["name"] for group in again.param_groups] == ["default", "default/no_decay", "last"]
+    assert [group["name"] for group in again.param_groups] == ["default", "vectors", "last", "last/vectors"]
     torch.testing.assert_close(again.state[network[0].weight]["exp_avg"], optimizer.state[network[0].weight]["exp_avg"])
 
 
@@ -107,7 +110,7 @@ def test_adamw8bit_gets_the_same_groups(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", optim)
     optimizer = build(model(), "adamw8bit")
     assert isinstance(optimizer, AdamW8bit)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0, 0.0]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0, 0.1, 0.0]
     with pytest.raises(UserError, match="no fused form"):
         build(model(), "adamw8bit", fused=True)
 
@@ -118,3 +121,14 @@ def test_nothing_is_fused_where_scaled_gradients_are_clipped():
     assert can_fuse(True, "bf16-mixed", 1.0) is True
     with pytest.raises(UserError, match=r"optimizer\.fused=true cannot be with trainer\.gradient_clip_val=0\.5"):
         can_fuse(True, "16-mixed", 0.5)
+
+
+def test_groups_of_an_earlier_version_are_not_continued_under_those_of_today():
+    optimizer = build(model())
+    saved = optimizer.state_dict()
+    assert under_settings_of(optimizer, saved)["param_groups"][0]["name"] == "default"
+    saved["param_groups"][1]["name"] = "default/no_decay"
+    with pytest.raises(
+        UserError, match=r"is of an earlier version of this project, whose optimizer\.param_groups meant"
+    ):
+        under_settings_of(optimizer, saved)

@@ -55,6 +55,32 @@ def test_cosine_equals_the_slow_formula_at_every_step(steps_per_epoch: int, max_
     assert rates(len(expected), group=1, name="cosine", **length) == pytest.approx(fivefold, rel=1e-12)
 
 
+def test_by_epoch_is_the_schedule_of_irra_as_released():
+    """From a tenth, linearly over 5 epochs, then 60 epochs' cosine to 0, whose end the last epoch does not reach."""
+    used = rates(60 * 7, name="cosine", by="epoch", steps_per_epoch=7, max_epochs=60, warmup_epochs=5)
+    for epoch in range(60):
+        own = used[7 * epoch : 7 * (epoch + 1)]
+        cosine = END + (LR - END) * (1 + math.cos(math.pi * (epoch - 5) / 55)) / 2
+        expected = START + (LR - START) * epoch / 5 if epoch < 5 else cosine
+        assert own == pytest.approx([expected] * 7, rel=1e-12)
+
+
+def test_by_epoch_drops_at_milestones():
+    used = rates(8, name="multistep", by="epoch", steps_per_epoch=2, max_epochs=4, warmup_epochs=0, milestones=[1, 3])
+    assert used == [LR] * 8  # a factor of 1
+    lowered = {"milestones": [1, 3], "factor": 0.1, "warmup_epochs": 0}
+    used = rates(8, name="multistep", by="epoch", steps_per_epoch=2, max_epochs=4, **lowered)
+    assert used == pytest.approx([LR] * 2 + [LR / 10] * 4 + [LR / 100] * 2)
+
+
+def test_a_warm_up_may_be_a_share_of_all_epochs():
+    length = {"name": "cosine", "steps_per_epoch": 3, "max_epochs": 60}
+    assert rates(180, warmup_epochs="20%", **length) == rates(180, warmup_epochs=12, **length)
+    assert rates(180, warmup_epochs="2.5 %", **length) == rates(180, warmup_epochs=1.5, **length)
+    with pytest.raises(UserError, match=r"warmup_epochs: expected epochs, such as 5, or a share .*, got '5 epochs'"):
+        rates(1, warmup_epochs="5 epochs", **length)
+
+
 def test_cosine_at_its_boundaries_and_beyond():
     used = rates(70, name="cosine", steps_per_epoch=10, max_epochs=6, warmup_epochs=2)
     assert used[0] == pytest.approx(START, rel=1e-12)

@@ -7,12 +7,14 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
+from torch.optim import Adam, AdamW
 
-from solver.groups import split_parameters
+from solver.groups import ParamGroup, split_parameters
 from solver.optimizers import learning_rates
 
 CONFIG = Path(__file__).parents[2] / "config"
 OPTIMIZERS = sorted(p.stem for p in (CONFIG / "optimizer").glob("[!_]*.yaml"))
+NO_DECAY = {"tbps_clip_decay": "tbps_clip_no_decay", "irra": "irra_no_decay"}
 SCHEDULERS = sorted(p.stem for p in (CONFIG / "scheduler").glob("[!_]*.yaml"))
 
 
@@ -27,63 +29,64 @@ def parameters() -> list[tuple[str, nn.Parameter]]:
         "encoder.backbone.model.logit_scale",
         "encoder.backbone.model.base_model.vision_model.encoder.layers.0.self_attn.q_proj.lora_A.default",
         "encoder.head.pool",
-        "objective.terms.mlm.encoder",
-        "objective.terms.id.classifier",
-        "objective.terms.simclr.projector",
+        "objective.terms.any_name.encoder",
     ]
     return [(name, nn.Parameter(torch.zeros(() if "scale" in name else (2, 2)))) for name in names]
 
 
+def settings(choice: str, *overrides: str) -> list[ParamGroup]:
+    """Returns the group of each parameter, in order: patch, temperature, adapter, head, loss."""
+    groups = split_parameters(parameters(), read("optimizer", choice, *overrides).param_groups)
+    return [next(group for group in groups if name in group.parameters) for name, _ in parameters()]
+
+
 @pytest.mark.parametrize("choice", OPTIMIZERS)
-def test_every_optimizer_puts_each_module_into_its_group(choice: str):
+def test_in_every_optimizer_heads_and_losses_of_any_name_have_the_rate_of_new_modules(choice: str):
     config = read("optimizer", choice)
     assert config.name == choice
-    sizes = {g.name: len(g.parameters) for g in split_parameters(parameters(), config.param_groups)}
-    assert sizes == {"default": 1, "backbone": 2, "adapters": 1, "cross": 1, "classifier": 1, "simclr": 1}
-    optimizer = instantiate(config)(parameters())
-    assert isinstance(optimizer, torch.optim.Adam if config.algorithm == "adam" else torch.optim.AdamW)
+    patch, temperature, adapter, head, term = settings(choice)
+    assert head is term
+    assert patch.lr <= adapter.lr
+    new = {"irra": 5, "tbps": 5, "part": 10}.get(choice.partition("_")[0], 1)
+    assert head.lr == pytest.approx(new * patch.lr)
+    assert temperature.weight_decay == 0
+    assert isinstance(instantiate(config)(parameters()), Adam if config.algorithm == "adam" else AdamW)
 
 
 @pytest.mark.parametrize("choice", OPTIMIZERS)
 def test_the_default_rate_moves_every_group(choice: str):
-    before = learning_rates(instantiate(read("optimizer", choice))(parameters()))
-    double = f"optimizer.param_groups.default.lr={2 * before['default']}"
+    config = read("optimizer", choice)
+    before = learning_rates(instantiate(config)(parameters()))
+    double = f"optimizer.param_groups.default.lr={2 * config.param_groups.default.lr}"
     after = learning_rates(instantiate(read("optimizer", choice, double))(parameters()))
     assert after == pytest.approx({group: 2 * lr for group, lr in before.items()})
 
 
-def test_rates_of_irra_are_those_of_the_paper():
-    optimizer = instantiate(read("optimizer", "irra_no_decay", "optimizer.param_groups.default.lr=1e-5"))(parameters())
-    new = {"adapters": 1e-4, "cross": 5e-5, "classifier": 5e-5, "simclr": 5e-5}
-    assert learning_rates(optimizer) == pytest.approx({"default": 1e-5, "backbone": 1e-5, **new})
-    assert optimizer.param_groups[0]["lr_start"] == 1e-6
+@pytest.mark.parametrize("recipe", ["tbps_clip_decay", "irra"])
+def test_no_decay_differs_in_the_pre_trained_matrices_and_in_nothing_else_that_decays(recipe: str):
+    decays = [[group.weight_decay for group in settings(choice)] for choice in (recipe, NO_DECAY[recipe])]
+    assert decays[0] == [decays[0][0], 0, *[decays[0][0]] * 3]
+    assert decays[1] == [0, 0, *[decays[0][0]] * 3]
+    assert decays[0][0] > 0
 
 
-@pytest.mark.parametrize("recipe", ["tbps_clip", "irra"])
-def test_decay_and_no_decay_differ_in_the_pre_trained_weights_only(recipe: str):
-    decays = {
-        choice: {
-            group.name: group.weight_decay
-            for group in split_parameters(parameters(), read("optimizer", choice).param_groups)
-        }
-        for choice in (f"{recipe}_decay", f"{recipe}_no_decay")
-    }
-    decay, no_decay = decays.values()
-    assert no_decay == {**decay, "backbone": 0.0}
-    assert min(decay.values()) > 0
+def test_the_rate_of_one_tower_is_one_override():
+    before = settings("irra")
+    after = settings("irra", "optimizer.param_groups.image_tower.lr_scale=0.1")
+    assert [group.lr for group in after[:3]] == pytest.approx([1e-6, before[1].lr, 1e-6])
+    assert [group.lr for group in after[3:]] == [group.lr for group in before[3:]]
 
 
 def test_any_setting_of_any_group_is_an_override_and_a_misspelt_one_an_error():
-    groups = ("backbone", "adapters", "cross", "classifier", "simclr")
+    groups = ("backbone", "adapters", "new")
     overrides = [f"optimizer.param_groups.{group}.lr=3e-4" for group in groups]
-    overrides += ["optimizer.param_groups.cross.betas=[0.8,0.9]", "optimizer.param_groups.simclr.lr_end=2e-6"]
-    optimizer = instantiate(read("optimizer", "cir", *overrides))(parameters())
-    assert learning_rates(optimizer) == {"default": 1e-4, **dict.fromkeys(groups, 3e-4)}
-    by_name = {group["name"]: group for group in optimizer.param_groups}
-    assert by_name["cross"]["betas"] == (0.8, 0.9)
-    assert by_name["simclr"]["lr_end"] == 2e-6
+    overrides += ["optimizer.param_groups.new.betas=[0.8,0.9]", "optimizer.param_groups.new.lr_end=2e-6"]
+    found = settings("cir", *overrides)
+    assert [group.lr for group in found] == [3e-4] * 5
+    assert [group.betas for group in found[2:]] == [(0.9, 0.999), (0.8, 0.9), (0.8, 0.9)]
+    assert [group.lr_end for group in found[2:]] == [1e-5, 2e-6, 2e-6]
     with pytest.raises(ConfigCompositionException, match="weight_dekay"):
-        read("optimizer", "cir", "optimizer.param_groups.cross.weight_dekay=0.1")
+        read("optimizer", "cir", "optimizer.param_groups.new.weight_dekay=0.1")
 
 
 @pytest.mark.parametrize("choice", SCHEDULERS)
@@ -97,8 +100,7 @@ def test_every_schedule_runs_over_the_optimizers_groups(choice: str):
         optimizer.step()
         schedule.step()
     peak = learning_rates(optimizer)
-    scales = {"default": 1, "backbone": 1, "adapters": 10}
-    assert peak == pytest.approx({group: 1e-5 * scales.get(group, 5) for group in peak})
+    assert peak == pytest.approx({"default": 1e-5, "adapters": 1e-4, "new": 5e-5})
     assert (start["default"] < peak["default"]) == (choice == "cosine")
 
 

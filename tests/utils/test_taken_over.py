@@ -72,7 +72,7 @@ def plain() -> dict[str, Any]:
         (("experiment=fmfa", "dataset=icfg_pedes", "~loss.terms.efa"), ()),
         (("experiment=cpcl", "pseudo_label=kmeans", "pseudo_label.images.clusters=5"), ("experiment=cpcl",)),
         (("~loss/term@loss.terms.citc", "+loss/term@loss.terms.more=sdm", "callbacks=early_stopping"), ()),
-        (("~optimizer.param_groups.cross", "head=part_baseline", "head.coarse=2", "aug.image_aug=null"), ()),
+        (("~optimizer.param_groups.adapters", "head=part_baseline", "head.coarse=2", "aug.image_aug=null"), ()),
     ],
     ids=lambda texts: " ".join(texts)[:30],
 )

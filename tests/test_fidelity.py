@@ -1,0 +1,129 @@
+"""What `experiment=` makes of the optimizer and its rates, at full size, against the released recipes.
+
+docs/fidelity.md repeats the tables.
+"""
+
+import math
+import re
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch.optim import Optimizer
+
+from lightning_models import build_encoder, build_module
+from tests.small_run import command
+from utils.config import register_resolvers
+
+register_resolvers()
+IDENTITIES = 11_003  # of CUHK-PEDES' training set
+STEPS = 3  # in an epoch
+
+
+def built(*overrides: str, name: str) -> tuple[DictConfig, dict[str, torch.nn.Parameter], Optimizer]:
+    """Returns the config, the parameters by name and the optimizer; on the meta device, so that size costs nothing."""
+    with command(*overrides, name=name) as cfg, torch.device("meta"):
+        module = build_module(cfg, build_encoder(cfg, weights=False), IDENTITIES)
+        return cfg, dict(module.named_parameters()), instantiate(cfg.optimizer)(module.named_parameters())
+
+
+def of_each(optimizer: Optimizer) -> dict[str, tuple[float, float, float]]:
+    """Returns parameter -> (peak learning rate, weight decay, eps)."""
+    return {
+        name: (group["lr"], group["weight_decay"], group["eps"])
+        for group in optimizer.param_groups
+        for name in group["names"]
+    }
+
+
+def of_each_epoch(cfg: DictConfig, optimizer: Optimizer) -> dict[str, list[tuple[float, ...]]]:
+    """Returns parameter -> the rates of the steps of each epoch."""
+    schedule = instantiate(cfg.scheduler)(optimizer, steps_per_epoch=STEPS, max_epochs=cfg.trainer.max_epochs)
+    rates: list[list[float]] = []  # of each step, of each group
+    for _ in range(cfg.trainer.max_epochs * STEPS):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        schedule.step()
+    of_groups = [[*zip(*[iter(of_group)] * STEPS, strict=True)] for of_group in zip(*rates, strict=True)]
+    groups = zip(optimizer.param_groups, of_groups, strict=True)
+    return {name: epochs for group, epochs in groups for name in group["names"]}
+
+
+def irra_released(name: str) -> tuple[float, float]:
+    """Returns (times the base rate, weight decay) that IRRA's solver/build.py gives a parameter, as RECIPES tells."""
+    is_bias = name.endswith("bias")
+    if re.search(r"\.(id|mlm\.head|id_\w+)\.", name):  # classifier and MLM head
+        return 5, 0 if is_bias else 4e-5
+    if is_bias:
+        return 2, 0
+    if re.search(r"\.interaction\.(text_norm|image_norm|blocks\.norm)\.", name):  # ln_pre_t, ln_pre_i, ln_post
+        return 1, 4e-5
+    return (5, 4e-5) if ".interaction." in name else (1, 4e-5)
+
+
+@pytest.mark.parametrize("experiment", ["irra", "fmfa"])
+def test_every_parameter_of_irra_has_the_released_rate_decay_and_eps(experiment: str) -> None:
+    cfg, parameters, optimizer = built(f"experiment={experiment}", "dataset=cuhk_pedes", name="clip")
+    assert type(optimizer) is torch.optim.Adam
+    assert (cfg.trainer.max_epochs, cfg.dataset.batch_size, cfg.trainer.accumulate_grad_batches) == (60, 64, 1)
+    found = of_each(optimizer)
+    assert found.keys() == {name for name, parameter in parameters.items() if parameter.requires_grad}
+    ours = {name for name in found if name.endswith("logit_scale")}  # IRRA's temperature is a constant
+    for name in found.keys() - ours:
+        times, decay = irra_released(name)
+        assert found[name] == (pytest.approx(times * 1e-5), decay, 1e-3), name
+    assert {found[name][:2] for name in ours} == {(1e-5, 0.0)}
+    assert {irra_released(name) for name in found} >= {(1, 4e-5), (2, 0), (5, 4e-5), (5, 0)}
+
+
+def test_every_epoch_of_irra_has_the_released_rate() -> None:
+    cfg, _, optimizer = built("experiment=irra", "dataset=cuhk_pedes", name="clip")
+    peaks = {name: lr for name, (lr, _, _) in of_each(optimizer).items()}
+    cosine = [(1 + math.cos(math.pi * (epoch - 5) / 55)) / 2 for epoch in range(5, 60)]
+    shares = [*(0.1 + 0.9 * epoch / 5 for epoch in range(5)), *cosine]
+    for name, epochs in of_each_epoch(cfg, optimizer).items():
+        assert [share * peaks[name] for share in shares for _ in range(STEPS)] == pytest.approx(
+            [rate for epoch in epochs for rate in epoch], rel=1e-12
+        ), name
+
+
+def test_the_circle_recipe_has_the_released_rates_and_decays() -> None:
+    """One rate for adapters and the projector, 1e-4 after a fifth of the training, from 1e-6 and down to 1e-5."""
+    cfg, parameters, optimizer = built("dataset=vn3k_vi", name="cir_msiglip")
+    assert type(optimizer) is torch.optim.AdamW
+    assert (cfg.lora.r, cfg.lora.alpha, cfg.lora.dropout) == (32, 64, 0.05)
+    assert (cfg.dataset.batch_size, cfg.trainer.accumulate_grad_batches, cfg.trainer.max_epochs) == (24, 3, 60)
+    found = of_each(optimizer)
+    adapters = {name for name in found if ".lora_" in name}
+    assert adapters
+    for name, (lr, decay, eps) in found.items():
+        is_matrix = parameters[name].ndim >= 2
+        expected = 0.0 if not is_matrix else 0.01 if name in adapters or ".backbone." in name else 0.05
+        assert (lr, decay, eps) == (1e-4, expected, 1e-8), name
+    rates = of_each_epoch(cfg, optimizer)[min(adapters)]
+    steps = [rate for epoch in rates for rate in epoch]
+    warmup, last = 12 * STEPS, 60 * STEPS - 1
+    assert steps[0] == pytest.approx(1e-6)
+    assert steps[warmup] == pytest.approx(1e-4)
+    assert steps[-1] == pytest.approx(1e-5)
+    for step in range(warmup, last + 1):
+        cosine = (1 + math.cos(math.pi * (step - warmup) / (last - warmup))) / 2
+        assert steps[step] == pytest.approx(1e-5 + 9e-5 * cosine, rel=1e-9)
+
+
+@pytest.mark.parametrize("term", ["mlm", "id", "simclr"])
+def test_a_term_under_any_name_has_the_rate_of_new_modules(term: str) -> None:
+    own = f"+loss/term@loss.terms.something={term}"
+    _, parameters, optimizer = built("experiment=irra", "dataset=cuhk_pedes", "loss=sdm", own, name="clip")
+    found = of_each(optimizer)
+    matrices = [n for n in found if n.startswith("objective.terms.something.") and parameters[n].ndim >= 2]
+    assert matrices
+    assert [found[name][:2] for name in matrices] == [(pytest.approx(5e-5), 4e-5)] * len(matrices)
+
+
+def test_a_part_head_has_the_rate_of_new_modules() -> None:
+    _, parameters, optimizer = built("head=part", "loss=part_cmr", name="clip")
+    found = of_each(optimizer)
+    heads = [name for name in found if name.startswith("encoder.head.") and parameters[name].ndim >= 2]
+    assert heads
+    assert [found[name][0] for name in heads] == pytest.approx([5e-5] * len(heads))
