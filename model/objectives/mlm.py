@@ -76,17 +76,17 @@ class InteractionEncoder(nn.Module):
             elif name.endswith("linear1.weight"):
                 nn.init.normal_(parameter, std=(2 * width) ** -0.5)
 
-    def forward(self, text: Tensor, image: Tensor, text_mask: Tensor) -> Tensor:
+    def forward(self, text: Tensor, image: Tensor, text_mask: Tensor | None) -> Tensor:
         """Returns words ``(B, L, D)``.
 
         Args:
             text: masked words ``(B, L, D)``.
             image: image tokens ``(B, N, D)``.
-            text_mask: bool ``(B, L)``, false on padding.
+            text_mask: bool ``(B, L)``, false on words that no word attends to; None: there are none.
         """
         image = self.image_norm(image)
         words, _ = self.cross_attention(self.text_norm(text), image, image, need_weights=False)
-        return self.blocks(words, src_key_padding_mask=~text_mask)
+        return self.blocks(words, src_key_padding_mask=None if text_mask is None else ~text_mask)
 
 
 class MLM(LossTerm):
@@ -95,13 +95,19 @@ class MLM(LossTerm):
     Image tokens are all of them, [CLS] included. Only masked positions go through the head, whose scores over
     the whole vocabulary are what takes memory. The mean is over the masked positions of all processes, each of
     which goes through its own tokens.
+
+    Args:
+        attend_padding: whether words attend to padding in the interaction encoder, as in IRRA's released code; without,
+            the length of the padding has no influence. None: they do if the head starts from a published one
+            (`model.converted.load_heads`), which was trained so.
     """
 
     needs = frozenset({"image", "text_masked", "mlm_labels", "mlm_positions"})
     reads_tokens = True
 
-    def __init__(self, *, facts: Facts, weight: float = 1.0) -> None:
+    def __init__(self, *, facts: Facts, weight: float = 1.0, attend_padding: bool | None = None) -> None:
         super().__init__(facts=facts, weight=weight)
+        self.attend_padding = attend_padding
         width = facts.pooled_dim
         self.interaction = InteractionEncoder(width, DEPTH)
         dense, scores = nn.Linear(width, width), nn.Linear(width, facts.vocab_size)
@@ -115,7 +121,7 @@ class MLM(LossTerm):
         image, text = features.image("image"), features.text("text_masked")
         labels, positions = features.label("mlm_labels"), features.label("mlm_positions")
         with features.amp():
-            words = self.interaction(text.tokens, image.tokens, text.mask)
+            words = self.interaction(text.tokens, image.tokens, None if self.attend_padding else text.mask)
             scores = self.head(words.flatten(0, 1)[positions])  # (masked positions, V)
         wanted = labels.flatten()[positions]
         hits = scores.detach().argmax(dim=1) == wanted

@@ -225,6 +225,14 @@ def test_longer_padding_changes_nothing(term: MLM, encoder: Encoder) -> None:
     torch.testing.assert_close(padded, short)
 
 
+def test_words_attend_to_padding_where_that_is_asked_for(term: MLM, encoder: Encoder) -> None:
+    term.attend_padding = True
+    short, padded = (term(features_with(labels_of(4), encoder, padding))[0] for padding in (0, 3))
+    assert abs(padded - short) > 1e-4
+    term.attend_padding = False
+    assert torch.equal(term(features_with(labels_of(4), encoder))[0], short)
+
+
 def test_every_image_token_answers_cls_included(term: MLM, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = labels_of(4)
     expected, _ = term(features_with(labels, encoder))
