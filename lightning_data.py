@@ -131,8 +131,12 @@ class TBPSDataModule(L.LightningDataModule):
         labels = (PIDS,) if self._with_pids else (IMAGE_LABELS, TEXT_LABELS)
         return frozenset({*VIEWS, MLM_LABELS, MLM_POSITIONS, *labels})
 
-    def set_views(self, needs: Collection[str]) -> None:
+    def set_views(self, needs: Collection[str], mask_id: int | None = None) -> None:
         """Says what training batches must hold: the `needs` of the objective, all among `provides`.
+
+        Args:
+            needs: views and labels.
+            mask_id: as in `Masker`.
 
         Raises:
             UserError: the augmentation does not offer one of them.
@@ -140,7 +144,7 @@ class TBPSDataModule(L.LightningDataModule):
         views = set(needs) & set(VIEWS) | ({TEXT_MASKED} if MLM_LABELS in needs else set())
         self._views = Views(views, self.tokenize.max_length, self._aug)
         self._device_views = DeviceViews(self._views)
-        self._masker = Masker(self.tokenize.tokenizer) if TEXT_MASKED in views else None
+        self._masker = Masker(self.tokenize.tokenizer, mask_id) if TEXT_MASKED in views else None
 
     def set_stages(self, stages: Tensor) -> None:
         """Says when the pairs of the training set are trained, from the next epoch to begin on.

@@ -60,7 +60,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
     from lightning_data import build_data
     from lightning_models import build_encoder, build_module
-    from model.converted import load_heads
+    from model.converted import load_heads, mask_row
     from model.lora import save_adapters
     from model.objectives import check_needs
     from utils.checkpoints import load_weights, read_checkpoint
@@ -76,7 +76,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     data.check_token_ids(encoder.backbone.vocab_size)
     module = build_module(cfg, encoder, num_classes=data.num_classes)
     check_needs(module.objective, data.provides | encoder.provides)
-    data.set_views(module.objective.needs)
+    data.set_views(module.objective.needs, mask_row(Path(cfg.backbone.folder), encoder.backbone.vocab_size))
     encoder.backbone.grow_token_table(data.max_token_id + 1)  # by a mask token, where the tokenizer had none
     record = RunRecord(cfg, data.provenance, continued.facts if continued else None)
     if continued is not None:

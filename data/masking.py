@@ -34,16 +34,17 @@ class Masker:
 
     Args:
         tokenizer: a mask token is added to it where it has none, as id ``len(tokenizer)``.
+        mask_id: what the backbone was trained with as the mask token, whatever the tokenizer says.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        special = set(tokenizer.all_special_ids)
-        self._words = torch.tensor([i for i in sorted(tokenizer.get_vocab().values()) if i not in special])
-        self.added = tokenizer.mask_token is None
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, mask_id: int | None = None) -> None:
+        self.added = mask_id is None and tokenizer.mask_token is None
         if self.added:
             tokenizer.add_special_tokens({"mask_token": ADDED_MASK_TOKEN})
-        self.mask_id = int(tokenizer.mask_token_id)
-        self._special = torch.tensor(sorted(set(tokenizer.all_special_ids)))
+        self.mask_id = int(tokenizer.mask_token_id) if mask_id is None else mask_id
+        special = {*tokenizer.all_special_ids, self.mask_id}
+        self._words = torch.tensor([i for i in sorted(tokenizer.get_vocab().values()) if i not in special])
+        self._special = torch.tensor(sorted(special))
 
     @property
     def max_id(self) -> int:

@@ -22,6 +22,7 @@ PIXELS: Final = {  # of CLIP, which all of them start from
     "image_std": [0.26862954, 0.26130258, 0.27577711],
 }
 CLASSIFIER: Final = "id.classifier.weight"
+SCORES: Final = "mlm.head.scores.bias"
 HEADS_OF: Final[dict[str, type[LossTerm]]] = {"mlm": MLM, "id": ID}
 
 
@@ -50,7 +51,8 @@ def write_converted(published: Published, folder: Path, *, source: Path) -> None
 def load_heads(objective: Objective, folder: Path) -> list[str]:
     """Starts the heads of `objective` from those in `folder`, where shapes fit; returns a line on each that was there.
 
-    A classifier of other identities, or scores of another vocabulary, stay as they are.
+    A classifier of other identities, or scores of another vocabulary, stay as they are. Words attend to padding behind
+    an interaction encoder that starts so, unless the config says otherwise.
     """
     if not (folder / HEADS_FILE).is_file():
         return []
@@ -61,8 +63,23 @@ def load_heads(objective: Objective, folder: Path) -> list[str]:
         weights = {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
         term = next((term for term in objective.terms.values() if isinstance(term, kind)), None)
         if weights and term is not None:
-            lines.append(f"{name} starts from {folder / HEADS_FILE}{_load_fitting(term, weights)}")
+            line = f"{name} starts from {folder / HEADS_FILE}{_load_fitting(term, weights)}"
+            if isinstance(term, MLM) and term.attend_padding is None:
+                term.attend_padding = True
+                line += "; words attend to padding, as they did there"
+            lines.append(line)
     return lines
+
+
+def mask_row(folder: Path, vocab_size: int) -> int | None:
+    """Returns the row of [MASK] among the `vocab_size` of the backbone in `folder`; None without a published MLM head.
+
+    The tokenizer of IRRA, and of what starts from it, has it before the tokens of start and end: row 49405 of 49408.
+    """
+    if not (folder / HEADS_FILE).is_file():
+        return None
+    scores = _read_heads(folder).get(SCORES)
+    return None if scores is None or scores.shape != (vocab_size,) else vocab_size - 3
 
 
 def classifier_note(folder: Path, identities: int) -> str | None:

@@ -269,6 +269,18 @@ def test_settings_of_a_loss_that_is_not_there_end_in_the_overrides_that_help() -
     assert set(build_objective(instantiate(composed(*without, dropped).loss.terms), FACTS).terms) == {"sdm"}
 
 
+def test_the_circle_strategies_have_the_released_projector_and_augmentation() -> None:
+    facts = Facts(embed_dim=768, pooled_dim=768, num_classes=5, vocab_size=40)
+    for loss in ("baseline", "in_modal_circle", "nc_itc", "pure_circle", "hybrid_circle"):
+        cfg = composed(f"loss={loss}", name="cir_msiglip")
+        projector: Any = build_objective(instantiate(cfg.loss.terms), facts).terms["simclr"]
+        sizes = [tuple(p.shape) for p in projector.simclr_projector.parameters()]
+        assert sizes == [(768, 768), (768,), (768, 768), (768,)]
+        assert (cfg.aug.name, cfg.aug.image) == ("cir", cfg.aug.image_aug)
+    assert composed("loss=hybrid_circle", name="m_siglip").loss.terms.simclr.hidden_layers == 2
+    assert composed("experiment=cir", "dataset=synthetic", name="m_siglip").aug.image == []
+
+
 PAPER_TBPS = (
     "img_size_str='(256,256)' dataset=cuhk_pedes dataset.sampler=random loss.softlabel_ratio=0.0 "
     "trainer.max_epochs=60 optimizer=tbps_clip_no_decay optimizer.param_groups.default.lr=1e-5"

@@ -154,6 +154,24 @@ def test_methods_with_masked_words_train_and_are_tested_from_their_checkpoint(
     assert again == {name: value for name, value in metrics.items() if name.startswith("test/")}
 
 
+def test_a_published_mlm_head_brings_its_mask_token_and_padding_and_trains_under_the_released_forms(
+    small_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "published_checkpoints"
+    shutil.copytree(small_root / "tiny_clip_checkpoints", folder)
+    weights = load_file(folder / "model.safetensors")
+    rows = len(weights["text_model.embeddings.token_embedding.weight"])
+    save_file({"mlm.head.scores.bias": torch.zeros(rows)}, folder / "heads.safetensors")
+    forms = ("loss.terms.a_sdm.form=released", "loss.terms.efa.form=released")
+    overrides = ("experiment=fmfa", "backbone=tiny_clip", f"backbone.folder={folder}", *forms, "trainer.max_epochs=1")
+    trainer.train(config(small_root, tmp_path / "run", *overrides, small=ANY_METHOD))
+    said = capsys.readouterr().out
+    assert "heads.safetensors; words attend to padding, as they did there" in said
+    assert "no mask token" not in said
+    last = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["state_dict"]
+    assert [len(value) for name, value in last.items() if name.endswith("token_embedding.weight")] == [rows]
+
+
 @pytest.mark.parametrize(
     ("backbone", "head"), [("tiny_clip", "part"), ("tiny_resnet_bert", "part"), ("tiny_siglip", "part_baseline")]
 )

@@ -40,7 +40,7 @@ class GridEmbeddings(nn.Module):
 
 
 class VisionLanguageBackbone(Backbone):
-    """What SigLIP and CLIP have in common. Their text towers never see the mask, it is handed on."""
+    """What SigLIP and CLIP have in common. Their text towers never attend by the mask, it is handed on."""
 
     def fit_to_grid(self, native: Positions | None) -> None:
         tower = self.hub_model.vision_model
@@ -82,7 +82,9 @@ class SiglipBackbone(VisionLanguageBackbone):
 class ClipBackbone(VisionLanguageBackbone):
     """CLIP ViT: [CLS] pooling for images, end-of-text pooling for texts, linear projections after both.
 
-    The image mask is false on [CLS]. The scale is kept at or below 100 (Radford et al., ICML 2021).
+    The image mask is false on [CLS]. Texts are padded with id 0, as in OpenAI's code, and not with the end token, as by
+    transformers' tokenizer: words do not attend to it, but MLM and EFA may. The scale is kept at or below 100 (Radford
+    et al., ICML 2021).
     """
 
     model_class = CLIPModel
@@ -101,6 +103,6 @@ class ClipBackbone(VisionLanguageBackbone):
         return BackboneOutput(tokens[:, 0], tokens, mask)
 
     def text(self, ids: Tensor, mask: Tensor) -> BackboneOutput:
-        output = self.hub_model.text_model(ids)
+        output = self.hub_model.text_model(ids.masked_fill(~mask, 0))
         project = self.hub_model.text_projection
         return BackboneOutput(project(output.pooler_output), project(output.last_hidden_state), mask)

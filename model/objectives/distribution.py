@@ -10,6 +10,7 @@ fp32 or wider.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -17,8 +18,10 @@ from torch.nn import functional as F
 
 from model.features import Features
 from model.objectives.base import Facts, LossTerm, Stats
-from model.objectives.pairs import PairTerm, at_least_fp32, same_identity, similarities
-from utils.errors import UserError
+from model.objectives.pairs import FORMS, PairTerm, at_least_fp32, same_identity, similarities
+from utils.errors import UserError, check_choice
+
+RELEASED_ALPHA: Final = 0.1
 
 
 def sdm(image: Tensor, text: Tensor, pids: Tensor, logit_scale: float | Tensor = 50.0, eps: float = 1e-8) -> Tensor:
@@ -57,6 +60,30 @@ def adaptive_weights(probabilities: Tensor, alpha: float) -> Tensor:
     """
     p = probabilities.detach()
     return alpha * (p.amax(dim=1) - p.diagonal()) + 1
+
+
+def released_a_sdm(
+    image: Tensor, text: Tensor, pids: Tensor, logit_scale: float | Tensor = 50.0, eps: float = 1e-8
+) -> Tensor:
+    """Returns adaptive SDM as FMFA's released code computes it: `sdm` with each row times its `released_weights`.
+
+    Source: the authors' code, not eqs. (1)-(4) of the paper.
+    """
+    cosines = similarities(image, text)
+    directions = [
+        (released_weights(rows, pids) * divergences(logit_scale * rows, pids, eps)).mean()
+        for rows in (cosines, cosines.T)
+    ]
+    return torch.stack(directions).sum()
+
+
+def released_weights(cosines: Tensor, pids: Tensor) -> Tensor:
+    """Returns w_i = 0.1 * (max_k cos_ik - cos_if) + 1 ``(B,)`` of `cosines` ``(B, B)``, with gradient.
+
+    f is the first row of the batch that has the identity of i.
+    """
+    first = same_identity(pids).int().argmax(dim=1, keepdim=True)  # of equal values, the first
+    return RELEASED_ALPHA * (cosines.max(dim=1).values - cosines.gather(1, first).squeeze(1)) + 1
 
 
 def cmpm(image: Tensor, text: Tensor, pids: Tensor, eps: float = 1e-8) -> Tensor:
@@ -114,10 +141,11 @@ class SDM(PairTerm):
 
 
 class ASDM(SDM):
-    """`a_sdm`.
+    """`a_sdm`, or `released_a_sdm`.
 
     Args:
-        alpha: how much more a row weighs whose own pair is not the closest; 10 (FMFA), 1 on RSTPReid.
+        form: ``paper`` or ``released``.
+        alpha: of ``paper``: how much more a row weighs whose own pair is not the closest; 10 (FMFA), 1 on RSTPReid.
     """
 
     def __init__(
@@ -127,20 +155,29 @@ class ASDM(SDM):
         weight: float = 1.0,
         views: Sequence[str] = ("image",),
         logit_scale: float = 50.0,
+        form: str = "paper",
         alpha: float = 10.0,
     ) -> None:
         super().__init__(facts=facts, weight=weight, views=views, logit_scale=logit_scale)
+        check_choice("form", form, FORMS)
         if alpha < 0:
             raise UserError(f"alpha: {alpha} given, expected 0 or more; 0 is plain SDM")
+        self.form = form
         self.alpha = alpha
 
     def pair_loss(self, image: Tensor, text: Tensor, features: Features) -> Tensor:
+        if self.form == "released":
+            return released_a_sdm(image, text, features.pids, self.logit_scale)
         return a_sdm(image, text, features.pids, self.logit_scale, self.alpha)
 
     def pair_stats(self, image: Tensor, text: Tensor, features: Features) -> Stats:
-        logits = self.logit_scale * similarities(image, text)
-        weights = [adaptive_weights(rows.softmax(dim=1), self.alpha) for rows in (logits, logits.T)]
-        return {**_unmatched_shares(logits, logits.T), "mean_weight": torch.cat(weights).mean()}
+        cosines = similarities(image, text)
+        if self.form == "released":
+            weights = [released_weights(rows, features.pids) for rows in (cosines, cosines.T)]
+        else:
+            logits = self.logit_scale * cosines
+            weights = [adaptive_weights(rows.softmax(dim=1), self.alpha) for rows in (logits, logits.T)]
+        return {**_unmatched_shares(cosines, cosines.T), "mean_weight": torch.cat(weights).mean()}
 
 
 class CMPM(LossTerm):

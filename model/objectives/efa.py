@@ -1,6 +1,7 @@
 """Explicit fine-grained alignment (FMFA, 2025): words, patches, and the patches that each word gathers."""
 
 from collections.abc import Callable
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -9,8 +10,10 @@ from torch.utils.checkpoint import checkpoint
 
 from model.features import Encoded, Features, alone
 from model.objectives.base import Facts, LossTerm, Stats
-from model.objectives.pairs import at_least_fp32, masked_mean
-from utils.errors import UserError
+from model.objectives.pairs import FORMS, at_least_fp32, masked_mean
+from utils.errors import UserError, check_choice
+
+RELEASED_MARGINS: Final = (0.1, 0.9)  # of texts, of images
 
 
 def efa(
@@ -57,6 +60,42 @@ def efa(
         tokens = F.normalize(tokens, dim=2)
         to_joint, to_tokens = _hard_matrices(tokens, mask, joint, joint_mask, lambda_, chunk_size)
         losses += [_ranking(gather(to_joint), margin, tau), _ranking(gather(to_tokens).T, margin, tau)]
+    return torch.stack(losses).sum()
+
+
+def released_efa(
+    text_tokens: Tensor,
+    image_tokens: Tensor,
+    *,
+    chunk_size: int | None = 8,
+    gather: Callable[[Tensor], Tensor] = alone,
+) -> Tensor:
+    """Returns the EFA loss as FMFA's released code computes it, a scalar in fp32 or wider.
+
+    Source: the authors' code; it differs from eqs. (8)-(12) of the paper. H_ij compares tokens of sample i with joint
+    embeddings of sample j, of texts (margin 0.1) and of images (margin 0.9), and not the other way round; rows of H
+    are made unit norm. With 1 in place of the term of i = j, each modality adds
+    (1/B) sum_j [log sum_i exp(H_ij - H_ii + margin) + log sum_i exp(H_ij - H_jj + margin)].
+    All text tokens count, padding included. A batch of one pair: zero, connected to the graph.
+
+    Args:
+        text_tokens: ``(B, L, D)``.
+        image_tokens: patches ``(B, N, D)``, without [CLS].
+        chunk_size, gather: as in `efa`.
+    """
+    text, image = at_least_fp32(text_tokens), at_least_fp32(image_tokens)
+    joint = gather(F.normalize(patch_weights(text, image) @ image, dim=2))  # (W*B, L, D)
+    all_words = torch.ones(joint.shape[:2], dtype=torch.bool, device=joint.device)
+    losses: list[Tensor] = []
+    for tokens, margin in zip((text, image), RELEASED_MARGINS, strict=True):
+        tokens = F.normalize(tokens, dim=2)
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        to_joint, _ = _hard_matrices(tokens, mask, joint, all_words, 1.0, chunk_size)
+        hard = F.normalize(gather(to_joint), dim=1)  # (W*B, W*B)
+        own = torch.eye(len(hard), dtype=torch.bool, device=hard.device)
+        for of_own in (hard.diagonal()[:, None], hard.diagonal()[None, :]):
+            gaps = (hard - of_own + margin).masked_fill(own, 0)
+            losses.append(gaps.logsumexp(dim=0).mean())
     return torch.stack(losses).sum()
 
 
@@ -141,10 +180,12 @@ def _ranking(hard: Tensor, margin: float, tau: float) -> Tensor:
 
 
 class EFA(LossTerm):
-    """`efa` of the words of "text" and the patches of "image".
+    """`efa`, or `released_efa`, of the words of "text" and the patches of "image".
 
     Args:
-        margin_text, margin_image, lambda_, tau, sigma, chunk_size: as in `efa`.
+        margin_text, margin_image, lambda_, tau, sigma: of ``paper``, as in `efa`.
+        form: ``paper`` or ``released``, which has its own constants.
+        chunk_size: as in `efa`.
     """
 
     needs = frozenset({"image", "text"})
@@ -157,40 +198,46 @@ class EFA(LossTerm):
         margin_text: float,
         margin_image: float,
         weight: float = 1.0,
+        form: str = "paper",
         lambda_: float = 1.0,
         tau: float = 1.0,
         sigma: float | None = None,
         chunk_size: int | None = 8,
     ) -> None:
         super().__init__(facts=facts, weight=weight)
+        check_choice("form", form, FORMS)
         for option, value in (("lambda_", lambda_), ("tau", tau), ("chunk_size", chunk_size)):
             if value is not None and value <= 0:
                 raise UserError(f"{option}: {value} given, expected a number above 0")
         if sigma is not None and not 0 <= sigma <= 1:
             raise UserError(f"sigma: {sigma} given, expected a number from 0 to 1, or null for 1 / number of patches")
+        self.form = form
         self.margin_text = margin_text
         self.margin_image = margin_image
         self.lambda_ = lambda_
         self.tau = tau
-        self.sigma = sigma
+        self.sigma = sigma if form == "paper" else None
         self.chunk_size = chunk_size
         self._patches = facts.patches
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         image, text = features.image("image"), features.text("text")
         patches = self._patches_of(image)
-        loss = efa(
-            text.tokens,
-            patches,
-            text.mask,
-            self.margin_text,
-            self.margin_image,
-            self.lambda_,
-            self.tau,
-            self.sigma,
-            chunk_size=self.chunk_size,
-            gather=features.gather,
-        )
+        if self.form == "released":
+            loss = released_efa(text.tokens, patches, chunk_size=self.chunk_size, gather=features.gather)
+        else:
+            loss = efa(
+                text.tokens,
+                patches,
+                text.mask,
+                self.margin_text,
+                self.margin_image,
+                self.lambda_,
+                self.tau,
+                self.sigma,
+                chunk_size=self.chunk_size,
+                gather=features.gather,
+            )
         with torch.no_grad():
             kept = (patch_weights(text.tokens, patches, self.sigma) > 0).sum(dim=2)
             kept, mask = features.gather(kept), features.gather(text.mask)

@@ -13,6 +13,7 @@ from model.objectives.base import Facts, LossTerm, Stats
 from model.objectives.pairs import at_least_fp32
 
 NOT_PREDICTED: Final = -100  # what PyTorch's cross-entropy leaves out
+DEPTH: Final = 4  # blocks of the interaction encoder
 
 
 def mlm_loss(scores: Tensor, labels: Tensor) -> Tensor:
@@ -40,15 +41,15 @@ class InteractionEncoder(nn.Module):
 
     Source: IRRA, eqs. (1)-(2): layer norms of words and image tokens, cross-attention without a residual
     (words ask, image tokens answer), pre-norm blocks, layer norm. Decisions: the blocks are CLIP's, with its
-    QuickGELU and its initialisation, as in the authors' code, so that published heads fit; words do not
-    attend to padding (in the authors' code they do), so that the length of the padding has no influence.
+    QuickGELU, and weights start as in the authors' code: those of matrices normal, with a std from `width` and
+    `depth`, biases of attention at zero, those of the other linear layers as PyTorch has them.
 
     Args:
         width: of words and image tokens; there are width / 64 heads, at least one.
         depth: number of blocks.
     """
 
-    def __init__(self, width: int, depth: int = 4) -> None:
+    def __init__(self, width: int, depth: int) -> None:
         super().__init__()
         heads = max(1, width // 64)
         self.text_norm = nn.LayerNorm(width)
@@ -64,6 +65,9 @@ class InteractionEncoder(nn.Module):
             norm_first=True,
         )
         self.blocks = nn.TransformerEncoder(block, depth, nn.LayerNorm(width), enable_nested_tensor=False)
+        for module in self.blocks.modules():  # the blocks are copies of one
+            if type(module) is nn.Linear:
+                module.reset_parameters()
         for name, parameter in self.named_parameters():
             if name.endswith("in_proj_weight"):
                 nn.init.normal_(parameter, std=width**-0.5)
@@ -71,20 +75,18 @@ class InteractionEncoder(nn.Module):
                 nn.init.normal_(parameter, std=(2 * depth * width) ** -0.5)
             elif name.endswith("linear1.weight"):
                 nn.init.normal_(parameter, std=(2 * width) ** -0.5)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
 
-    def forward(self, text: Tensor, image: Tensor, text_mask: Tensor) -> Tensor:
+    def forward(self, text: Tensor, image: Tensor, text_mask: Tensor | None) -> Tensor:
         """Returns words ``(B, L, D)``.
 
         Args:
             text: masked words ``(B, L, D)``.
             image: image tokens ``(B, N, D)``.
-            text_mask: bool ``(B, L)``, false on padding.
+            text_mask: bool ``(B, L)``, false on words that no word attends to; None: there are none.
         """
         image = self.image_norm(image)
         words, _ = self.cross_attention(self.text_norm(text), image, image, need_weights=False)
-        return self.blocks(words, src_key_padding_mask=~text_mask)
+        return self.blocks(words, src_key_padding_mask=None if text_mask is None else ~text_mask)
 
 
 class MLM(LossTerm):
@@ -93,29 +95,33 @@ class MLM(LossTerm):
     Image tokens are all of them, [CLS] included. Only masked positions go through the head, whose scores over
     the whole vocabulary are what takes memory. The mean is over the masked positions of all processes, each of
     which goes through its own tokens.
+
+    Args:
+        attend_padding: whether words attend to padding in the interaction encoder, as in IRRA's released code; without,
+            the length of the padding has no influence. None: they do if the head starts from a published one
+            (`model.converted.load_heads`), which was trained so.
     """
 
     needs = frozenset({"image", "text_masked", "mlm_labels", "mlm_positions"})
     reads_tokens = True
 
-    def __init__(self, *, facts: Facts, weight: float = 1.0) -> None:
+    def __init__(self, *, facts: Facts, weight: float = 1.0, attend_padding: bool | None = None) -> None:
         super().__init__(facts=facts, weight=weight)
+        self.attend_padding = attend_padding
         width = facts.pooled_dim
-        self.interaction = InteractionEncoder(width)
+        self.interaction = InteractionEncoder(width, DEPTH)
+        dense, scores = nn.Linear(width, width), nn.Linear(width, facts.vocab_size)
+        nn.init.normal_(dense.weight, std=(2 * width) ** -0.5)  # both as in the authors' code
+        nn.init.normal_(scores.weight, std=(2 * DEPTH * width) ** -0.5)
         self.head = nn.Sequential(
-            OrderedDict(
-                dense=nn.Linear(width, width),
-                activation=QuickGELUActivation(),
-                norm=nn.LayerNorm(width),
-                scores=nn.Linear(width, facts.vocab_size),
-            )
+            OrderedDict(dense=dense, activation=QuickGELUActivation(), norm=nn.LayerNorm(width), scores=scores)
         )
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         image, text = features.image("image"), features.text("text_masked")
         labels, positions = features.label("mlm_labels"), features.label("mlm_positions")
         with features.amp():
-            words = self.interaction(text.tokens, image.tokens, text.mask)
+            words = self.interaction(text.tokens, image.tokens, None if self.attend_padding else text.mask)
             scores = self.head(words.flatten(0, 1)[positions])  # (masked positions, V)
         wanted = labels.flatten()[positions]
         hits = scores.detach().argmax(dim=1) == wanted

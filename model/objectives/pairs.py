@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar, NotRequired, TypedDict
+from typing import ClassVar, Final, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -10,6 +10,8 @@ from torch import Tensor
 from model.features import Features, at_least_fp32
 from model.objectives.base import Facts, LossTerm, Stats
 from utils.errors import UserError
+
+FORMS: Final = ("paper", "released")  # of a loss: as the paper writes it | as the authors' code computes it
 
 
 def similarities(a: Tensor, b: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from model.features import Features
 from model.objectives.base import Facts, LossTerm, Stats
 from model.objectives.pairs import at_least_fp32
+from utils.errors import UserError
 
 
 def simclr(a: Tensor, b: Tensor, temperature: float = 0.1, *, chunk: int = 512) -> Tensor:
@@ -44,12 +45,14 @@ def _entropies(some: Tensor, rows: Tensor, places: Tensor, temperature: float) -
 class SimCLR(LossTerm):
     """`simclr` of the views "image_ss1" and "image_ss2" behind a projector of its own (SLIP, ECCV 2022).
 
-    Both views go through the projector's batch norm as one batch of 2B, as in SimCLR. It keeps no running
-    statistics: the projector never runs in evaluation.
+    Both views go through the projector as one batch of 2B. Its batch norm is over them all, as in SimCLR, and keeps no
+    running statistics: the projector never runs in evaluation.
 
     Args:
-        hidden_dim: width of the projector's two hidden layers; None: 8 times the backbone's, 4096 at most.
-        out_dim: width of a projection.
+        hidden_dim: width of the projector's hidden layers; None: 8 times the backbone's, 4096 at most.
+        hidden_layers: their number, at least 1.
+        out_dim: width of a projection; None: the backbone's.
+        batch_norm: whether each hidden layer is normalised before its ReLU.
     """
 
     needs = frozenset({"image_ss1", "image_ss2"})
@@ -61,22 +64,25 @@ class SimCLR(LossTerm):
         weight: float = 1.0,
         temperature: float = 0.1,
         hidden_dim: int | None = None,
-        out_dim: int = 256,
+        hidden_layers: int = 2,
+        out_dim: int | None = 256,
+        batch_norm: bool = True,
     ) -> None:
         super().__init__(facts=facts, weight=weight)
+        for option, value in (("hidden_dim", hidden_dim), ("hidden_layers", hidden_layers), ("out_dim", out_dim)):
+            if value is not None and value < 1:
+                raise UserError(f"{option}: {value} given, expected at least 1")
         self.temperature = temperature
-        hidden_dim = hidden_dim or min(8 * facts.pooled_dim, 4096)
-        self.simclr_projector = nn.Sequential(
-            OrderedDict(
-                layer1=nn.Linear(facts.pooled_dim, hidden_dim),
-                norm1=nn.BatchNorm1d(hidden_dim, track_running_stats=False),
-                relu1=nn.ReLU(inplace=True),
-                layer2=nn.Linear(hidden_dim, hidden_dim),
-                norm2=nn.BatchNorm1d(hidden_dim, track_running_stats=False),
-                relu2=nn.ReLU(inplace=True),
-                layer3=nn.Linear(hidden_dim, out_dim),
-            )
-        )
+        width, layers = facts.pooled_dim, OrderedDict[str, nn.Module]()
+        for layer in range(1, hidden_layers + 1):
+            hidden = hidden_dim or min(8 * facts.pooled_dim, 4096)
+            layers[f"layer{layer}"] = nn.Linear(width, hidden)
+            if batch_norm:
+                layers[f"norm{layer}"] = nn.BatchNorm1d(hidden, track_running_stats=False)
+            layers[f"relu{layer}"] = nn.ReLU(inplace=True)
+            width = hidden
+        layers[f"layer{hidden_layers + 1}"] = nn.Linear(width, out_dim or facts.pooled_dim)
+        self.simclr_projector = nn.Sequential(layers)
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         views = torch.cat([features.pooled("image_ss1"), features.pooled("image_ss2")])

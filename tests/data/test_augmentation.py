@@ -51,7 +51,7 @@ def every_choice() -> list[str]:
 
 class TestConfigs:
     def test_there_are_the_choices_of_the_papers(self) -> None:
-        assert every_choice() == ["flip", "irra", "light", "none", "siglip", "tbps_clip"]
+        assert every_choice() == ["cir", "flip", "irra", "light", "none", "siglip", "tbps_clip"]
 
     @pytest.mark.parametrize("size", [(96, 48), (384, 128), (256, 256)])
     @pytest.mark.parametrize("name", every_choice())
@@ -90,6 +90,7 @@ class TestConfigs:
             "none": {"image", "text"},
             "flip": {"image", "text"},
             "irra": {"image", "text"},
+            "cir": {"image", "image_aug", "image_ss", "text"},
             "tbps_clip": {"image", "image_aug", "image_ss", "text"},
             "siglip": {"image", "image_aug", "image_ss", "text"},
         }
@@ -97,6 +98,14 @@ class TestConfigs:
     def test_none_changes_nothing(self) -> None:
         augmentation = load("none")
         assert list(augmentation.image) == list(augmentation.text) == []
+
+    def test_cir_draws_two_of_the_pool_for_the_plain_view_and_drops_words_only(self) -> None:
+        augmentation = load("cir")
+        for view in (augmentation.image, augmentation.image_aug):
+            [subset] = view
+            assert (type(subset), subset.k, len(subset.transforms)) == (RandomSubset, 2, 6)
+        [deletion] = augmentation.text
+        assert (type(deletion), deletion.p) == (RandomWordDeletion, 0.05)
 
     def test_irra_erases_to_the_mean_colour(self) -> None:
         erase = load("irra").image[-1]

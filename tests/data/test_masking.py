@@ -38,6 +38,19 @@ def test_a_missing_mask_token_is_added_after_the_last_id(tokenizer: PreTrainedTo
     assert again.mask_id == before
 
 
+def test_a_mask_token_of_the_vocabulary_is_written_and_is_no_word(tokenizer: PreTrainedTokenizerFast) -> None:
+    before, man = len(tokenizer), tokenizer("man")["input_ids"][-2]
+    masker = Masker(tokenizer, mask_id=man)
+    assert not masker.added
+    assert (len(tokenizer), masker.mask_id) == (before, man)
+    tokens = Tokenize(tokenizer, LENGTH)(CAPTIONS)
+    results = [masked(masker, tokens, seed) for seed in range(200)]
+    labels = torch.stack([result.labels for result in results])
+    written = torch.stack([result.tokens.ids for result in results])[labels != -100]
+    assert (labels != man).all()
+    assert (written == man).float().mean().item() == pytest.approx(0.8, abs=0.05)
+
+
 def test_special_and_padding_tokens_are_never_masked_and_a_word_always_is(tokenizer: PreTrainedTokenizerFast) -> None:
     masker = Masker(tokenizer)
     tokens = Tokenize(tokenizer, LENGTH)(CAPTIONS)

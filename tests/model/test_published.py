@@ -13,10 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.backbones import Backbone, load_backbone
-from model.converted import classifier_note, load_heads, write_converted
+from model.converted import classifier_note, load_heads, mask_row, write_converted
+from model.features import Features
+from model.heads import GlobalHead
 from model.objectives import ID, MLM, SDM, Facts, Objective
 from model.published import convert
 from model.published_file import read_state
+from model.tbps import TBPS
 from tests.model.openai_clip import EMBED, LENGTH, PATCH, VOCABULARY, Irra
 from utils.errors import UserError
 
@@ -79,6 +82,7 @@ def test_features_and_scores_equal_the_architecture_written_out(irra: Irra, tmp_
     lines = load_heads(objective, tmp_path / "converted")
     assert [line.split(" starts from ")[0] for line in lines] == ["mlm", "id"]
     assert not any("but not" in line for line in lines)
+    assert lines[0].endswith("; words attend to padding, as they did there")
     mlm: Any = objective.terms["mlm"]
     scores = mlm.head(mlm.interaction(text.tokens, image.tokens, mask))
     torch.testing.assert_close(scores, irra.scores(normalised, ids), **close)
@@ -86,6 +90,48 @@ def test_features_and_scores_equal_the_architecture_written_out(irra: Irra, tmp_
     torch.testing.assert_close(
         classifier.classifier(image.pooled[:, None])[:, 0], irra.classifier(image.pooled), **close
     )
+
+
+def test_the_loss_of_a_published_head_on_padded_captions_is_that_of_the_architecture_written_out(
+    irra: Irra, tmp_path: Path
+) -> None:
+    for module in (irra.cross_attn, irra.cross_modal_transformer, irra.mlm_head):
+        for parameter in module.parameters():
+            nn.init.normal_(parameter, std=0.3)  # so that every word has a say in every other
+    backbone = backbone_of(saved(irra, tmp_path / "a.pth"), tmp_path / "converted")
+    pixels, normalised, ids = batch()
+    mask = torch.arange(LENGTH) <= ids.argmax(dim=1)[:, None]
+    labels = torch.full_like(ids, -100)
+    labels[:, 2] = ids[:, 2]
+    ids[:, 2] = VOCABULARY - 3  # [MASK]
+    scores = irra.scores(normalised, ids.masked_fill(~mask, 0))
+    expected = nn.functional.cross_entropy(scores[:, 2], labels[:, 2])
+
+    def loss(attend_padding: bool | None) -> Tensor:
+        term = MLM(facts=Facts(EMBED, EMBED, num_classes=7, vocab_size=VOCABULARY), attend_padding=attend_padding)
+        load_heads(Objective({"mlm": term}), tmp_path / "converted")
+        positions = (labels != -100).flatten().nonzero()[:, 0]
+        padded = ids.masked_fill(~mask, VOCABULARY - 1)  # as transformers' tokenizer does
+        words = {"mlm_labels": labels, "mlm_positions": positions}
+        encoder = TBPS(backbone, GlobalHead(EMBED, backbone.grid))
+        return term(Features(encoder, {"image": pixels}, {"text_masked": (padded, mask)}, words))[0]
+
+    torch.testing.assert_close(loss(None), expected, rtol=1e-5, atol=0)
+    assert loss(True) == loss(None)
+    assert abs(loss(False) - expected) > 1e-4 * expected
+
+
+def test_the_mask_token_of_a_published_head_is_the_third_row_from_the_end(irra: Irra, tmp_path: Path) -> None:
+    backbone_of(saved(irra, tmp_path / "a.pth"), tmp_path / "converted")
+    assert mask_row(tmp_path / "converted", VOCABULARY) == VOCABULARY - 3
+    assert mask_row(tmp_path / "converted", VOCABULARY + 1) is None
+    assert mask_row(tmp_path, VOCABULARY) is None
+    torch.save(irra.base_model.state_dict(), tmp_path / "clip.pt")
+    backbone_of(tmp_path / "clip.pt", tmp_path / "plain")
+    assert mask_row(tmp_path / "plain", VOCABULARY) is None
+    term = MLM(facts=Facts(EMBED, EMBED, num_classes=7, vocab_size=VOCABULARY))
+    assert load_heads(Objective({"mlm": term}), tmp_path / "plain") == []
+    assert not term.attend_padding
 
 
 @torch.no_grad()

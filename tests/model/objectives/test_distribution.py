@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from model.features import Features
 from model.objectives import ASDM, CMPM, SDM, Facts, a_sdm, cmpm, sdm
-from model.objectives.distribution import adaptive_weights
+from model.objectives.distribution import adaptive_weights, released_a_sdm
 from utils.errors import UserError
 
 DIM = 16
@@ -53,6 +53,22 @@ def slow_a_sdm(image: Tensor, text: Tensor, pids: Tensor, alpha: float = ALPHA) 
     return slow(to_text, pids, alpha) + slow(to_image, pids, alpha)
 
 
+def slow_released_a_sdm(image: Tensor, text: Tensor, pids: Tensor) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for anchors, others in ((image, text), (text, image)):
+        for i, anchor in enumerate(anchors):
+            cosines = [(anchor * other).sum() for other in others]
+            positives = [j for j in range(len(others)) if pids[j] == pids[i]]
+            first = cosines[positives[0]]
+            exponentials = [(SCALE * cosine).exp() for cosine in cosines]
+            divergence = torch.zeros((), dtype=torch.float64)
+            for j, e in enumerate(exponentials):
+                p, q = e / sum(exponentials), (1 / len(positives) if j in positives else 0.0)
+                divergence = divergence + p * (p.log() - math.log(q + EPS))
+            total = total + (0.1 * (torch.stack(cosines).max() - first) + 1) * divergence / len(anchors)
+    return total
+
+
 def slow_cmpm(image: Tensor, text: Tensor, pids: Tensor) -> Tensor:
     to_text = [[(u * v).sum() / (v * v).sum().sqrt() for v in text] for u in image]
     to_image = [[(u * v).sum() / (v * v).sum().sqrt() for v in image] for u in text]
@@ -62,11 +78,13 @@ def slow_cmpm(image: Tensor, text: Tensor, pids: Tensor) -> Tensor:
 FAST: dict[str, Loss] = {
     "sdm": lambda i, t, pids: sdm(i, t, pids, SCALE),
     "a_sdm": lambda i, t, pids: a_sdm(i, t, pids, SCALE, ALPHA),
+    "released_a_sdm": lambda i, t, pids: released_a_sdm(i, t, pids, SCALE),
     "cmpm": cmpm,
 }
 SLOW: dict[str, Loss] = {
     "sdm": lambda i, t, pids: slow_a_sdm(i, t, pids, alpha=0.0),
     "a_sdm": slow_a_sdm,
+    "released_a_sdm": slow_released_a_sdm,
     "cmpm": slow_cmpm,
 }
 
@@ -111,7 +129,7 @@ def test_a_matched_row_weighs_exactly_one_an_unmatched_one_more() -> None:
 @pytest.mark.parametrize("name", FAST)
 def test_swapping_the_modalities_or_the_order_of_the_batch_changes_nothing(name: str) -> None:
     image, text, pids = unit_rows(6, 1), unit_rows(6, 2), identities(6, repeated=True)
-    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    order = torch.tensor([2, 0, 4, 3, 1, 5])  # of each person the same row stays first, for the released form
     loss = FAST[name](image, text, pids)
     torch.testing.assert_close(FAST[name](text, image, pids), loss)
     torch.testing.assert_close(FAST[name](image[order], text[order], pids[order]), loss)
@@ -177,6 +195,26 @@ def test_terms_count_pairs_that_are_closer_to_another(facts: Facts, make_feature
     weights = torch.cat([adaptive_weights(p.softmax(dim=1), 2.0) for p in (logits, logits.T)])
     torch.testing.assert_close(stats["mean_weight"], weights.mean())
     torch.testing.assert_close(loss, a_sdm(features.embedding("image"), features.embedding("text"), pids, SCALE, 2.0))
+
+
+def test_the_released_form_takes_the_first_of_a_persons_rows_and_no_alpha(
+    facts: Facts, make_features: MakeFeatures
+) -> None:
+    pids = torch.tensor([0, 0, 1, 1, 2])
+    features = make_features(pids)
+    image, text = features.embedding("image"), features.embedding("text")
+    loss, stats = ASDM(facts=facts, logit_scale=SCALE, form="released", alpha=7.0)(features)
+    torch.testing.assert_close(loss, released_a_sdm(image, text, pids, SCALE))
+    cosines = (image @ text.T).tolist()
+    first = [0, 0, 2, 2, 4]
+    weights = [0.1 * (max(cosines[i]) - cosines[i][first[i]]) + 1 for i in range(5)]
+    weights += [0.1 * (max(row[i] for row in cosines) - cosines[first[i]][i]) + 1 for i in range(5)]
+    assert stats["mean_weight"].item() == pytest.approx(sum(weights) / 10)
+
+
+def test_a_form_that_there_is_not_is_refused(facts: Facts) -> None:
+    with pytest.raises(UserError, match=r"^form=papers is unknown; expected paper or released"):
+        ASDM(facts=facts, form="papers")
 
 
 def test_cmpm_reads_pooled_features(facts: Facts, make_features: MakeFeatures) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.features import Encoded, Encoder, Features
 from model.objectives import EFA, Facts, Objective, efa
-from model.objectives.efa import patch_weights, relative_similarities
+from model.objectives.efa import patch_weights, relative_similarities, released_efa
 from tests.memory import LargestTensor
 from utils.errors import UserError
 
@@ -106,6 +106,53 @@ def test_equals_the_slow_loop_in_value_and_gradient(
         torch.autograd.grad(fast, fast_inputs), torch.autograd.grad(slow, slow_inputs), strict=True
     ):
         torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def slow_released_efa(text: Tensor, image: Tensor) -> Tensor:
+    """All tokens count. H_ij of i against the joint embeddings of j, rows of H at unit norm; 1 where i = j."""
+    joints = [slow_joint(list(t), list(v), 1 / image.shape[1]) for t, v in zip(text, image, strict=True)]
+    total, batch = torch.zeros((), dtype=torch.float64), len(text)
+    for anchors, margin in ((text, 0.1), (image, 0.9)):
+        hard = []
+        for anchor in anchors:
+            row = [slow_hard(list(anchor), joint, 1.0) for joint in joints]
+            norm = sum((h * h for h in row), torch.zeros((), dtype=torch.float64)).sqrt()
+            hard.append([h / norm for h in row])
+        for j in range(batch):
+            others = [i for i in range(batch) if i != j]
+            from_rows = 1 + sum((hard[i][j] - hard[i][i] + margin).exp() for i in others)
+            from_columns = 1 + sum((hard[i][j] - hard[j][j] + margin).exp() for i in others)
+            total = total + (from_rows.log() + from_columns.log()) / batch  # type: ignore[union-attr]
+    return total
+
+
+@pytest.mark.parametrize("chunk_size", [WHOLE, 1, 2, 8])
+@pytest.mark.parametrize("batch", [2, 5])
+def test_the_released_form_equals_its_slow_loop_in_value_and_gradient(batch: int, chunk_size: int | None) -> None:
+    inputs = leaves(batch, dtype=torch.float64)
+    fast, slow = released_efa(*inputs, chunk_size=chunk_size), slow_released_efa(*inputs)
+    torch.testing.assert_close(fast, slow)
+    for got, expected in zip(torch.autograd.grad(fast, inputs), torch.autograd.grad(slow, inputs), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_the_released_form_of_one_pair_is_zero_and_connected() -> None:
+    inputs = leaves(1)
+    loss = released_efa(*inputs)
+    assert loss == 0
+    assert all(not gradient.any() for gradient in torch.autograd.grad(loss, inputs))
+
+
+def test_the_released_form_has_its_own_constants(facts: Facts, make_features: MakeFeatures) -> None:
+    features = make_features(torch.arange(4))
+    term = EFA(facts=facts, form="released", margin_text=5.0, margin_image=6.0, lambda_=2.0, tau=0.5, sigma=0.3)
+    text, image = features.text(), features.image()
+    torch.testing.assert_close(term(features)[0], released_efa(text.tokens, image.tokens))
+    after = term.similarity_maps(text, image)[1]
+    weights = patch_weights(text.tokens, image.tokens).masked_fill(~text.mask[:, :, None], 0)
+    torch.testing.assert_close(after / after.sum(dim=2, keepdim=True).clamp_min(1e-12), weights)
+    with pytest.raises(UserError, match=r"^form=published is unknown; expected paper or released"):
+        EFA(facts=facts, form="published", margin_text=0.1, margin_image=0.1)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 4, 9, 20])

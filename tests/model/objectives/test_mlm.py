@@ -150,22 +150,40 @@ def test_padding_never_matters(interaction: InteractionEncoder) -> None:
     torch.testing.assert_close(words, interaction(text, image, mask))
 
 
-def test_blocks_start_apart_and_as_small_as_those_of_clip() -> None:
+def test_every_weight_starts_as_in_the_released_code() -> None:
+    """Std of a normal, bound of a uniform, or constant, of the 64 tensors of width 512 and depth 4."""
     torch.manual_seed(0)
-    encoder = InteractionEncoder(512)
-    assert encoder.cross_attention.num_heads == 8
-    assert len(encoder.blocks.layers) == 4
-    first, second = (block.self_attn.in_proj_weight for block in encoder.blocks.layers[:2])
-    assert not torch.equal(first, second)
-    for weight, std in (
-        (encoder.cross_attention.in_proj_weight, 512**-0.5),
-        (encoder.cross_attention.out_proj.weight, (8 * 512) ** -0.5),
-        (first, 512**-0.5),
-        (encoder.blocks.layers[3].self_attn.out_proj.weight, (8 * 512) ** -0.5),
-        (encoder.blocks.layers[3].linear1.weight, 1024**-0.5),
-        (encoder.blocks.layers[3].linear2.weight, (8 * 512) ** -0.5),
-    ):
-        assert weight.std().item() == pytest.approx(std, rel=0.02)
+    term = MLM(facts=Facts(embed_dim=512, pooled_dim=512, num_classes=1, vocab_size=2_000))
+    assert term.interaction.cross_attention.num_heads == 8
+    normals = {
+        "in_proj_weight": 512**-0.5,
+        "out_proj.weight": (2 * 4 * 512) ** -0.5,
+        "linear1.weight": (2 * 512) ** -0.5,
+        "linear2.weight": (2 * 4 * 512) ** -0.5,
+        "head.dense.weight": (2 * 512) ** -0.5,
+        "head.scores.weight": (2 * 4 * 512) ** -0.5,
+    }
+    bounds = {"linear1.bias": 512**-0.5, "linear2.bias": 2048**-0.5, "dense.bias": 512**-0.5, "scores.bias": 512**-0.5}
+    zeros = ("in_proj_bias", "out_proj.bias")
+    parameters = dict(term.named_parameters())
+    norms = {f"{name}." for name, module in term.named_modules() if isinstance(module, nn.LayerNorm)}
+    assert len(parameters) == 4 + 4 + 4 * 12 + 2 + 6
+    for name, parameter in parameters.items():
+        if name.startswith(tuple(norms)):
+            assert torch.equal(parameter, torch.full_like(parameter, float(name.endswith("weight")))), name
+        elif name.endswith(zeros):
+            assert not parameter.any(), name
+        elif name.endswith("weight"):
+            std = next(std for end, std in normals.items() if name.endswith(end))
+            assert parameter.std().item() == pytest.approx(std, rel=0.01), name
+            assert abs(parameter.mean().item()) < 0.01 * std, name
+            assert 4 * std < parameter.abs().max().item() < 6.5 * std, f"{name} is no normal"
+        else:
+            bound = next(bound for end, bound in bounds.items() if name.endswith(end))
+            assert 0.98 * bound < parameter.abs().max().item() <= bound, name
+            assert parameter.std().item() == pytest.approx(bound / 3**0.5, rel=0.1), name
+    drawn = [value for name, value in parameters.items() if value.std() > 0]
+    assert not any(a.shape == b.shape and torch.equal(a, b) for k, a in enumerate(drawn) for b in drawn[:k])
 
 
 @pytest.fixture
@@ -205,6 +223,14 @@ def test_only_masked_positions_reach_the_vocabulary_and_nothing_changes(term: ML
 def test_longer_padding_changes_nothing(term: MLM, encoder: Encoder) -> None:
     short, padded = (term(features_with(labels_of(4), encoder, padding))[0] for padding in (0, 3))
     torch.testing.assert_close(padded, short)
+
+
+def test_words_attend_to_padding_where_that_is_asked_for(term: MLM, encoder: Encoder) -> None:
+    term.attend_padding = True
+    short, padded = (term(features_with(labels_of(4), encoder, padding))[0] for padding in (0, 3))
+    assert abs(padded - short) > 1e-4
+    term.attend_padding = False
+    assert torch.equal(term(features_with(labels_of(4), encoder))[0], short)
 
 
 def test_every_image_token_answers_cls_included(term: MLM, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:

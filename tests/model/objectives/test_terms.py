@@ -114,6 +114,26 @@ def test_simclr_parameters_can_be_told_apart_by_name(facts: Facts) -> None:
     assert all("simclr" in name for name in names)
 
 
+@pytest.mark.parametrize(
+    ("options", "modules"),
+    [
+        ({}, "64 BatchNorm1d ReLU 64 BatchNorm1d ReLU 256"),
+        ({"hidden_dim": 16, "hidden_layers": 1, "out_dim": None, "batch_norm": False}, "16 ReLU 8"),
+        ({"hidden_layers": 3, "out_dim": 4}, "64 BatchNorm1d ReLU 64 BatchNorm1d ReLU 64 BatchNorm1d ReLU 4"),
+    ],
+)
+def test_the_projector_of_simclr_is_what_its_options_say(options: dict, modules: str, facts: Facts) -> None:
+    projector = SimCLR(facts=facts, **options).simclr_projector
+    found = [str(m.out_features) if isinstance(m, torch.nn.Linear) else type(m).__name__ for m in projector]
+    assert " ".join(found) == modules
+
+
+@pytest.mark.parametrize("option", ["hidden_dim", "hidden_layers", "out_dim"])
+def test_a_projector_without_width_or_layers_is_refused(option: str, facts: Facts) -> None:
+    with pytest.raises(UserError, match=f"^{option}: 0 given, expected at least 1"):
+        SimCLR(facts=facts, **{option: 0})
+
+
 def test_simclr_projects_under_amp_and_compares_in_fp32(facts: Facts, make_features: MakeFeatures) -> None:
     term = SimCLR(facts=facts, hidden_dim=16, out_dim=4)
     projected: list[torch.Tensor] = []
