@@ -277,7 +277,7 @@ def test_the_circle_strategies_have_the_released_projector_and_augmentation() ->
         sizes = [tuple(p.shape) for p in projector.simclr_projector.parameters()]
         assert sizes == [(768, 768), (768,), (768, 768), (768,)]
         assert (cfg.aug.name, cfg.aug.image) == ("cir", cfg.aug.image_aug)
-    assert composed("loss=hybrid_circle", name="m_siglip").loss.terms.simclr.hidden_layers == 2
+    assert composed("loss=tbps_clip", name="cir_msiglip").loss.terms.simclr.hidden_layers == 2
     assert composed("experiment=cir", "dataset=synthetic", name="m_siglip").aug.image == []
 
 
@@ -301,6 +301,16 @@ def test_the_commands_of_the_papers_readme_compose(overrides: str) -> None:
     assert (cfg.dataset.name, cfg.dataset_root_dir) == ("cuhk_pedes", ".")
     assert (cfg.loss.softlabel_ratio, cfg.trainer.max_epochs) == (0.0, 60)
     assert cfg.optimizer.param_groups.default.lr == 1e-5
+
+
+@pytest.mark.parametrize("experiment", METHODS)
+def test_every_experiment_works_under_the_primary_of_the_circle_strategies(experiment: str) -> None:
+    plain, changed = (composed(f"experiment={experiment}", name=name) for name in ("m_siglip", "cir_msiglip"))
+    assert changed == plain
+
+
+def test_a_loss_without_circle_works_under_the_primary_of_the_circle_strategies() -> None:
+    assert set(composed("loss=irra", name="cir_msiglip").loss.terms) == {"sdm", "id", "mlm"}
 
 
 def test_overrides_of_single_terms() -> None:
