@@ -195,7 +195,10 @@ def to_safetensors(pickled: Path, target: Path) -> None:
         raise UserError(
             f"{pickled} is refused ({error}); save the model again with save_pretrained, which writes {WEIGHTS}"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    is_table = isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    )
+    if not is_table:
         raise UserError(f"{pickled} is not a table of tensors; expected the weights of a transformers model")
     own = {key: value.clone(memory_format=torch.contiguous_format) for key, value in state.items()}
     with scratch_folder(target) as folder:

@@ -209,7 +209,7 @@ def test_a_pickle_that_would_run_code_is_refused_unexecuted(tmp_path: Path) -> N
     assert sorted(os.listdir(tmp_path)) == ["new.bin", "old.bin"]
 
 
-@pytest.mark.parametrize("state", [[1, 2], {"epoch": 3}])
+@pytest.mark.parametrize("state", [[1, 2], {"epoch": 3}, {None: torch.zeros(2)}])
 def test_a_pickle_of_something_else_is_refused(tmp_path: Path, state: object) -> None:
     with pytest.raises(UserError, match="is not a table of tensors"):
         to_safetensors(pickled(tmp_path / "x.bin", state), tmp_path / "x.safetensors")
