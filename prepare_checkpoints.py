@@ -3,19 +3,22 @@
 uv run prepare_checkpoints.py                               m_siglip, from the Hugging Face hub
 uv run prepare_checkpoints.py siglip clip                   several
 uv run prepare_checkpoints.py m_siglip --from ~/models/msiglip
-uv run prepare_checkpoints.py clip --from irra.pth --to irra_checkpoints      converts OpenAI's layout: IRRA, FMFA, ...
+uv run prepare_checkpoints.py clip --from irra.pth --to irra_checkpoints      converts a file: IRRA, RDE, open_clip, ...
 uv run prepare_checkpoints.py tiny_siglip                   no network needed
 
 HF_ENDPOINT chooses a mirror of the hub. A folder that is complete already is kept as it is.
 """
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from filelock import FileLock
 
 from utils.checkpoint_folder import (
+    WEIGHTS,
     Architecture,
     IncompleteError,
     check_folder,
@@ -26,8 +29,11 @@ from utils.checkpoint_folder import (
 )
 from utils.config import parse_size
 from utils.disk import scratch_folder
-from utils.download import UnreachableError, writing
+from utils.download import UnreachableError, sha256_of, writing
 from utils.errors import UserError, nearest, run_command
+
+if TYPE_CHECKING:
+    from model.published_settings import Activation
 
 
 class Checkpoint(NamedTuple):
@@ -76,6 +82,7 @@ def prepare(
     source: Path | None = None,
     target: Path | None = None,
     img_size: tuple[int, int] | None = None,
+    activation: Activation | None = None,
     steps: int | None = None,
 ) -> Path:
     """Returns the folder of a checkpoint, complete and of the right architecture.
@@ -84,9 +91,10 @@ def prepare(
         name: a key of `CHECKPOINTS`.
         root: the folder that also holds the datasets.
         source: what to use instead of downloading: a `save_pretrained` folder, which is copied, or a file of
-            weights in OpenAI's layout, which is converted.
+            weights, as `model.published.convert` takes it, which is converted.
         target: the folder; None: ``<root>/<name>_checkpoints``.
         img_size: (height, width) that a file's positions are for, where their number does not tell.
+        activation: of the blocks of a file's towers, where it does not tell.
         steps: how long a tiny backbone is pre-trained; None: as long as `CHECKPOINTS` says.
 
     Raises:
@@ -114,7 +122,7 @@ def prepare(
             raise UserError(f"{name} is made here from scratch; --from is for those that are downloaded")
         _make(name, folder, root, usual_steps if steps is None else steps)
     elif source is not None and source.is_file():
-        _convert(name, source, folder, root, img_size)
+        _convert(name, source, folder, root, img_size, activation)
     elif source is not None:
         copy_folder(source, folder, architecture)
     elif vision is not None:
@@ -126,22 +134,48 @@ def prepare(
     return folder
 
 
-def prepare_embedded(name: str, folder: Path, root: Path) -> None:
-    """Makes the folder of a backbone that comes from scratch, where it is not there yet.
+def prepare_folder(name: str, place: Path, root: Path) -> Path:
+    """Returns the folder of a backbone.
+
+    A backbone that comes from scratch is made where it is not there yet. A file of published weights is converted once,
+    into a folder beside it that is named after the file and the start of its SHA-256.
+
+    Args:
+        name: a key of `CHECKPOINTS`.
+        place: the folder, or the file.
+        root: the folder that also holds the datasets.
 
     Raises:
-        UserError: the folder of another backbone is not there.
+        UserError: the folder of another backbone is not there, or a file that cannot be converted.
     """
-    if folder.exists():
-        return
+    if place.is_file():
+        return _converted_once(name, place, root)
+    if place.exists():
+        return place
     if name not in CHECKPOINTS or CHECKPOINTS[name].repo is not None:
         raise UserError(
-            f"backbone {name!r}: {folder} does not exist; run 'uv run prepare_checkpoints.py {name}', or "
+            f"backbone {name!r}: {place} does not exist; run 'uv run prepare_checkpoints.py {name}', or "
             "set backbone.folder to where it lies"
         )
     with FileLock(root / f".{name}_checkpoints.lock"):  # other jobs and processes wait for the first
-        if not folder.exists():
+        if not place.exists():
             prepare(name, root)
+    return place
+
+
+def _converted_once(name: str, file: Path, root: Path) -> Path:
+    if name not in CHECKPOINTS or CHECKPOINTS[name].repo is None or CHECKPOINTS[name].architecture.model_type != "clip":
+        raise UserError(
+            f"backbone.folder: {file} is a file; published weights are those of a CLIP: choose -cn clip or "
+            f"backbone=clip, or name a folder of {name}"
+        )
+    folder = file.with_name(f"{file.stem}-{sha256_of(file)[:8]}_checkpoints")
+    with writing(folder), FileLock(file.with_name(f".{folder.name}.lock")):
+        if (folder / WEIGHTS).is_file():  # they are moved in last
+            print(f"{name}: {folder} holds {file}, converted")
+        else:
+            prepare(name, root, source=file, target=folder)
+    return folder
 
 
 def _download(name: str, repo: str, folder: Path) -> None:
@@ -175,8 +209,15 @@ def _join(name: str, vision: str, text: str, folder: Path, root: Path) -> None:
         copy_folder(joined, folder, CHECKPOINTS[name].architecture)
 
 
-def _convert(name: str, source: Path, folder: Path, root: Path, img_size: tuple[int, int] | None) -> None:
-    """Converts a file of weights in OpenAI's layout; the tokenizer is that of the backbone itself."""
+def _convert(
+    name: str,
+    source: Path,
+    folder: Path,
+    root: Path,
+    img_size: tuple[int, int] | None,
+    activation: Activation | None,
+) -> None:
+    """Converts a file of weights; the tokenizer is that of the backbone itself."""
     from model.converted import write_converted
     from model.published import convert
     from model.published_file import read_state
@@ -184,7 +225,7 @@ def _convert(name: str, source: Path, folder: Path, root: Path, img_size: tuple[
     repo, architecture, *_ = CHECKPOINTS[name]
     if repo is None or architecture.model_type != "clip":
         raise UserError(f"{source} is a file, but {name} is copied from folders only; files are converted for clip")
-    published = convert(read_state(source), source=source, img_size=img_size)
+    published = convert(read_state(source), source=source, img_size=img_size, activation=activation)
     with writing(folder), scratch_folder(folder) as temporary:
         staging = temporary / "converted"
         staging.mkdir()
@@ -269,6 +310,11 @@ def main() -> None:
     parser.add_argument(
         "--img-size", metavar="HxW", help="of the file to convert (default: a square, or 3 to 1 as 384x128)"
     )
+    parser.add_argument(
+        "--activation",
+        choices=("gelu", "quick_gelu"),
+        help="of the file to convert, where neither it nor a config beside it tells",
+    )
     parser.add_argument("--root", type=Path, default=Path(), help="where to put the folders (default: here)")
     parser.add_argument(
         "--steps",
@@ -280,10 +326,20 @@ def main() -> None:
     if (args.source or args.target) and len(names) > 1:
         option = "--from" if args.source else "--to"
         raise UserError(f"{option} holds one checkpoint, but {' and '.join(names)} are named; name one")
+    if (args.img_size or args.activation) and (args.source is None or args.source.is_dir()):
+        raise UserError("--img-size and --activation are of a file to convert; name it with --from FILE")
     height_width = None if args.img_size is None else parse_size(args.img_size, "--img-size")
     img_size = None if height_width is None else (height_width[0], height_width[1])
     for name in names:
-        prepare(name, args.root, source=args.source, target=args.target, img_size=img_size, steps=args.steps)
+        prepare(
+            name,
+            args.root,
+            source=args.source,
+            target=args.target,
+            img_size=img_size,
+            activation=args.activation,
+            steps=args.steps,
+        )
 
 
 if __name__ == "__main__":

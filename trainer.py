@@ -5,7 +5,7 @@ uv run trainer.py -cn m_siglip dataset=cuhk_pedes      another config, another d
 uv run trainer.py ckpt_path=last                       continue the newest run of this name
 uv run trainer.py -cn clip experiment=irra task=plan   what a step of it takes, and the batch that fits 12 GB
 uv run trainer.py task=test ckpt_path=outputs/.../checkpoints/best-059.ckpt
-uv run trainer.py -cn clip task=test backbone.folder=irra_checkpoints      a converted or untrained backbone
+uv run trainer.py -cn clip task=test backbone.folder=irra.pth dataset=cuhk_pedes       published weights
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from utils.composed import with_composed
+from utils.composed import given_config, given_overrides, with_composed
 from utils.config import register_resolvers, run_facts
 from utils.errors import UserError, fail, nearest
 from utils.hydra_errors import hydra_errors_in_one_sentence, job_sentence, let_go
@@ -123,17 +123,20 @@ def test(cfg: DictConfig) -> dict[str, float]:
 
     from lightning_data import build_data
     from lightning_models import LitRanker, build_encoder
-    from model.converted import classifier_note
+    from model.converted import ranking_notes
     from utils.checkpoints import encoder_weights, load_weights, read_checkpoint
     from utils.run_record import RunRecord
 
     checkpoint: Any = {} if path is None else read_checkpoint(path)
     if path is None:
         cfg = with_composed(cfg)
-        cfg.loss.name = Path(cfg.backbone.folder).name
+        if given_config() and not {"trainer", "trainer.precision"} & {override.key for override in given_overrides()}:
+            cfg.trainer.precision = "32-true"  # bf16 is for training: here it changes which image ranks first
     else:
         cfg = model_config(cfg, checkpoint["config"], path)
     _prepare(cfg)
+    if path is None:
+        cfg.loss.name = Path(cfg.backbone.folder).name
     data = build_data(cfg, ["test"])
     encoder = build_encoder(cfg)
     if path is not None:
@@ -141,8 +144,7 @@ def test(cfg: DictConfig) -> dict[str, float]:
         encoder.grow_like(weights)
         load_weights(encoder, weights, source=path)
     data.check_token_ids(encoder.backbone.vocab_size)
-    note = classifier_note(Path(cfg.backbone.folder), data.num_classes)
-    if note is not None:
+    for note in ranking_notes(Path(cfg.backbone.folder), data.num_classes):
         print(f"note    {note}", flush=True)
 
     module = LitRanker(encoder)
@@ -151,7 +153,8 @@ def test(cfg: DictConfig) -> dict[str, float]:
     if trainer.is_global_zero:
         trained = f"after {checkpoint.get('epoch', '?')} epochs, {checkpoint.get('global_step', '?')} steps"
         tested = f"{cfg.backbone.folder} as it is" if path is None else f"{path} ({trained}), {cfg.loss.name}"
-        print(f"run     {cfg.run_dir}\ntests   {tested} on {cfg.backbone.name}\ndata    {data.describe()}")
+        print(f"run     {cfg.run_dir}\ntests   {tested} on {cfg.backbone.name}, precision {cfg.trainer.precision}")
+        print(f"data    {data.describe()}")
         _say_limits(cfg, data)
     record = RunRecord(cfg, data.provenance)
     _start_loggers(trainer, cfg, data, record)
@@ -214,10 +217,10 @@ def _run_task(cfg: DictConfig) -> float | None:
 
 
 def _prepare(cfg: DictConfig, *, is_new: bool = True) -> None:
-    """Fixes the seed, makes the run's folder and whatever of the embedded default is not there yet."""
+    """Fixes the seed, makes the run's folder and what is not there yet: the embedded default, a converted backbone."""
     import lightning as L
 
-    from prepare_checkpoints import prepare_embedded
+    from prepare_checkpoints import prepare_folder
     from utils.disk import sweep
     from utils.quiet import quiet_libraries
 
@@ -234,7 +237,7 @@ def _prepare(cfg: DictConfig, *, is_new: bool = True) -> None:
         if not (root / FOLDER).exists():
             print(f"draws   {root / FOLDER}, once", flush=True)
             generate(root)
-    prepare_embedded(cfg.backbone.name, Path(cfg.backbone.folder), root)
+    cfg.backbone.folder = str(prepare_folder(cfg.backbone.name, Path(cfg.backbone.folder), root))
 
 
 def _trainer(cfg: DictConfig, data: TBPSDataModule, record: RunRecord | None = None) -> L.Trainer:

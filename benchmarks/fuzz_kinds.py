@@ -33,7 +33,7 @@ from data.synthetic import SyntheticSpec, generate
 from data.tokens import Tokenize, load_tokenizer
 from lightning_models import LitRanker, LitTBPS
 from model.backbones import load_backbone
-from model.converted import HEADS_FILE, classifier_note
+from model.converted import HEADS_FILE, ranking_notes
 from model.positions import write_positions
 from prepare_checkpoints import CHECKPOINTS, prepare
 from tests.model.openai_clip import PATCH, TEXT_WIDTH, VOCABULARY, WIDTH, Irra
@@ -147,7 +147,7 @@ def _load(sound: Path, work: Path) -> None:
     tokenize = Tokenize(load_tokenizer(folder), 16)
     tokenize.count(["a man in a red coat"])
     tokens = tokenize(["a man in a red coat"])
-    classifier_note(folder, 5)
+    ranking_notes(folder, 5)
     if int(tokens.ids.max()) < backbone.vocab_size:  # else the datamodule refuses
         backbone.text(*tokens)
     backbone.image(torch.zeros(1, 3, 64, 32, dtype=torch.uint8))

@@ -11,16 +11,12 @@ from transformers import CLIPModel
 
 from model.objectives import ID, MLM, LossTerm, Objective
 from model.positions import write_positions
-from model.published import Published
+from model.published import RANKED_WITHOUT, SELECTION_HEADS, Published
 from model.published_file import State
 from utils.errors import UserError, library_errors
 from utils.tensor_files import UnreadableError, check_finite, read_safetensors
 
 HEADS_FILE: Final = "heads.safetensors"
-PIXELS: Final = {  # of CLIP, which all of them start from
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-}
 CLASSIFIER: Final = "id.classifier.weight"
 SCORES: Final = "mlm.head.scores.bias"
 HEADS_OF: Final[dict[str, type[LossTerm]]] = {"mlm": MLM, "id": ID}
@@ -40,7 +36,9 @@ def write_converted(published: Published, folder: Path, *, source: Path) -> None
         reason = str(error).partition("\n")[2].strip()
         raise UserError(f"{source} is not a whole CLIP ViT ({reason}); download it again") from error
     model.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(PIXELS, indent=2) + "\n", encoding="utf-8")
+    told = published.settings
+    pixels = {"image_mean": told.mean, "image_std": told.std, "resample": told.resample}
+    (folder / "preprocessor_config.json").write_text(json.dumps(pixels, indent=2) + "\n", encoding="utf-8")
     rows, columns = published.grid
     if rows != columns:
         write_positions(folder, published.positions, published.grid)
@@ -82,15 +80,25 @@ def mask_row(folder: Path, vocab_size: int) -> int | None:
     return None if scores is None or scores.shape != (vocab_size,) else vocab_size - 3
 
 
-def classifier_note(folder: Path, identities: int) -> str | None:
-    """Returns a line where the classifier in `folder` is of another number of identities; ranking needs none."""
+def ranking_notes(folder: Path, identities: int) -> list[str]:
+    """Returns what is to be known of a ranking by the backbone in `folder`: a line on each head that it leaves out.
+
+    Args:
+        identities: of the dataset. A classifier of another number of them is named; ranking needs none.
+    """
     if not (folder / HEADS_FILE).is_file():
-        return None
-    classifier = _read_heads(folder).get(CLASSIFIER)
-    if classifier is None or not classifier.ndim or len(classifier) == identities:
-        return None
-    classes = len(classifier)
-    return f"{folder} was trained on {classes:,} identities, this dataset has {identities:,}: ranking needs neither"
+        return []
+    heads = _read_heads(folder)
+    notes = []
+    classifier = heads.get(CLASSIFIER)
+    if classifier is not None and classifier.ndim and len(classifier) != identities:
+        notes.append(
+            f"{folder} was trained on {len(classifier):,} identities, this dataset has {identities:,}: ranking needs "
+            "neither"
+        )
+    if any(name.startswith(SELECTION_HEADS) for name in heads):
+        notes.append(RANKED_WITHOUT)
+    return notes
 
 
 def _read_heads(folder: Path) -> State:

@@ -34,7 +34,7 @@ HARMLESS: Final[list[Any]] = [
 
 
 def read_state(path: Path) -> State:
-    """Returns the tensors of a published checkpoint by their names in OpenAI's layout, fp32, without wrappers.
+    """Returns the tensors of a published checkpoint by their names in its layout, fp32, without wrappers.
 
     The file is a state dict, or a dict that has one under a key of `WRAPPERS`, written by torch.save or as safetensors.
     Nothing in it is executed.

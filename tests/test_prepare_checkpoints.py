@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 import prepare_checkpoints
 from model.backbones import load_backbone
-from prepare_checkpoints import CHECKPOINTS, prepare
+from prepare_checkpoints import CHECKPOINTS, prepare, prepare_folder
 from tests.conftest import save_model, small_towers
 from tests.http_server import COMMIT, WebServer, web_server
 from tests.model.openai_clip import PATCH, TEXT_WIDTH, VOCABULARY, WIDTH, Irra
@@ -326,6 +326,37 @@ def test_a_file_in_openais_layout_is_converted_beside_the_tokenizer_of_clip(
     assert "6 x 2" in capsys.readouterr().out
     prepare("clip", tmp_path, source=small_clip, target=folder)
     assert f"complete and kept; {small_clip} was not read" in capsys.readouterr().out
+
+
+def test_a_file_in_the_place_of_a_folder_is_converted_once(
+    small_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "clip_checkpoints", CLIP_FILES)
+    folder = prepare_folder("clip", small_clip, tmp_path)
+    assert re.fullmatch(r"irra-[0-9a-f]{8}_checkpoints", folder.name)
+    assert folder.parent == small_clip.parent
+    assert "is ready" in capsys.readouterr().out
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    assert prepare_folder("clip", small_clip, tmp_path) == folder
+    assert f"{folder} holds {small_clip}, converted" in capsys.readouterr().out
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    assert prepare_folder("clip", folder, tmp_path) == folder
+
+    torch.save({"model": Irra(patches=12, identities=8).state_dict()}, small_clip)
+    assert prepare_folder("clip", small_clip, tmp_path) != folder, "other weights of the same name"
+    for name in ("siglip", "tiny_clip", "mine"):
+        with pytest.raises(UserError, match=r"backbone.folder: .*irra.pth is a file; .* choose -cn clip or"):
+            prepare_folder(name, small_clip, tmp_path)
+
+
+def test_the_activation_of_a_file_is_given_on_the_command_line(small_clip: Path, tmp_path: Path) -> None:
+    write(tmp_path / "clip_checkpoints", CLIP_FILES)
+    folder = prepare("clip", tmp_path, source=small_clip, target=tmp_path / "irra_checkpoints", activation="gelu")
+    config = json.loads((folder / "config.json").read_text())
+    assert {config[f"{tower}_config"]["hidden_act"] for tower in ("vision", "text")} == {"gelu"}
+    for option in (["--activation", "gelu"], ["--img-size", "8x8", "--from", str(tmp_path)]):
+        done = run(refused_endpoint(), "clip", "--root", str(tmp_path / "none"), *option)
+        assert_one_sentence(done, "--img-size and --activation are of a file to convert; name it with --from FILE")
 
 
 def test_the_tokenizer_alone_is_downloaded_where_there_is_none(

@@ -20,7 +20,11 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 
 import trainer
+from prepare_checkpoints import CHECKPOINTS
+from tests.model.openai_clip import PATCH, TEXT_WIDTH, WIDTH, Rde
 from tests.small_run import ANY_METHOD, CONFIG_DIR, SMALL
+from tests.small_run import command as command_line
+from utils.checkpoint_folder import Architecture
 from utils.checkpoints import read_checkpoint
 from utils.errors import UserError
 
@@ -118,6 +122,43 @@ def test_a_backbone_is_tested_as_it_is(small_root: Path, tmp_path: Path, capsys:
     assert saved["run"]["strategy"] == "published_checkpoints"
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
     assert notes == [f"note    {folder} was trained on 11,003 identities, this dataset has 12: ranking needs neither"]
+
+
+def test_published_weights_are_tested_by_one_command(
+    small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(small_root / "SYNTH-PEDES", root / "SYNTH-PEDES")
+    (root / "clip_checkpoints").mkdir()
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(small_root / "tiny_clip_checkpoints" / file, root / "clip_checkpoints")
+    small = Architecture("clip", TEXT_WIDTH, WIDTH, PATCH, None)
+    monkeypatch.setitem(CHECKPOINTS, "clip", CHECKPOINTS["clip"]._replace(architecture=small))
+    torch.manual_seed(0)
+    state = Rde(patches=48).state_dict()
+    state["base_model.token_embedding.weight"] = torch.randn(2000, TEXT_WIDTH)
+    torch.save({"model": state}, tmp_path / "best.pth")
+
+    overrides = (
+        *("task=test", "dataset=synthetic", f"backbone.folder={tmp_path / 'best.pth'}", "img_size_str=48x16"),
+        *("backbone.max_length=12", "shown_queries=2", "dataset.num_workers=0", "logger=csv"),
+        f"dataset_root_dir={root}",
+    )
+    first, again, bf16 = (tmp_path / name for name in ("first", "again", "bf16"))
+    found = []
+    for out, own in ((first, ()), (again, ()), (bf16, ("trainer.precision=bf16-mixed",))):
+        with command_line(*overrides, f"run_dir={out}", *own, name="clip") as cfg:
+            found.append(trainer.test(cfg))
+    assert found[0] == found[1]
+    [folder] = tmp_path.glob("best-*_checkpoints")
+    records = [json.loads((out / "metrics.json").read_text()) for out in (first, again, bf16)]
+    assert {record["run"]["strategy"] for record in records} == {folder.name}
+    assert records[0]["provenance"]["options"] == records[1]["provenance"]["options"]
+    out = capsys.readouterr().out
+    assert out.count("what became of it") == 1, "converted once"
+    tested = [line.rpartition(", ")[2] for line in out.splitlines() if line.startswith(f"tests   {folder} as it is on")]
+    assert tested == ["precision 32-true", "precision 32-true", "precision bf16-mixed"]
+    assert "note    RDE's published ranking adds the cosine of its token-selection heads" in out
 
 
 def test_the_checkpoint_holds_the_config_and_loads_without_code(

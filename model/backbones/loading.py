@@ -56,7 +56,7 @@ def load_backbone(
             do not divide, or towers that cannot recompute activations.
     """
     folder = Path(folder)
-    known = not weights and not folder.exists() and name in ARCHITECTURES
+    known = not weights and not folder.is_dir() and name in ARCHITECTURES
     backbone_class = FAMILIES[family]
     model_class = backbone_class.model_class
     with _advice(name):

@@ -1,4 +1,4 @@
-"""The architecture of CLIP ViT and of IRRA's heads, written out plainly in OpenAI's layout of weights."""
+"""The architecture of CLIP ViT and of the heads of IRRA and RDE, written out plainly in their layouts of weights."""
 
 from collections import OrderedDict
 
@@ -98,3 +98,40 @@ class Irra(nn.Module):
         answers = self.ln_pre_i(image)
         words = self.cross_attn(self.ln_pre_t(text), answers, answers, need_weights=False)[0]
         return self.mlm_head(self.ln_post(self.cross_modal_transformer(words)))
+
+
+class SelectionMlp(nn.Module):
+    """RDE's; its second norm is there, but never used."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(EMBED, width // 2), nn.Linear(width // 2, width)])
+        self.bns = nn.ModuleList([nn.BatchNorm1d(width // 2), nn.BatchNorm1d(width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers[1](self.bns[0](self.layers[0](x)).relu())
+
+
+class Selection(nn.Module):
+    """One of RDE's heads, after selection: of ``(tokens, E)``; that of images reads `fc` instead of `linear`."""
+
+    def __init__(self, width: int, *, of_images: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(EMBED, width)
+        if of_images:
+            self.fc = nn.Linear(EMBED, width)
+        self.mlp = SelectionMlp(width)
+        self.read = "fc" if of_images else "linear"
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return (getattr(self, self.read)(tokens) + self.mlp(tokens)).amax(dim=0)
+
+
+class Rde(nn.Module):
+    """RDE: the towers under `base_model`, a head for the selected tokens of each modality."""
+
+    def __init__(self, patches: int) -> None:
+        super().__init__()
+        self.base_model = OpenAIClip(patches)
+        self.visul_emb_layer = Selection(2 * EMBED, of_images=True)
+        self.texual_emb_layer = Selection(2 * EMBED, of_images=False)

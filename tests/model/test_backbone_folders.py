@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from data.tokens import load_tokenizer
 from model.backbones import load_backbone
-from model.converted import classifier_note
+from model.converted import ranking_notes
 from model.positions import write_positions
 from utils.checkpoint_folder import Architecture, IncompleteError, check_folder
 from utils.errors import UserError
@@ -166,10 +166,10 @@ def test_positions_of_another_model(folder: Path) -> None:
 def test_heads_that_are_none(folder: Path) -> None:
     (folder / "heads.safetensors").write_bytes(b"hello")
     with pytest.raises(UserError, match=r"heads.safetensors cannot be read: .*; delete it, or convert"):
-        classifier_note(folder, 5)
+        ranking_notes(folder, 5)
     save_file({"id.classifier.weight": torch.full((3, 2), float("inf"))}, folder / "heads.safetensors")
     with pytest.raises(UserError, match=r"heads.safetensors holds NaN or infinite weights"):
-        classifier_note(folder, 5)
+        ranking_notes(folder, 5)
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.backbones import Backbone, load_backbone
-from model.converted import classifier_note, load_heads, mask_row, write_converted
+from model.converted import load_heads, mask_row, ranking_notes, write_converted
 from model.features import Features
 from model.heads import GlobalHead
 from model.objectives import ID, MLM, SDM, Facts, Objective
 from model.published import convert
 from model.published_file import read_state
 from model.tbps import TBPS
-from tests.model.openai_clip import EMBED, LENGTH, PATCH, VOCABULARY, Irra
+from tests.model.openai_clip import EMBED, LENGTH, PATCH, VOCABULARY, Irra, Rde
 from utils.errors import UserError
 
 SIZE = (6 * PATCH, 2 * PATCH)  # a grid of 3 to 1, as that of 384 x 128
@@ -161,9 +161,10 @@ def test_heads_of_other_sizes_stay_as_they_are_and_are_named(irra: Irra, tmp_pat
     assert "classifier.weight is 7 x 128, here 1,003 x 128" in line
     assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
     assert load_heads(objective, tmp_path) == []
-    assert "trained on 7 identities, this dataset has 3" in str(classifier_note(tmp_path / "converted", 3))
-    assert classifier_note(tmp_path / "converted", 7) is None
-    assert classifier_note(tmp_path, 7) is None
+    [note] = ranking_notes(tmp_path / "converted", 3)
+    assert "trained on 7 identities, this dataset has 3" in note
+    assert ranking_notes(tmp_path / "converted", 7) == []
+    assert ranking_notes(tmp_path, 7) == []
 
 
 def test_the_report_tells_what_became_of_every_part(irra: Irra, tmp_path: Path) -> None:
@@ -186,9 +187,43 @@ def test_the_report_tells_what_became_of_every_part(irra: Irra, tmp_path: Path) 
     assert used == len(state) + split + published.scale_made
 
 
+@torch.no_grad()
+def test_the_heads_of_rde_are_kept_and_named_and_their_absence_from_the_ranking_is_told(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    rde = Rde(patches=12).eval()
+    for norm in (module for module in rde.modules() if isinstance(module, nn.BatchNorm1d)):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    path = saved(rde, tmp_path / "rde.pth")
+    backbone = backbone_of(path, tmp_path / "converted")
+    pixels, normalised, _ = batch()
+    expected = rde.base_model.encode_image(normalised)
+    torch.testing.assert_close(backbone.image(pixels).tokens, expected, rtol=1e-5, atol=1e-5)
+
+    published = convert(read_state(path), source=path)
+    assert not published.dropped
+    kept = load_file(tmp_path / "converted" / "heads.safetensors")
+    assert len(kept) == 34
+    assert all(name.startswith("token_selection.") for name in kept)
+    tokens = torch.nn.functional.normalize(torch.randn(5, EMBED), dim=1)
+    for modality, head in (("image", rde.visul_emb_layer), ("text", rde.texual_emb_layer)):
+        part = {name.removeprefix(f"token_selection.{modality}."): value for name, value in kept.items()}
+        hidden = tokens @ part["mlp.hidden.weight"].T + part["mlp.hidden.bias"]
+        spread = (part["mlp.norm.running_var"] + 1e-5).sqrt()
+        hidden = (hidden - part["mlp.norm.running_mean"]) / spread * part["mlp.norm.weight"] + part["mlp.norm.bias"]
+        out = hidden.relu() @ part["mlp.output.weight"].T + part["mlp.output.bias"]
+        out = out + tokens @ part["linear.weight"].T + part["linear.bias"]
+        torch.testing.assert_close(out.amax(dim=0), head(tokens), rtol=1e-5, atol=1e-5)
+
+    for told in (published.report(), *ranking_notes(tmp_path / "converted", 3)):
+        assert "token-selection heads; this one is by the global embedding alone" in told
+    assert len(ranking_notes(tmp_path / "converted", 3)) == 1
+
+
 def test_a_scale_and_a_square_grid_are_kept(tmp_path: Path) -> None:
     model = Irra(patches=9, identities=2)
-    state = model.base_model.state_dict() | {"logit_scale": torch.tensor(4.6), "input_resolution": torch.tensor(12)}
+    sizes = {name: torch.tensor(12) for name in ("input_resolution", "context_length", "vocab_size")}
+    state = model.base_model.state_dict() | {"logit_scale": torch.tensor(4.6)} | sizes
     torch.save(state, tmp_path / "clip.pt")
     backbone = backbone_of(tmp_path / "clip.pt", tmp_path / "converted", (12, 12))
     assert backbone.temperature()[0].item() == pytest.approx(99.48, abs=0.1)

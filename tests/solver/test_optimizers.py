@@ -128,7 +128,5 @@ def test_groups_of_an_earlier_version_are_not_continued_under_those_of_today():
     saved = optimizer.state_dict()
     assert under_settings_of(optimizer, saved)["param_groups"][0]["name"] == "default"
     saved["param_groups"][1]["name"] = "default/no_decay"
-    with pytest.raises(
-        UserError, match=r"is of an earlier version of this project, whose"
-    ):
+    with pytest.raises(UserError, match=r"is of an earlier version of this project, whose"):
         under_settings_of(optimizer, saved)

@@ -6,10 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torchmetrics.retrieval import RetrievalHitRate, RetrievalMAP
 
 from utils import retrieval
 from utils.errors import UserError
@@ -82,6 +84,21 @@ def test_equals_the_definition(name: str) -> None:
     metrics = retrieval_metrics(*CASES[name], chunk_size=32)
     assert metrics.as_dict() == pytest.approx(oracle(*CASES[name]), abs=1e-9)
     assert (metrics.queries, metrics.skipped) == (len(CASES[name][0]), 0)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "ties"])
+def test_equals_scikit_learn_and_torchmetrics(name: str) -> None:
+    query, gallery, query_pids, gallery_pids = CASES[name]
+    scores = query.double() @ gallery.double().T
+    right = query_pids[:, None] == gallery_pids
+    metrics = retrieval_metrics(query, gallery, query_pids, gallery_pids).as_dict()
+    precision = [average_precision_score(row, score) for row, score in zip(right.numpy(), scores.numpy(), strict=True)]
+    assert metrics["mAP"] == pytest.approx(100 * sum(precision) / len(precision), abs=1e-6)
+    queries = torch.arange(len(query))[:, None].expand_as(right).flatten()
+    found = {"mAP": RetrievalMAP()} | {f"R{k}": RetrievalHitRate(top_k=k) for k in (1, 5, 10)}
+    for key, metric in found.items():  # which takes what scores 0 or less for not retrieved
+        value = metric((scores + 2).flatten(), right.flatten(), indexes=queries)
+        assert metrics[key] == pytest.approx(100 * value.item(), abs=1e-4), key
 
 
 def test_the_tied_case_is_decided_by_ties() -> None:

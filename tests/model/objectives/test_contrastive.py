@@ -4,10 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
 from torch.nn import functional as F
+from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 from model.objectives import citc, itc, nitc, ritc
+from tests.conftest import small_model
 
 DIM = 16
 SCALE, BIAS = 12.0, -3.0
@@ -145,6 +148,45 @@ def test_equals_the_slow_loop_in_value_and_gradient(name: str, batch: int, repea
         torch.autograd.grad(fast, fast_inputs), torch.autograd.grad(slow, slow_inputs), strict=True
     ):
         torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 9])
+def test_itc_equals_that_of_open_clip_and_transformers_in_value_and_gradient(batch: int) -> None:
+    own, theirs, others = (leaves(unit_rows(batch, 0), unit_rows(batch, 1), dtype=torch.float64) for _ in range(3))
+    losses = [
+        itc(*own, SCALE),
+        ClipLoss()(*theirs, SCALE),
+        image_text_contrastive_loss(SCALE * others[1] @ others[0].T),
+    ]
+    for loss in losses:
+        loss.backward()
+        torch.testing.assert_close(loss.double(), losses[0].double(), rtol=1e-6, atol=1e-6)
+    for rows, *same in zip(own, theirs, others, strict=True):
+        for other in same:
+            torch.testing.assert_close(rows.grad, other.grad, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 9])
+def test_sigmoid_nitc_of_distinct_identities_equals_that_of_open_clip_and_transformers(batch: int) -> None:
+    own, theirs = (leaves(unit_rows(batch, 0), unit_rows(batch, 1), dtype=torch.float32) for _ in range(2))
+    loss = nitc(*own, identities(batch, repeated=False), SCALE, BIAS, sigmoid=True)
+    expected = SigLipLoss()(*theirs, SCALE, BIAS)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    loss.backward()
+    expected.backward()
+    for rows, other in zip(own, theirs, strict=True):
+        torch.testing.assert_close(rows.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+    model = small_model("siglip").eval()
+    pixels = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    ids = torch.randint(4, 40, (batch, 12), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        output = model(input_ids=ids, pixel_values=pixels, return_loss=True)
+        scale, bias = model.logit_scale.exp(), model.logit_bias
+        loss = nitc(
+            output.image_embeds, output.text_embeds, identities(batch, repeated=False), scale, bias, sigmoid=True
+        )
+    torch.testing.assert_close(loss, output.loss, rtol=1e-5, atol=1e-5)
 
 
 def test_hard_sigmoid_nitc_is_the_sum_of_logsigmoid_over_rows() -> None:
