@@ -129,7 +129,7 @@ def convert(state: State, *, source: Path, img_size: tuple[int, int] | None = No
     grid = _grid(len(positions) - 1, patch, img_size, source)
     side = max(1, round((grid[0] * grid[1]) ** 0.5))
     weights: State = {
-        "vision_model.embeddings.position_embedding.weight": resize_positions(positions, grid, (side, side))
+        "vision_model.embeddings.position_embedding.weight": resize_positions(positions, grid, (side, side), "bicubic")
     }
     heads: State = {}
     dropped: Counter[str] = Counter()
