@@ -152,6 +152,7 @@ def test(cfg: DictConfig) -> dict[str, float]:
         trained = f"after {checkpoint.get('epoch', '?')} epochs, {checkpoint.get('global_step', '?')} steps"
         tested = f"{cfg.backbone.folder} as it is" if path is None else f"{path} ({trained}), {cfg.loss.name}"
         print(f"run     {cfg.run_dir}\ntests   {tested} on {cfg.backbone.name}\ndata    {data.describe()}")
+        print(f"images  {data.describe_images()}")
         _say_limits(cfg, data)
     record = RunRecord(cfg, data.provenance)
     _start_loggers(trainer, cfg, data, record)
@@ -292,7 +293,7 @@ def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule, continued:
     print("\n".join([f"run     {cfg.run_dir}", *(continued.lines() if continued else [])]))
     if (recipe := describe_recipe(CONFIG_DIR, cfg.composed)) is not None:
         print(f"recipe  {recipe}")
-    print(f"data    {data.describe()}")
+    print(f"data    {data.describe()}\nimages  {data.describe_images()}")
     _say_limits(cfg, data)
     if data.mask_token_added:
         print(f"mask    the tokenizer of {cfg.backbone.name} has no mask token; one is added, with a row for it")

@@ -17,9 +17,10 @@ from utils.errors import UserError, library_errors
 from utils.tensor_files import UnreadableError, check_finite, read_safetensors
 
 HEADS_FILE: Final = "heads.safetensors"
-PIXELS: Final = {  # of CLIP, which all of them start from
+PIXELS: Final = {  # mean and deviation of CLIP, which all of them start from; resized bilinear, as their code does
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 2,
 }
 CLASSIFIER: Final = "id.classifier.weight"
 HEADS_OF: Final[dict[str, type[LossTerm]]] = {"mlm": MLM, "id": ID}

@@ -111,6 +111,9 @@ RULES: Final = (
 )
 OTHERS: Final = Rule((), "fixed", True, "model, data, losses, batches, precision, seed: another value is another run")
 
+# What runs did before there was an option -> checkpoints without it are continued and tested so, whatever is usual now.
+BEFORE: Final = {"dataset.interpolation": "bicubic", "backbone.pos_interpolation": "bicubic"}
+
 _CONTINUED: Final = {
     "here": "this command's, never the checkpoint's",
     "free": "the checkpoint's; one that is given is applied in full",
