@@ -86,6 +86,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         print(f"head    {line}", flush=True)
 
     trainer = _trainer(cfg, data, record)
+    _say_precision(cfg, trainer)
     data.check_loading()
     module.check_optimizer()
     if continued is not None:  # a trial, as that of the weights
@@ -145,7 +146,7 @@ def test(cfg: DictConfig) -> dict[str, float]:
     if note is not None:
         print(f"note    {note}", flush=True)
 
-    module = LitRanker(encoder)
+    module = LitRanker(encoder, cfg.evaluation.precision)
     trainer = _trainer(cfg, data)
     data.check_loading()
     if trainer.is_global_zero:
@@ -154,6 +155,7 @@ def test(cfg: DictConfig) -> dict[str, float]:
         print(f"run     {cfg.run_dir}\ntests   {tested} on {cfg.backbone.name}\ndata    {data.describe()}")
         print(f"images  {data.describe_images()}")
         _say_limits(cfg, data)
+    _say_precision(cfg, trainer)
     record = RunRecord(cfg, data.provenance)
     _start_loggers(trainer, cfg, data, record)
     trainer.test(module, datamodule=data, verbose=False)
@@ -308,6 +310,16 @@ def _say_limits(cfg: DictConfig, data: TBPSDataModule) -> None:
         print(f"limited {left_out}", flush=True)
 
 
+def _say_precision(cfg: DictConfig, trainer: L.Trainer) -> None:
+    """Prints in which precision splits are encoded, where training has another one."""
+    from utils.precision import encoding_precision
+
+    training = str(trainer.precision)
+    used = encoding_precision(cfg.evaluation.precision, training, trainer.strategy.root_device.type)
+    if trainer.is_global_zero and used != training:
+        print(f"ranks   images and captions are encoded in {used}; trainer.precision is {training}", flush=True)
+
+
 def _report(
     cfg: DictConfig, trainer: L.Trainer, module: LitRanker, data: TBPSDataModule, record: dict[str, Any]
 ) -> None:
@@ -321,6 +333,7 @@ def _report(
     if not trainer.is_global_zero:
         return
     facts = _run_facts(cfg, data)
+    record |= {"encoded_in": module.encodes_in}
     report = RunReport(cfg.run_dir, facts, trainer.loggers, trainer.global_step, record)
     found, captions = module.eval().encodings, data.test_captions
     report.metrics(module.metrics, pair_similarities(found.texts, found.images, found.text_pids, found.image_pids))

@@ -248,8 +248,9 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
     """Returns the config of a checkpoint with the options that it is older than, as it was trained."""
     for key, value in BEFORE.items():
         section, _, name = key.partition(".")
-        if isinstance(values.get(section), dict):
-            values = {**values, section: {name: value, **values[section]}}
+        before = values.get(section, {})
+        if isinstance(before, dict):
+            values = {**values, section: {name: value, **before}}
     return values
 
 

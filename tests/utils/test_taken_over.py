@@ -245,6 +245,7 @@ def older(config: dict[str, Any]) -> dict[str, Any]:
     for key in BEFORE:
         section, _, name = key.partition(".")
         del config[section][name]
+    del config["evaluation"]
     return config
 
 
@@ -253,6 +254,7 @@ def test_a_checkpoint_that_is_older_than_an_option_goes_on_as_it_was_trained() -
     assert (config["dataset"]["interpolation"], config["backbone"]["pos_interpolation"]) == ("bilinear", "bilinear")
     found, differences = continued(older(config), name="clip")
     assert (found["dataset"]["interpolation"], found["backbone"]["pos_interpolation"]) == ("bicubic", "bicubic")
+    assert found["evaluation"]["precision"] == "trainer"
     assert differences == []
     with pytest.raises(UserError, match=r"^dataset\.interpolation=bilinear: .* was trained with bicubic"):
         continued(older(config), "dataset.interpolation=bilinear", name="clip")
