@@ -39,7 +39,7 @@ from data.limits import limit_splits, overfit
 from data.loader import ResumableLoader, evaluation_loader, worker_processes
 from data.masking import Masker
 from data.samplers import Sampling
-from data.tokens import Tokenize, load_tokenizer
+from data.tokens import Tokenize, clean_dataset, load_tokenizer
 from data.views import Views
 from utils.checkpoint_folder import read_interpolation
 from utils.errors import UserError, check_choice, check_positive
@@ -110,7 +110,9 @@ class TBPSDataModule(L.LightningDataModule):
         check_positive("dataset.eval_batch_size", eval_batch_size)
         self.interpolation = read_interpolation(Path(tokenizer_path)) if interpolation is None else interpolation
         check_choice("dataset.interpolation", self.interpolation, tuple(FILTERS))
-        self.tokenize = Tokenize(load_tokenizer(tokenizer_path), max_length)
+        tokenizer = load_tokenizer(tokenizer_path)
+        dataset = clean_dataset(dataset, tokenizer)
+        self.tokenize = Tokenize(tokenizer, max_length, cleaned=True)
         self._aug = aug
         self._sampling = Sampling(sampler, num_instance, batch_size, seed, with_pids)
         self._eval_batch_size = eval_batch_size
