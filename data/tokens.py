@@ -4,7 +4,7 @@ import html
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ftfy
 import torch
@@ -64,7 +64,7 @@ def clean_for(tokenizer: PreTrainedTokenizerBase, captions: Iterable[str]) -> tu
 
 def clean_dataset(dataset: DatasetSplits, tokenizer: PreTrainedTokenizerBase) -> DatasetSplits:
     """Returns the dataset with its captions as of `clean_for`: what words are deleted of, what is masked and shown."""
-    records = {
+    records: dict[str, Any] = {
         split: [record._replace(captions=clean_for(tokenizer, record.captions)) for record in getattr(dataset, split)]
         for split in SPLITS
     }
