@@ -34,12 +34,14 @@ from data.counts import DatasetCounts, count, describe
 from data.datasets import CaptionDataset, Collate, ImageDataset, PairDataset, captions_of
 from data.device_views import DeviceViews
 from data.image_readers import open_images
+from data.images import FILTERS, Resize
 from data.limits import limit_splits, overfit
 from data.loader import ResumableLoader, evaluation_loader, worker_processes
 from data.masking import Masker
 from data.samplers import Sampling
-from data.tokens import Tokenize, load_tokenizer
+from data.tokens import Tokenize, clean_dataset, load_tokenizer
 from data.views import Views
+from utils.checkpoint_folder import read_interpolation
 from utils.errors import UserError, check_choice, check_positive
 from utils.provenance import file_hash
 from utils.surroundings import check_room_for_workers
@@ -58,6 +60,7 @@ class TBPSDataModule(L.LightningDataModule):
         tokenizer_path: folder of the backbone, with its tokenizer.
         max_length: tokens that the backbone reads of a caption.
         img_size: (height, width).
+        interpolation: of resizing images to it, a key of `data.images.FILTERS`; None: what the backbone's folder says.
         aug: what provides the views of training.
         sampler: ``random`` pairs, or P persons x `num_instance` pairs (``identity``).
         num_instance: pairs of a person in a batch, for ``identity``.
@@ -86,6 +89,7 @@ class TBPSDataModule(L.LightningDataModule):
         tokenizer_path: str | Path,
         max_length: int,
         img_size: Sequence[int],
+        interpolation: str | None,
         aug: Augmentation,
         sampler: str,
         num_instance: int,
@@ -104,7 +108,11 @@ class TBPSDataModule(L.LightningDataModule):
         super().__init__()
         check_choice("dataset.augment_on", augment_on, AUGMENT_ON)
         check_positive("dataset.eval_batch_size", eval_batch_size)
-        self.tokenize = Tokenize(load_tokenizer(tokenizer_path), max_length)
+        self.interpolation = read_interpolation(Path(tokenizer_path)) if interpolation is None else interpolation
+        check_choice("dataset.interpolation", self.interpolation, tuple(FILTERS))
+        tokenizer = load_tokenizer(tokenizer_path)
+        dataset = clean_dataset(dataset, tokenizer)
+        self.tokenize = Tokenize(tokenizer, max_length, cleaned=True)
         self._aug = aug
         self._sampling = Sampling(sampler, num_instance, batch_size, seed, with_pids)
         self._eval_batch_size = eval_batch_size
@@ -118,7 +126,7 @@ class TBPSDataModule(L.LightningDataModule):
         self.dataset, self._read = open_images(  # last of all, since it may take long
             dataset,
             splits,
-            (height, width),
+            Resize((height, width), self.interpolation),
             cache_dir=Path(cache_dir) if cache else None,
             on_broken=on_broken,
             list_in=list_in,
@@ -249,12 +257,24 @@ class TBPSDataModule(L.LightningDataModule):
         """Returns one line on the dataset for the start of a run."""
         return describe(self.dataset, self.counts, self.tokenize.max_length)
 
+    def describe_images(self) -> str:
+        """Returns what the first screen says of how images are read."""
+        return f"resized to {self._img_size[0]}x{self._img_size[1]}, {self.interpolation}"
+
     @property
     def provenance(self) -> dict[str, Any]:
-        """What tells this dataset from another of its name: its annotation file, the hash of that, and the counts."""
+        """What tells this dataset from another of its name: its annotation file, the hash of that, and the counts.
+
+        With it, how images were resized.
+        """
         file = self.dataset.file
         splits = {split: counts._asdict() for split, counts in self.counts.splits.items()}
-        return {"file": file and file.name, "annotations": file and file_hash(file), "splits": splits}
+        return {
+            "file": file and file.name,
+            "annotations": file and file_hash(file),
+            "splits": splits,
+            "interpolation": self.interpolation,
+        }
 
     def train_dataloader(self) -> ResumableLoader:
         dataset = self._training_set()

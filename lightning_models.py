@@ -3,9 +3,10 @@
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -37,19 +38,13 @@ from utils.errors import UserError, check_positive
 from utils.gather import gather_rows
 from utils.memory import fake_gpu, measure_step
 from utils.plan import Traced, processes
+from utils.precision import AUTOCAST, autocast, encoding_precision
 from utils.progress import Bar
 from utils.retrieval import RetrievalMetrics, both_directions
 
 MakeOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 MakeScheduler = Callable[..., LRScheduler]
 Result = TypeVar("Result")
-
-AUTOCAST: Final[Mapping[str, torch.dtype | None]] = {  # trainer.precision -> dtype; None: fp32
-    "32": None,
-    "32-true": None,
-    "bf16-mixed": torch.bfloat16,
-    "16-mixed": torch.float16,
-}
 
 
 @dataclass(frozen=True)
@@ -72,14 +67,16 @@ class LitRanker(L.LightningModule):
 
     Args:
         encoder: what is evaluated.
+        precision: in which it encodes, see `encoding_precision`.
     """
 
     encodings: Encodings
     metrics: dict[str, RetrievalMetrics]
 
-    def __init__(self, encoder: TBPS) -> None:
+    def __init__(self, encoder: TBPS, precision: str) -> None:
         super().__init__()
         self.encoder = encoder
+        self._precision = precision
         self._encoded: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {IMAGE: [], TEXT: []}
 
     def figures(self, split: str) -> dict[str, float]:
@@ -89,6 +86,11 @@ class LitRanker(L.LightningModule):
             for direction, metrics in self.metrics.items()
             for name, value in metrics.as_dict().items()
         }
+
+    @property
+    def encodes_in(self) -> str:
+        """The precision in which splits are encoded here."""
+        return encoding_precision(self._precision, str(self.trainer.precision), self.device.type)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._encode(batch)
@@ -116,10 +118,12 @@ class LitRanker(L.LightningModule):
         self._rank("test")
 
     def _encode(self, batch: Batch) -> None:
-        if IMAGE in batch:
-            modality, encoded = IMAGE, self.encoder.encode_image(batch[IMAGE])
-        else:
-            modality, encoded = TEXT, self.encoder.encode_text(*batch[TEXT])
+        precision = self.encodes_in
+        with autocast(precision, self.device.type) if precision in AUTOCAST else nullcontext():
+            if IMAGE in batch:
+                modality, encoded = IMAGE, self.encoder.encode_image(batch[IMAGE])
+            else:
+                modality, encoded = TEXT, self.encoder.encode_text(*batch[TEXT])
         self._encoded[modality].append((batch[INDEX], batch[PIDS], encoded.embedding))
 
     def _rank(self, split: str) -> None:
@@ -157,6 +161,7 @@ class LitTBPS(LitRanker):
         make_optimizer: named parameters -> optimizer with named groups.
         make_scheduler: (optimizer, steps_per_epoch=, max_epochs=) -> per-step schedule.
         config: the resolved config as plain containers; travels in every checkpoint.
+        precision: as of `LitRanker`.
         seed: with the number of the batch, fixes dropout, so a resumed run repeats it.
         log_every_n_steps: how often figures leave the device.
         labeller: gives the pairs pseudo labels, where training does without identities.
@@ -170,12 +175,13 @@ class LitTBPS(LitRanker):
         make_optimizer: MakeOptimizer,
         make_scheduler: MakeScheduler,
         config: dict[str, Any],
+        precision: str,
         seed: int,
         log_every_n_steps: int,
         labeller: Labeller | None = None,
         micro_batch: int | None = None,
     ) -> None:
-        super().__init__(encoder)
+        super().__init__(encoder, precision)
         self.objective = objective
         self.labeller = labeller
         self.strict_loading = False
@@ -412,6 +418,7 @@ def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
         make_optimizer=instantiate(cfg.optimizer, fused=fused),
         make_scheduler=instantiate(cfg.scheduler),
         config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
+        precision=cfg.evaluation.precision,
         seed=cfg.seed,
         log_every_n_steps=cfg.trainer.log_every_n_steps,
         labeller=None if cfg.pseudo_label.name == "none" else instantiate(cfg.pseudo_label),

@@ -259,7 +259,7 @@ def _make(name: str, folder: Path, root: Path, steps: int) -> None:
 
     from data.annotations import read_dataset
     from data.batch import Tokens
-    from data.images import read_image
+    from data.images import Resize, read_image
     from data.synthetic import FOLDER, generate
     from data.tokens import Tokenize, load_tokenizer
     from model.backbones import load_backbone, save_backbone
@@ -288,7 +288,7 @@ def _make(name: str, folder: Path, root: Path, steps: int) -> None:
         tokenize = Tokenize(load_tokenizer(made), TEXT_LENGTH)
         pretrain(
             backbone,
-            images=torch.stack([read_image(record, size) for record in languages[0]]),
+            images=torch.stack([read_image(record, Resize(size, "bicubic")) for record in languages[0]]),
             texts=[
                 Tokens(*map(torch.stack, zip(*(tokenize(record.captions) for record in records), strict=True)))
                 for records in languages

@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from utils.composed import given_config, given_overrides, with_composed
+from utils.composed import with_composed
 from utils.config import register_resolvers, run_facts
 from utils.errors import UserError, fail, nearest
 from utils.hydra_errors import hydra_errors_in_one_sentence, job_sentence, let_go
@@ -86,6 +86,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         print(f"head    {line}", flush=True)
 
     trainer = _trainer(cfg, data, record)
+    _say_precision(cfg, trainer)
     data.check_loading()
     module.check_optimizer()
     if continued is not None:  # a trial, as that of the weights
@@ -128,12 +129,7 @@ def test(cfg: DictConfig) -> dict[str, float]:
     from utils.run_record import RunRecord
 
     checkpoint: Any = {} if path is None else read_checkpoint(path)
-    if path is None:
-        cfg = with_composed(cfg)
-        if given_config() and not {"trainer", "trainer.precision"} & {override.key for override in given_overrides()}:
-            cfg.trainer.precision = "32-true"  # bf16 is for training: here it changes which image ranks first
-    else:
-        cfg = model_config(cfg, checkpoint["config"], path)
+    cfg = with_composed(cfg) if path is None else model_config(cfg, checkpoint["config"], path)
     _prepare(cfg)
     if path is None:
         cfg.loss.name = Path(cfg.backbone.folder).name
@@ -147,15 +143,16 @@ def test(cfg: DictConfig) -> dict[str, float]:
     for note in ranking_notes(Path(cfg.backbone.folder), data.num_classes):
         print(f"note    {note}", flush=True)
 
-    module = LitRanker(encoder)
+    module = LitRanker(encoder, cfg.evaluation.precision)
     trainer = _trainer(cfg, data)
     data.check_loading()
     if trainer.is_global_zero:
         trained = f"after {checkpoint.get('epoch', '?')} epochs, {checkpoint.get('global_step', '?')} steps"
         tested = f"{cfg.backbone.folder} as it is" if path is None else f"{path} ({trained}), {cfg.loss.name}"
-        print(f"run     {cfg.run_dir}\ntests   {tested} on {cfg.backbone.name}, precision {cfg.trainer.precision}")
-        print(f"data    {data.describe()}")
+        print(f"run     {cfg.run_dir}\ntests   {tested} on {cfg.backbone.name}\ndata    {data.describe()}")
+        print(f"images  {data.describe_images()}")
         _say_limits(cfg, data)
+    _say_precision(cfg, trainer)
     record = RunRecord(cfg, data.provenance)
     _start_loggers(trainer, cfg, data, record)
     trainer.test(module, datamodule=data, verbose=False)
@@ -295,7 +292,7 @@ def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule, continued:
     print("\n".join([f"run     {cfg.run_dir}", *(continued.lines() if continued else [])]))
     if (recipe := describe_recipe(CONFIG_DIR, cfg.composed)) is not None:
         print(f"recipe  {recipe}")
-    print(f"data    {data.describe()}")
+    print(f"data    {data.describe()}\nimages  {data.describe_images()}")
     _say_limits(cfg, data)
     if data.mask_token_added:
         print(f"mask    the tokenizer of {cfg.backbone.name} has no mask token; one is added, with a row for it")
@@ -308,6 +305,16 @@ def _announce(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule, continued:
 def _say_limits(cfg: DictConfig, data: TBPSDataModule) -> None:
     if left_out := limited(cfg, data.dataset.limits):
         print(f"limited {left_out}", flush=True)
+
+
+def _say_precision(cfg: DictConfig, trainer: L.Trainer) -> None:
+    """Prints in which precision splits are encoded, where training has another one."""
+    from utils.precision import encoding_precision
+
+    training = str(trainer.precision)
+    used = encoding_precision(cfg.evaluation.precision, training, trainer.strategy.root_device.type)
+    if trainer.is_global_zero and used != training:
+        print(f"ranks   images and captions are encoded in {used}; trainer.precision is {training}", flush=True)
 
 
 def _report(
@@ -323,6 +330,7 @@ def _report(
     if not trainer.is_global_zero:
         return
     facts = _run_facts(cfg, data)
+    record |= {"encoded_in": module.encodes_in}
     report = RunReport(cfg.run_dir, facts, trainer.loggers, trainer.global_step, record)
     found, captions = module.eval().encodings, data.test_captions
     report.metrics(module.metrics, pair_similarities(found.texts, found.images, found.text_pids, found.image_pids))

@@ -39,7 +39,7 @@ from data.annotations import Record
 from data.batch import IMAGE_VIEWS
 from data.datasets import Collate, PairDataset
 from data.image_cache import ImageCache
-from data.images import ImageReader, read_image
+from data.images import ImageReader, Resize, read_image
 from data.samplers import Draw
 from data.tokens import Tokenize
 from data.views import PROVIDED_BY, Views
@@ -109,16 +109,16 @@ def main() -> None:
     with initialize_config_dir(str(CONFIG), version_base="1.3"):
         aug = instantiate(compose("demo", overrides=[f"aug={options.aug}", f"img_size_str={height}x{width}"]).aug)
     offered = {view for view in IMAGE_VIEWS if getattr(aug, PROVIDED_BY[view]) is not None}
-    views, size = Views(offered, TOKENS, aug), (height, width)
+    views, resize = Views(offered, TOKENS, aug), Resize((height, width), "bicubic")
 
     with TemporaryDirectory() as temporary:
         root = Path(temporary) / "DRAWN-PEDES"
         root.mkdir()
         records = draw_records(root, options.images)
         start = time.perf_counter()
-        cached = ImageCache(Path(temporary), root, size).reader(records)
+        cached = ImageCache(Path(temporary), root, resize).reader(records)
         built = time.perf_counter() - start
-        from_file = partial(read_image, size=size)
+        from_file = partial(read_image, resize=resize)
         decoded = [cached(record) for record in records]
         small = [image[:, :8, :8] for image in decoded]
         captions = [caption for record in records for caption in record.captions]

@@ -75,7 +75,10 @@ def make_model(size: Size) -> nn.ModuleDict:
     }
     model = SiglipModel(SiglipConfig(text_config=text, vision_config={**tower, "patch_size": PATCH}))
     grid = size.height // PATCH, size.breadth // PATCH
-    encoder = TBPS(SiglipBackbone(model, [0.5] * 3, [0.5] * 3, grid, sigmoid=True), GlobalHead(size.width))
+    encoder = TBPS(
+        SiglipBackbone(model, [0.5] * 3, [0.5] * 3, grid, sigmoid=True, pos_interpolation="bicubic"),
+        GlobalHead(size.width),
+    )
     with initialize_config_dir(str(CONFIG), version_base="1.3"):
         terms = compose("demo", overrides=["loss=hybrid_circle"]).loss.terms
     facts = Facts(size.width, size.width, num_classes=1, vocab_size=VOCABULARY)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data.annotations import Record
-from data.images import BrokenImage, read_image
+from data.images import BrokenImage, Resize, read_image
 
 
 class Row(NamedTuple):
@@ -29,19 +29,17 @@ class CachedImages:
     Args:
         file: of the rows.
         rows: the row of each image file.
-        size: (height, width).
+        resize: how they were.
         broken: what could not be decoded.
     """
 
-    def __init__(
-        self, file: Path, rows: dict[Path, Row], size: tuple[int, int], broken: Sequence[BrokenImage] = ()
-    ) -> None:
-        self._parts = (file, rows, size)
+    def __init__(self, file: Path, rows: dict[Path, Row], resize: Resize, broken: Sequence[BrokenImage] = ()) -> None:
+        self._parts = (file, rows, resize)
         self._rows = rows
         self.broken = list(broken)
         self.oddities = Counter(oddity for row in rows.values() for oddity in row.oddities)
         length = max((row.number for row in rows.values()), default=-1) + 1
-        shape = (length, 3, *size)
+        shape = (length, 3, *resize.size)
         self._pixels = np.memmap(file, np.uint8, "r", shape=shape) if rows else np.empty(shape, np.uint8)
         self._is_proven = np.zeros(length, dtype=bool)
 
@@ -55,13 +53,13 @@ class CachedImages:
         return torch.from_numpy(pixels)
 
     def _decoded_anew(self, record: Record) -> Tensor:
-        file, _, size = self._parts
+        file, _, resize = self._parts
         warnings.warn(
             f"the image cache {file} is damaged; the images of damaged rows are decoded whenever they are read: delete "
             f"{file.parent}, it is made anew",
             stacklevel=2,
         )
-        return read_image(record, size)
+        return read_image(record, resize)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CachedImages, self._parts  # a pickled map would be a copy of the whole file

@@ -30,7 +30,7 @@ from PIL import features
 
 from data.annotations import Record
 from data.cached_images import CachedImages, Row
-from data.images import BrokenImage, DecodedImage, decode_image
+from data.images import BrokenImage, DecodedImage, Resize, decode_image
 from utils.errors import UserError
 from utils.images import BadImageError, check_file, image_faults
 from utils.threads import in_threads
@@ -74,18 +74,21 @@ class Index(NamedTuple):
 
 
 class ImageCache:
-    """The images of a dataset at one size, in a folder on disk.
+    """The images of a dataset, resized in one way, in a folder on disk.
 
     Args:
-        folder: of all caches; this one has its own in it, by the names of dataset and size.
+        folder: of all caches; this one has its own in it, by the names of dataset, size and, unless it is bicubic as
+            all were once, interpolation.
         root: folder of the dataset.
-        size: (height, width).
+        resize: to what.
     """
 
-    def __init__(self, folder: Path, root: Path, size: tuple[int, int]) -> None:
-        self.folder = folder / root.name / f"{size[0]}x{size[1]}"
+    def __init__(self, folder: Path, root: Path, resize: Resize) -> None:
+        size, interpolation = resize
+        suffix = "" if interpolation == "bicubic" else f"-{interpolation}"
+        self.folder = folder / root.name / f"{size[0]}x{size[1]}{suffix}"
         self._root = root
-        self._size = size
+        self._resize = resize
         self._index = self.folder / "index"
         self._row_bytes = 3 * size[0] * size[1]
         codecs = {name: features.version(name) for name in ("jpg", "libjpeg_turbo", "zlib")}
@@ -110,7 +113,7 @@ class ImageCache:
             unreadable = {bad.record.image_path for bad in broken}
             readable = [record for record in records if record.image_path not in unreadable]
             rows = {record.image_path: index.entries[self._key(record)].row for record in readable}
-            return CachedImages(index.pixels, rows, self._size, broken)
+            return CachedImages(index.pixels, rows, self._resize, broken)
         except OSError as error:
             gigabytes = len(records) * self._row_bytes / 1e9
             raise UserError(
@@ -215,7 +218,7 @@ class ImageCache:
                 stamp = _stamp(check_file(os.fstat(file.fileno())))
                 content = file.read()
             digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-            image = None if digest in rows else decode_image(content, self._size)
+            image = None if digest in rows else decode_image(content, self._resize)
             return ReadFile(self._key(record), stamp, digest, image)
         except BadImageError as error:
             return error

@@ -9,7 +9,7 @@ from data.annotations import DatasetSplits, Record, size_of
 from data.annotations.layouts import Size
 from data.annotations.paths import nearest_name
 from data.image_cache import ImageCache
-from data.images import BrokenImage, CheckedImages, FileImages, ImageError
+from data.images import BrokenImage, CheckedImages, FileImages, ImageError, Resize
 from utils.errors import UserError, check_choice
 
 ON_BROKEN: Final = ("error", "skip")
@@ -28,7 +28,7 @@ class OpenedImages(NamedTuple):
 def open_images(
     dataset: DatasetSplits,
     splits: Sequence[str],
-    size: tuple[int, int],
+    resize: Resize,
     *,
     cache_dir: Path | None,
     on_broken: str,
@@ -39,7 +39,7 @@ def open_images(
     Args:
         dataset: the splits.
         splits: whose images are read.
-        size: (height, width).
+        resize: to what images are resized.
         cache_dir: of all caches; None: images are read from their files.
         on_broken: what to do where images cannot be read: ``error``, or ``skip`` them with their captions.
         list_in: folder for `LIST_FILE`, which names all of those; None: it is not written.
@@ -51,8 +51,8 @@ def open_images(
     check_choice("dataset.on_broken", on_broken, ON_BROKEN)
     unique = {record.image_path: record for split in splits for record in getattr(dataset, split)}
     records = list(unique.values())
-    cache = None if cache_dir is None else ImageCache(cache_dir, dataset.folder, size)
-    images: CheckedImages = FileImages(records, size) if cache is None else cache.reader(records)
+    cache = None if cache_dir is None else ImageCache(cache_dir, dataset.folder, resize)
+    images: CheckedImages = FileImages(records, resize) if cache is None else cache.reader(records)
     if images.broken:
         listed = None if list_in is None else _write_list(list_in, images.broken)
         if on_broken == "error":

@@ -1,8 +1,8 @@
 """Reads the image of a record from its file, and says what looks wrong about it."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple, Protocol
 
 from PIL import Image
 from torch import Tensor
@@ -15,6 +15,10 @@ from utils.images import BadImageError, read_bytes, read_rgb
 from utils.threads import in_threads
 
 ImageReader = Callable[[Record], Tensor]
+FILTERS: Final[Mapping[str, Image.Resampling]] = {  # dataset.interpolation -> of Pillow, antialiased
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
 
 
 class ImageError(UserError):
@@ -54,16 +58,32 @@ class DecodedImage(NamedTuple):
     oddities: tuple[str, ...]
 
 
+class Resize(NamedTuple):
+    """Resizes images with one of Pillow's antialiased filters, which gives the same values on every machine.
+
+    size: (height, width).
+    interpolation: a key of `FILTERS`.
+    """
+
+    size: tuple[int, int]
+    interpolation: str
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Returns an RGB image as uint8 ``(3, H, W)``, contiguous."""
+        resized = image.resize(self.size[::-1], FILTERS[self.interpolation])
+        return functional.pil_to_tensor(resized).contiguous()
+
+
 class FileImages:
     """Reads images from their files, after decoding each once to see whether it can be read.
 
     Args:
         records: whose images.
-        size: (height, width).
+        resize: to what.
     """
 
-    def __init__(self, records: Sequence[Record], size: tuple[int, int]) -> None:
-        self._size = size
+    def __init__(self, records: Sequence[Record], resize: Resize) -> None:
+        self._resize = resize
         self.broken: list[BrokenImage] = []
         self.oddities: Counter[str] = Counter()
         looks = in_threads(_look, records, total=len(records), title="looking at images", unit="img")
@@ -74,17 +94,17 @@ class FileImages:
                 self.oddities.update(found)
 
     def __call__(self, record: Record) -> Tensor:
-        return read_image(record, self._size)
+        return read_image(record, self._resize)
 
 
-def read_image(record: Record, size: tuple[int, int]) -> Tensor:
+def read_image(record: Record, resize: Resize) -> Tensor:
     """Returns the image of a record as RGB, uint8 ``(3, H, W)``.
 
     Raises:
         ImageError: the file is missing, empty or broken.
     """
     try:
-        return _resized(read_rgb(read_bytes(record.image_path)), size)
+        return resize(read_rgb(read_bytes(record.image_path)))
     except BadImageError as error:
         raise ImageError(
             f"{record.image_path} (identity {record.pid}) cannot be read ({error}); "
@@ -92,14 +112,14 @@ def read_image(record: Record, size: tuple[int, int]) -> Tensor:
         ) from error
 
 
-def decode_image(content: bytes, size: tuple[int, int]) -> DecodedImage:
+def decode_image(content: bytes, resize: Resize) -> DecodedImage:
     """Returns the image in the bytes of a file.
 
     Raises:
         BadImageError: it cannot be read.
     """
     image = read_rgb(content)
-    return DecodedImage(_resized(image, size), oddities_of(content, image))
+    return DecodedImage(resize(image), oddities_of(content, image))
 
 
 def _look(record: Record) -> tuple[str, ...] | BadImageError:
@@ -108,13 +128,3 @@ def _look(record: Record) -> tuple[str, ...] | BadImageError:
         return oddities_of(content, read_rgb(content))
     except BadImageError as error:
         return error
-
-
-def _resized(image: Image.Image, size: tuple[int, int]) -> Tensor:
-    """Returns an image as uint8 ``(3, H, W)``, contiguous.
-
-    Resized with Pillow's antialiased bicubic filter: that of CLIP's and SigLIP's pre-training, and the
-    same values on every machine.
-    """
-    height, width = size
-    return functional.pil_to_tensor(image.resize((width, height), Image.Resampling.BICUBIC)).contiguous()

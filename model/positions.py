@@ -13,20 +13,22 @@ from utils.errors import UserError, library_errors
 from utils.tensor_files import check_finite
 
 FILE: Final = "positions.safetensors"
+MODES: Final = ("bilinear", "bicubic")  # backbone.pos_interpolation
 Positions = tuple[Tensor, tuple[int, int]]  # (prefix + rows * columns, D), and (rows, columns)
 
 
-def resize_positions(table: Tensor, grid: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Returns positions ``(prefix + new[0] * new[1], D)`` of the grid `new`, bicubic; those before the grid stay.
+def resize_positions(table: Tensor, grid: tuple[int, int], new: tuple[int, int], mode: str) -> Tensor:
+    """Returns positions ``(prefix + new[0] * new[1], D)`` of the grid `new`; those before the grid stay.
 
     Args:
         table: ``(prefix + grid[0] * grid[1], D)``; a prefix is the position of [CLS].
+        mode: of `MODES`; where both grids are the same, nothing is interpolated.
     """
     if grid == new:
         return table.clone()
     prefix, own = table.split([len(table) - grid[0] * grid[1], grid[0] * grid[1]])
     image = own.reshape(1, *grid, -1).permute(0, 3, 1, 2)
-    resized = F.interpolate(image, size=new, mode="bicubic", align_corners=False)
+    resized = F.interpolate(image, size=new, mode=mode, align_corners=False)
     return torch.cat([prefix, resized.permute(0, 2, 3, 1).reshape(new[0] * new[1], -1)])
 
 

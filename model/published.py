@@ -111,7 +111,7 @@ def convert(
     positions = weights[IMAGE_POSITIONS]
     grid = _grid(len(positions) - 1, patch, img_size, source)
     side = max(1, round((grid[0] * grid[1]) ** 0.5))
-    weights[IMAGE_POSITIONS] = resize_positions(positions, grid, (side, side))
+    weights[IMAGE_POSITIONS] = resize_positions(positions, grid, (side, side), "bicubic")
     scale_made = "logit_scale" not in weights
     scale = weights.get("logit_scale", torch.tensor(SCALE_OF_SDM))
     if scale.numel() != 1:

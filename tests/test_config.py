@@ -172,6 +172,29 @@ def test_a_recipe_is_the_same_whatever_the_primary_config_has_of_its_own(experim
     assert cfg.trainer.accumulate_grad_batches == 1
 
 
+@pytest.mark.parametrize(
+    ("choices", "images", "positions"),
+    [
+        (("clip",), "bilinear", "bilinear"),
+        (("clip", "experiment=irra"), "bilinear", "bilinear"),
+        (("clip", "experiment=irra", "dataset=icfg_pedes"), "bilinear", "bilinear"),
+        (("clip", "dataset.interpolation=null"), None, "bilinear"),
+        (("demo", "backbone=clip"), "bilinear", "bilinear"),
+        (("cir_msiglip",), "bilinear", "bicubic"),
+        (("cir_msiglip", "experiment=irra"), None, "bicubic"),
+        (("m_siglip",), None, "bicubic"),
+        (("clip", "backbone=siglip"), None, "bicubic"),
+        (("demo",), None, "bicubic"),
+        (("demo", "experiment=irra"), None, "bicubic"),
+    ],
+)
+def test_images_and_positions_are_resized_as_in_the_published_recipes(
+    choices: tuple[str, ...], images: str | None, positions: str
+) -> None:
+    cfg = composed(*choices[1:], name=choices[0])
+    assert (cfg.dataset.interpolation, cfg.backbone.pos_interpolation) == (images, positions)
+
+
 @pytest.mark.parametrize("group", ["experiment", "pseudo_label"])
 def test_every_file_on_a_dataset_belongs_to_an_option_and_a_dataset(group: str) -> None:
     files = list(CONFIG.glob(f"{group}/on/*/*.yaml"))

@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torchvision.transforms.v2 import RandomErasing, RandomHorizontalFlip
+from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers import PreTrainedTokenizerFast
 
 from data.annotations import DatasetSplits, Record
@@ -85,6 +86,7 @@ def settings(tokenizer_path: Path, tmp_path: Path) -> dict[str, Any]:
         "tokenizer_path": tokenizer_path,
         "max_length": 5,
         "img_size": [16, 8],
+        "interpolation": "bicubic",
         "aug": AUGMENTATION,
         "sampler": "random",
         "num_instance": 4,
@@ -425,6 +427,27 @@ class TestSettings:
     def test_a_misspelt_place_to_augment(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
         with pytest.raises(UserError, match=r"augment_on=devise is unknown; expected auto or.*Did you mean 'device'"):
             TBPSDataModule(dataset, **settings | {"augment_on": "devise"})
+
+    def test_a_misspelt_interpolation(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
+        with pytest.raises(UserError, match=r"interpolation=bilinaer is unknown.*Did you mean 'bilinear'"):
+            TBPSDataModule(dataset, **settings | {"interpolation": "bilinaer"})
+
+    @pytest.mark.parametrize("cache", [True, False])
+    def test_images_of_all_splits_are_resized_as_the_backbones_folder_says_or_as_asked(
+        self, dataset: DatasetSplits, settings: dict[str, Any], tokenizer_path: Path, cache: bool
+    ) -> None:
+        noise = torch.randint(0, 256, (30, 20, 3), dtype=torch.uint8).numpy()
+        for record in (dataset.train[0], dataset.test[0]):
+            Image.fromarray(noise).save(record.image_path)
+        (tokenizer_path / "preprocessor_config.json").write_text('{"resample": 2}')
+        for asked, used in ((None, "bilinear"), ("bicubic", "bicubic"), ("bilinear", "bilinear")):
+            data = TBPSDataModule(dataset, **settings | {"interpolation": asked, "cache": cache})
+            expected = Image.fromarray(noise).resize((8, 16), getattr(Image.Resampling, used.upper()))
+            for split in ("train", "test"):
+                images, _ = data._evaluation_loaders(split)
+                assert torch.equal(next(iter(images))[IMAGE][0], pil_to_tensor(expected))
+            assert data.describe_images() == f"resized to 16x8, {used}"
+            assert data.provenance["interpolation"] == used
 
     def test_a_missing_tokenizer(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
         with pytest.raises(UserError, match="nowhere does not exist"):

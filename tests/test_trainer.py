@@ -144,20 +144,21 @@ def test_published_weights_are_tested_by_one_command(
         *("backbone.max_length=12", "shown_queries=2", "dataset.num_workers=0", "logger=csv"),
         f"dataset_root_dir={root}",
     )
-    first, again, bf16 = (tmp_path / name for name in ("first", "again", "bf16"))
+    first, again, half = (tmp_path / name for name in ("first", "again", "half"))
     found = []
-    for out, own in ((first, ()), (again, ()), (bf16, ("trainer.precision=bf16-mixed",))):
+    for out, own in ((first, ()), (again, ()), (half, ("evaluation.precision=16-mixed",))):
         with command_line(*overrides, f"run_dir={out}", *own, name="clip") as cfg:
             found.append(trainer.test(cfg))
     assert found[0] == found[1]
     [folder] = tmp_path.glob("best-*_checkpoints")
-    records = [json.loads((out / "metrics.json").read_text()) for out in (first, again, bf16)]
+    records = [json.loads((out / "metrics.json").read_text()) for out in (first, again, half)]
     assert {record["run"]["strategy"] for record in records} == {folder.name}
     assert records[0]["provenance"]["options"] == records[1]["provenance"]["options"]
     out = capsys.readouterr().out
     assert out.count("what became of it") == 1, "converted once"
-    tested = [line.rpartition(", ")[2] for line in out.splitlines() if line.startswith(f"tests   {folder} as it is on")]
-    assert tested == ["precision 32-true", "precision 32-true", "precision bf16-mixed"]
+    assert out.count(f"tests   {folder} as it is on clip") == 3
+    encoded = re.findall(r"^ranks   images and captions are encoded in (\S+); trainer.precision is bf16-mixed", out, re.M)
+    assert encoded == ["32-true", "32-true", "16-mixed"]
     assert "note    RDE's published ranking adds the cosine of its token-selection heads" in out
 
 

@@ -18,6 +18,7 @@ RECORD: Final = "hub.json"
 LARGEST_JSON: Final = 10_000_000  # bytes
 CONFIGS: Final = ("config.json", "preprocessor_config.json")
 VOCABULARIES: Final = (("tokenizer.json",), ("spiece.model",), ("vocab.json", "merges.txt"))
+RESAMPLE: Final = {2: "bilinear", 3: "bicubic"}  # numbers of Pillow's filters
 SMALL_FILES: Final = (
     *CONFIGS,
     *(file for files in VOCABULARIES for file in files),
@@ -125,6 +126,29 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not isinstance(sums, dict) or any(Path(name).name != name for name in sums):
         raise IncompleteError(f"{folder / RECORD} names other files than those of its folder")
     return record
+
+
+def read_interpolation(folder: Path) -> str:
+    """Returns how images are resized for the backbone in `folder`, as its preprocessor_config.json says.
+
+    That is what dataset.interpolation stands for where it is null. Where the file says nothing it is bicubic, as in
+    the pre-training of CLIP and SigLIP.
+
+    Raises:
+        UserError: the file is absent, damaged, or says neither bilinear nor bicubic.
+    """
+    advice = "fill the folder again with 'uv run prepare_checkpoints.py', or set dataset.interpolation"
+    try:
+        resample = read_json(folder / CONFIGS[1]).get("resample")
+    except IncompleteError as error:
+        raise UserError(f"{error}, so how images are to be resized is not known; {advice}") from error
+    if resample is None:
+        return "bicubic"
+    if type(resample) is not int or resample not in RESAMPLE:
+        raise UserError(
+            f"{folder / CONFIGS[1]}: resample is {resample!r}, expected 2 (bilinear) or 3 (bicubic); {advice}"
+        )
+    return RESAMPLE[resample]
 
 
 def write_record(folder: Path, *, repo: str, revision: str, files: list[str]) -> None:

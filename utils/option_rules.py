@@ -103,13 +103,20 @@ RULES: Final = (
         note="where the backbone lies; it has to be the same one, frozen weights are read from it",
     ),
     Rule(
-        keys=("callbacks.*", "trainer.limit_val_batches", "trainer.limit_test_batches", "trainer"),
+        keys=("callbacks.*", "evaluation.*", "trainer.limit_val_batches", "trainer.limit_test_batches", "trainer"),
         continued="free",
         changes_result=True,
-        note="when training stops and which checkpoint is the best; trainer=OPTION: each of its keys by its own rule",
+        note="when training stops, how it is ranked, what checkpoint wins; trainer=OPTION: each key by its own rule",
     ),
 )
 OTHERS: Final = Rule((), "fixed", True, "model, data, losses, batches, precision, seed: another value is another run")
+
+# What runs did before there was an option -> checkpoints without it are continued and tested so, whatever is usual now.
+BEFORE: Final = {
+    "dataset.interpolation": "bicubic",
+    "backbone.pos_interpolation": "bicubic",
+    "evaluation.precision": "trainer",
+}
 
 _CONTINUED: Final = {
     "here": "this command's, never the checkpoint's",

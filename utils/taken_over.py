@@ -33,11 +33,12 @@ from utils.composed import (
     with_composed,
 )
 from utils.errors import UserError
-from utils.option_rules import rule_of
+from utils.option_rules import BEFORE, rule_of
 from utils.plain_values import ForeignValueError, Skip, flat, is_derived, is_plain, lay_over, same, shown
 
 OF_THE_MODEL = ("img_size_str", "img_size", "backbone", "head", "lora")
 NAMED_BY_USERS = ("loss.terms", "optimizer.param_groups")  # mappings whose keys are no fixed list
+INTERPOLATION = "dataset.interpolation"
 ABSENT = object()
 
 
@@ -72,7 +73,7 @@ def continued_config(cfg: DictConfig, trained: Any, path: Path) -> TakenOver:
 
 
 def model_config(cfg: DictConfig, trained: Any, path: Path) -> DictConfig:
-    """Returns `cfg` with the encoder of a checkpoint, and with its loss and seed as labels.
+    """Returns `cfg` with the encoder of a checkpoint, resizing images as it did, with its loss and seed as labels.
 
     Args:
         cfg, trained, path: as in `continued_config`.
@@ -90,6 +91,8 @@ def model_config(cfg: DictConfig, trained: Any, path: Path) -> DictConfig:
             config[section] = laid._get_node(section)
         checkpoint.differences(config, covered)
         config.loss.name, config.seed = checkpoint.value("loss.name", str), checkpoint.value("seed", int)
+        if not any(override.key == INTERPOLATION for override in given_overrides()):
+            OmegaConf.update(config, INTERPOLATION, checkpoint.value(INTERPOLATION, str, None))
         dataset = [checkpoint.value(f"dataset.{key}", str, None) for key in ("name", "language")]
     here = [cfg.dataset.name, cfg.dataset.language]
     more = [] if dataset == here else [f"trained_on={'-'.join(filter(None, dataset))}"]
@@ -121,7 +124,7 @@ class _TrainedConfig:
             raise ForeignValueError("config", trained, "a mapping of options")
         self._path = path
         self._sections = sections
-        self.plain = {key: value for key, value in trained.items() if key != KEY}
+        self.plain = _completed({key: value for key, value in trained.items() if key != KEY})
         self.record = read_record(trained[KEY], sections) if KEY in trained else Composed()
         self._is_recorded = bool(self.record.choices)
         if not self._is_recorded:  # by an earlier version, or composed by other code
@@ -239,6 +242,16 @@ class _TrainedConfig:
             f"{asked}: {self._path} was trained with {theirs}, and only that can be continued or tested; leave it "
             "away, it comes with the checkpoint, or start a new run without ckpt_path"
         )
+
+
+def _completed(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config of a checkpoint with the options that it is older than, as it was trained."""
+    for key, value in BEFORE.items():
+        section, _, name = key.partition(".")
+        before = values.get(section, {})
+        if isinstance(before, dict):
+            values = {**values, section: {name: value, **before}}
+    return values
 
 
 def _section(key: str) -> str:

@@ -66,13 +66,13 @@ def token_facts(images: Sequence[Annotation], folder: Path, max_length: int | No
     Raises:
         UserError: the folder holds no tokenizer, or one without a limit while `max_length` is None.
     """
-    from data.tokens import load_tokenizer  # takes seconds to import
+    from data.tokens import clean_for, load_tokenizer  # takes seconds to import
 
     tokenizer = load_tokenizer(folder)
     limit = tokenizer.model_max_length if max_length is None else max_length
     if limit > NO_LIMIT:
         raise UserError(f"The tokenizer in {folder} does not say how many tokens fit; add --max-length.")
-    captions = [caption for image in images for caption in image.captions]
+    captions = list(clean_for(tokenizer, (caption for image in images for caption in image.captions)))
     lengths = [len(ids) for ids in tokenizer(captions, verbose=False)["input_ids"]] if captions else []
     cut = sum(length > limit for length in lengths)
     return {

@@ -32,6 +32,7 @@ class Backbone(nn.Module):
         mean, std: of the three channels, from 0 to 1.
         grid: (rows, columns) of patches.
         sigmoid: whether it was pre-trained with the pairwise sigmoid loss.
+        pos_interpolation: of `model.positions.MODES`, for positions of another grid.
         native: positions of patches to start from instead of the model's own, and their grid.
     """
 
@@ -47,11 +48,13 @@ class Backbone(nn.Module):
         grid: tuple[int, int],
         *,
         sigmoid: bool,
+        pos_interpolation: str,
         native: Positions | None = None,
     ) -> None:
         super().__init__()
         self.sigmoid = sigmoid
         self._grid = grid
+        self._pos_interpolation = pos_interpolation
         self.model: PreTrainedModel | PeftModel = model
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)

@@ -48,7 +48,7 @@ class BertBackbone(Backbone):
         if self._has_positions:
             own = vision.embeddings.position_embeddings[0], self._square_grid
             table, grid = native_positions(native, own)
-            vision.embeddings.position_embeddings = nn.Parameter(resize_positions(table, grid, self.grid)[None])
+            vision.embeddings.position_embeddings = nn.Parameter(self._resized(table, grid, self.grid))
             patch = vision.config.patch_size
             for module in (vision.embeddings, vision.embeddings.patch_embeddings):
                 module.image_size = (patch * self.grid[0], patch * self.grid[1])  # a size that is checked, no weight
@@ -62,8 +62,11 @@ class BertBackbone(Backbone):
         weights = self.hub_model.state_dict()
         if self._has_positions:
             name = "vision_model.embeddings.position_embeddings"
-            weights[name] = resize_positions(weights[name][0], self.grid, self._square_grid)[None]
+            weights[name] = self._resized(weights[name][0], self.grid, self._square_grid)
         return weights
+
+    def _resized(self, table: Tensor, grid: tuple[int, int], new: tuple[int, int]) -> Tensor:
+        return resize_positions(table, grid, new, self._pos_interpolation)[None]
 
     @property
     def _has_positions(self) -> bool:

@@ -10,8 +10,8 @@ from model.backbones.base import Backbone
 from model.backbones.bert import RESNET_STRIDE, BertBackbone
 from model.backbones.folder import make_config, pretrained, read_config, read_pixel_statistics, untrained
 from model.backbones.vision_language import ClipBackbone, SiglipBackbone
-from model.positions import read_positions
-from utils.errors import UserError
+from model.positions import MODES, read_positions
+from utils.errors import UserError, check_choice
 
 FAMILIES: dict[str, type[Backbone]] = {
     "siglip": SiglipBackbone,
@@ -32,6 +32,7 @@ def load_backbone(
     *,
     sigmoid: bool,
     max_length: int,
+    pos_interpolation: str = "bicubic",
     freeze_vision: bool = False,
     freeze_text: bool = False,
     freeze_token_table: bool = False,
@@ -46,6 +47,7 @@ def load_backbone(
         img_size: (height, width) in pixels, multiples of the patch size (of 16 for a ResNet).
         sigmoid: whether it was pre-trained with the pairwise sigmoid loss; losses that can do both follow.
         max_length: tokens of a caption, at most the text positions of the checkpoint.
+        pos_interpolation: of `model.positions.MODES`, for positions of another grid than that of `img_size`.
         freeze_vision, freeze_text, freeze_token_table: exclude a tower, or the token table, from training.
         gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
         weights: whether the pre-trained ones are loaded. Without, they are those that a training from scratch starts
@@ -55,6 +57,7 @@ def load_backbone(
         UserError: no folder, another architecture, captions longer than its positions, a size that the patches
             do not divide, or towers that cannot recompute activations.
     """
+    check_choice("backbone.pos_interpolation", pos_interpolation, MODES)
     folder = Path(folder)
     known = not weights and not folder.is_dir() and name in ARCHITECTURES
     backbone_class = FAMILIES[family]
@@ -82,7 +85,9 @@ def load_backbone(
         )
     with _advice(name):
         model = pretrained(model_class, config, folder) if weights else untrained(model_class, config, folder)
-        backbone = backbone_class(model, mean, std, grid, sigmoid=sigmoid, native=native)
+        backbone = backbone_class(
+            model, mean, std, grid, sigmoid=sigmoid, pos_interpolation=pos_interpolation, native=native
+        )
     if gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise UserError(f"backbone.gradient_checkpointing: {name!r} cannot recompute activations; leave it false")

@@ -15,21 +15,22 @@ class GridEmbeddings(nn.Module):
     """Patch embeddings whose position table fits a grid of `height` x `width` patches, square or not.
 
     Takes over the modules of a transformers vision embedding under the same names. The position table is
-    interpolated once, bicubic; a [CLS] position is kept apart.
+    interpolated once; a [CLS] position is kept apart.
 
     Args:
         pretrained: of transformers; its grid is square.
+        mode: of interpolation.
         native: positions to start from instead, and their grid.
     """
 
-    def __init__(self, pretrained: Any, height: int, width: int, native: Positions | None = None) -> None:
+    def __init__(self, pretrained: Any, height: int, width: int, mode: str, native: Positions | None) -> None:
         super().__init__()
         self.patch_embedding: nn.Module = pretrained.patch_embedding
         cls = getattr(pretrained, "class_embedding", None)
         self.class_embedding: nn.Parameter | None = cls
         table = pretrained.position_embedding.weight.detach()
         side = isqrt(len(table))
-        resized = resize_positions(*native_positions(native, (table, (side, side))), (height, width))
+        resized = resize_positions(*native_positions(native, (table, (side, side))), (height, width), mode)
         self.position_embedding = nn.Embedding.from_pretrained(resized, freeze=False)
 
     def forward(self, pixel_values: Tensor, **_: Any) -> Tensor:
@@ -44,7 +45,7 @@ class VisionLanguageBackbone(Backbone):
 
     def fit_to_grid(self, native: Positions | None) -> None:
         tower = self.hub_model.vision_model
-        tower.embeddings = GridEmbeddings(tower.embeddings, *self.grid, native)
+        tower.embeddings = GridEmbeddings(tower.embeddings, *self.grid, self._pos_interpolation, native)
 
     @torch.no_grad()
     def hub_weights(self) -> dict[str, Tensor]:
@@ -52,7 +53,7 @@ class VisionLanguageBackbone(Backbone):
         name = next(name for name in weights if name.endswith("vision_model.embeddings.position_embedding.weight"))
         vision = self.hub_model.config.vision_config
         side = vision.image_size // vision.patch_size
-        return {**weights, name: resize_positions(weights[name], self.grid, (side, side))}
+        return {**weights, name: resize_positions(weights[name], self.grid, (side, side), self._pos_interpolation)}
 
 
 class SiglipBackbone(VisionLanguageBackbone):

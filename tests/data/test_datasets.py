@@ -13,11 +13,11 @@ from data.annotations import Record
 from data.augmentation import Augmentation, RandomWordDeletion
 from data.batch import IMAGE, IMAGE_AUG, INDEX, PIDS, SEEDS, SOURCE, TEXT
 from data.datasets import CaptionDataset, ImageDataset, PairDataset
-from data.images import read_image
+from data.images import Resize, read_image
 from data.samplers import Draw
 from data.views import Views
 
-READ = partial(read_image, size=(16, 8))
+READ = partial(read_image, resize=Resize((16, 8), "bicubic"))
 ERASING = Augmentation("erasing", image_aug=[RandomErasing(1.0)], text=[RandomWordDeletion(0.5)])
 
 

@@ -16,10 +16,10 @@ import data.image_cache
 import utils.threads
 from data.annotations import Record
 from data.image_cache import ImageCache
-from data.images import DecodedImage, decode_image, read_image
+from data.images import DecodedImage, Resize, decode_image, read_image
 from utils.errors import UserError
 
-SIZE = (12, 6)
+RESIZE = Resize((12, 6), "bicubic")
 ROW = 3 * 12 * 6
 FORK = multiprocessing.get_context("fork")
 
@@ -32,7 +32,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cache(root: Path, tmp_path: Path) -> ImageCache:
-    return ImageCache(tmp_path / "caches", root, SIZE)
+    return ImageCache(tmp_path / "caches", root, RESIZE)
 
 
 @pytest.fixture
@@ -40,9 +40,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
     """The files that were decoded so far, by their bytes."""
     contents: list[bytes] = []
 
-    def counting(content: bytes, size: tuple[int, int]) -> DecodedImage:
+    def counting(content: bytes, resize: Resize) -> DecodedImage:
         contents.append(content)
-        return decode_image(content, size)
+        return decode_image(content, resize)
 
     monkeypatch.setattr(data.image_cache, "decode_image", counting)
     return contents
@@ -67,7 +67,7 @@ def draw(path: Path, seed: int) -> Record:
 
 def check(reader: Callable[[Record], Tensor], records: list[Record]) -> None:
     for record in records:
-        assert torch.equal(reader(record), read_image(record, SIZE))
+        assert torch.equal(reader(record), read_image(record, RESIZE))
 
 
 def pixels_file(cache: ImageCache) -> Path:
@@ -91,7 +91,7 @@ class TestReading:
         reader = cache.reader(records)
         check(reader, records)
         image = reader(records[3])
-        assert (image.shape, image.dtype) == ((3, *SIZE), torch.uint8)
+        assert (image.shape, image.dtype) == ((3, *RESIZE.size), torch.uint8)
         image.zero_()  # a copy, which transforms may change
         check(reader, records)
         assert cache.folder.relative_to(cache.folder.parents[1]) == Path("PEDES/12x6")
@@ -101,9 +101,9 @@ class TestReading:
     ) -> None:
         records = drawn(root, 5)
         reader = cache.reader(records)
-        expected = [read_image(record, SIZE) for record in records]
+        expected = [read_image(record, RESIZE) for record in records]
         assert len(decoded) == 5
-        second_run = ImageCache(tmp_path / "caches", root, SIZE).reader(records)
+        second_run = ImageCache(tmp_path / "caches", root, RESIZE).reader(records)
         assert len(decoded) == 5
         for record in records:
             record.image_path.unlink()
@@ -124,11 +124,19 @@ class TestReading:
         assert len(sent) < rows_on_disk(cache) * ROW
         check(pickle.loads(sent), records)
 
-    def test_each_size_has_its_own(self, cache: ImageCache, root: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("other", [Resize((6, 12), "bicubic"), Resize((12, 6), "bilinear")])
+    def test_each_size_and_filter_has_its_own(
+        self, other: Resize, cache: ImageCache, root: Path, tmp_path: Path
+    ) -> None:
         records = drawn(root, 2)
-        cache.reader(records)
-        wide = ImageCache(tmp_path / "caches", root, (6, 12)).reader(records)
-        assert torch.equal(wide(records[1]), read_image(records[1], (6, 12)))
+        before = cache.reader(records)
+        found = ImageCache(tmp_path / "caches", root, other).reader(records)(records[1])
+        assert torch.equal(found, read_image(records[1], other))
+        assert torch.equal(before(records[1]), read_image(records[1], RESIZE))
+        assert not torch.equal(found, before(records[1]))
+
+    def test_a_bicubic_cache_of_an_earlier_version_is_read_on(self, cache: ImageCache) -> None:
+        assert cache.folder.name == "12x6"
 
     def test_a_broken_image_is_named_and_the_others_are_kept(
         self, cache: ImageCache, root: Path, decoded: list[bytes]
@@ -222,7 +230,7 @@ class TestChanges:
         records = drawn(root, 3)
         old = cache.reader(records)
         monkeypatch.setattr("PIL.__version__", "0.0")
-        check(ImageCache(tmp_path / "caches", root, SIZE).reader(records[:2]), records[:2])
+        check(ImageCache(tmp_path / "caches", root, RESIZE).reader(records[:2]), records[:2])
         assert (len(decoded), rows_on_disk(cache)) == (5, 2)
         check(old, records)
 
@@ -235,10 +243,10 @@ class TestDamage:
         records = drawn(root, 40)
         last = records[30].image_path.read_bytes()
 
-        def killing(content: bytes, size: tuple[int, int]) -> DecodedImage:
+        def killing(content: bytes, resize: Resize) -> DecodedImage:
             if content == last:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return decode_image(content, size)
+            return decode_image(content, resize)
 
         with monkeypatch.context() as patch:
             patch.setattr(data.image_cache, "decode_image", killing)
@@ -325,7 +333,7 @@ class TestDamage:
         def build(mine: list[Record]) -> None:
             start.wait()
             reader = cache.reader(mine)
-            right.put(all(torch.equal(reader(record), read_image(record, SIZE)) for record in mine))
+            right.put(all(torch.equal(reader(record), read_image(record, RESIZE)) for record in mine))
 
         shares = (records, records[::-1], records[10:20])
         children = [FORK.Process(target=build, args=(share,)) for share in shares]
@@ -341,7 +349,7 @@ class TestFoldersThatRefuse:
     def test_no_folder_can_be_made(self, root: Path, tmp_path: Path) -> None:
         (tmp_path / "caches").write_text("a file")
         with pytest.raises(UserError) as error:
-            ImageCache(tmp_path / "caches", root, SIZE).reader(drawn(root, 2))
+            ImageCache(tmp_path / "caches", root, RESIZE).reader(drawn(root, 2))
         sentence = str(error.value)
         assert sentence.startswith(f"the image cache {tmp_path / 'caches' / 'PEDES' / '12x6'} cannot be used (Not a")
         assert "dataset.cache_dir" in sentence

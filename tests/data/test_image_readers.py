@@ -12,10 +12,10 @@ from PIL import Image
 from data.annotations import DatasetSplits, Record
 from data.annotations.layouts import SPLITS
 from data.image_readers import OpenedImages, open_images
-from data.images import ImageError, read_image
+from data.images import ImageError, Resize, read_image
 from utils.errors import UserError
 
-SIZE = (16, 8)
+RESIZE = Resize((16, 8), "bicubic")
 Open = Callable[..., OpenedImages]
 
 
@@ -41,7 +41,7 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
 
     def run(dataset: DatasetSplits, splits: Any = SPLITS, on_broken: str = "error") -> OpenedImages:
         return open_images(
-            dataset, splits, SIZE, cache_dir=cache_dir, on_broken=on_broken, list_in=tmp_path / "outputs" / "run"
+            dataset, splits, RESIZE, cache_dir=cache_dir, on_broken=on_broken, list_in=tmp_path / "outputs" / "run"
         )
 
     return run
@@ -58,7 +58,7 @@ def test_sound_images_are_read_and_nothing_is_said(dataset: DatasetSplits, opene
     assert left.skipped == dict.fromkeys(SPLITS, (0, 0, 0))
     assert left.oddities == {}
     record = dataset.val[1]
-    assert torch.equal(read(record), read_image(record, SIZE))
+    assert torch.equal(read(record), read_image(record, RESIZE))
     assert not (tmp_path / "outputs").exists()
 
 
@@ -110,7 +110,7 @@ def test_skipped_images_leave_with_their_captions_and_identities(
         assert left.test == dataset.test[:3]
         assert left.skipped == {"train": (3, 6, 1), "val": (0, 0, 0), "test": (1, 2, 0)}
         for record in (*left.train, *left.val, *left.test):
-            assert torch.equal(read(record), read_image(record, SIZE))
+            assert torch.equal(read(record), read_image(record, RESIZE))
         assert [line[0] for line in broken_list(tmp_path)] == [str(record.image_path) for record in bad]
 
 

@@ -10,12 +10,12 @@ from PIL import Image
 from torch._utils import ExceptionWrapper
 
 from data.annotations import Record
-from data.images import ImageError, read_image
+from data.images import ImageError, Resize, read_image
 from data.oddities import jpeg_damage, oddities_of
 from utils.errors import UserError
 from utils.images import read_rgb
 
-SIZE = (24, 12)
+RESIZE = Resize((24, 12), "bicubic")
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def write(path: Path, pixels: np.ndarray, mode: str = "RGB") -> Record:
 
 class TestReadImage:
     def test_the_pixels_at_their_own_size(self, record: Record) -> None:
-        image = read_image(record, SIZE)
+        image = read_image(record, RESIZE)
         assert image.shape == (3, 24, 12)
         assert image.dtype == torch.uint8
         expected = np.asarray(Image.open(record.image_path)).transpose(2, 0, 1)
@@ -38,16 +38,34 @@ class TestReadImage:
 
     def test_resizing_averages_and_takes_height_first(self, tmp_path: Path) -> None:
         checkers = np.indices((192, 96)).sum(0) % 2 * 255
-        image = read_image(write(tmp_path / "b.png", np.stack([checkers] * 3, -1)), (48, 24))
+        image = read_image(write(tmp_path / "b.png", np.stack([checkers] * 3, -1)), Resize((48, 24), "bicubic"))
         assert image.shape == (3, 48, 24)
         assert (image.float() - 127.5).abs().max() < 3
+
+    @pytest.mark.parametrize("size", [(384, 128), (48, 24), (300, 171)])
+    @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+    def test_both_filters_are_those_of_pillow(self, tmp_path: Path, size: tuple[int, int], interpolation: str) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, (200, 90, 3))
+        record = write(tmp_path / "noise.png", noise)
+        image = read_image(record, Resize(size, interpolation))
+        with Image.open(record.image_path) as file:
+            pillow = file.resize((size[1], size[0]), getattr(Image.Resampling, interpolation.upper()))
+        assert np.array_equal(image.numpy(), np.asarray(pillow).transpose(2, 0, 1))
+
+    @pytest.mark.parametrize("size", [(384, 128), (48, 24), (300, 171)])
+    def test_bilinear_is_antialiased_to_one_grey_level(self, tmp_path: Path, size: tuple[int, int]) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, (200, 90, 3))
+        image = read_image(write(tmp_path / "noise.png", noise), Resize(size, "bilinear"))
+        pixels = torch.from_numpy(noise).permute(2, 0, 1)[None].double()
+        exact = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)[0]
+        assert (image - exact.round()).abs().max() <= 1
 
     @pytest.mark.parametrize(
         ("suffix", "mode"), [("jpg", "L"), ("png", "RGBA"), ("png", "P"), ("bmp", "RGB"), ("jpg", "CMYK")]
     )
     def test_every_format_and_mode_becomes_rgb(self, tmp_path: Path, suffix: str, mode: str) -> None:
         grey = np.full((30, 20, 3), 102)  # in the palette that Pillow converts to
-        image = read_image(write(tmp_path / f"c.{suffix}", grey, mode), SIZE)
+        image = read_image(write(tmp_path / f"c.{suffix}", grey, mode), RESIZE)
         assert image.shape == (3, 24, 12)
         assert (image.int() - 102).abs().max() <= 3
 
@@ -63,7 +81,7 @@ class TestReadImage:
             kept = {"empty": b"", "truncated": content[: len(content) // 2], "not an image": b"<html>" * 50}
             bad.image_path.write_bytes(kept[damage])
         with pytest.raises(ImageError) as error:
-            read_image(bad, SIZE)
+            read_image(bad, RESIZE)
         reason = {
             "missing": "there is no such file",
             "empty": "the file is empty",
@@ -78,9 +96,9 @@ class TestReadImage:
     def test_the_error_crosses_a_worker_as_the_same_sentence(self, tmp_path: Path) -> None:
         missing = Record(17, 0, tmp_path / "nothing.jpg", ("a",))
         with pytest.raises(ImageError) as error:
-            read_image(missing, SIZE)
+            read_image(missing, RESIZE)
         try:
-            read_image(missing, SIZE)
+            read_image(missing, RESIZE)
         except ImageError:
             carried = pickle.loads(pickle.dumps(ExceptionWrapper(where="in DataLoader worker process 0")))
         with pytest.raises(UserError) as arrived:

@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ IDS = torch.tensor([[2, 5, 6, 3, 1, 1, 1, 1, 1, 1, 1, 1], [2, 9, 3, 1, 1, 1, 1, 
 MASK = IDS != 1
 
 
-def load(folders: dict[str, Path], family: str, img_size: tuple[int, int] = (32, 32), **options: bool) -> Backbone:
+def load(folders: dict[str, Path], family: str, img_size: tuple[int, int] = (32, 32), **options: Any) -> Backbone:
     return load_backbone(
         "small", family, folders[family], img_size, sigmoid=family == "siglip", max_length=12, **options
     ).eval()
@@ -44,15 +45,17 @@ def test_native_size_equals_the_library_model(hub_folders: dict[str, Path], fami
     assert image.embedding.norm(dim=-1).allclose(torch.ones(3))
 
 
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_positions_are_interpolated_once_and_cls_is_kept(hub_folders: dict[str, Path], family: str) -> None:
+def test_positions_are_interpolated_once_and_cls_is_kept(hub_folders: dict[str, Path], family: str, mode: str) -> None:
     native = load(hub_folders, family).hub_model.vision_model.embeddings.position_embedding.weight
-    tall = load(hub_folders, family, (64, 16)).hub_model.vision_model.embeddings.position_embedding.weight
+    tall = load(hub_folders, family, (64, 16), pos_interpolation=mode).hub_model.vision_model.embeddings
+    tall = tall.position_embedding.weight
     cls = 1 if family == "clip" else 0
     assert len(tall) == 8 * 2 + cls
     torch.testing.assert_close(tall[:cls], native[:cls])
     square = native[cls:].T.reshape(1, 32, 4, 4)
-    expected = F.interpolate(square, size=(8, 2), mode="bicubic", align_corners=False)
+    expected = F.interpolate(square, size=(8, 2), mode=mode, align_corners=False)
     torch.testing.assert_close(tall[cls:], expected.reshape(32, 16).T)
 
 
@@ -135,6 +138,8 @@ def test_errors_are_sentences(hub_folders: dict[str, Path], tmp_path: Path) -> N
         UserError, match=r"img_size_str: 800000x800000 is 100000 x 100000 patches; expected at most 65,536"
     ):
         load(hub_folders, "siglip", (800_000, 800_000))
+    with pytest.raises(UserError, match=r"backbone.pos_interpolation=linear is unknown; expected bilinear or bicubic"):
+        load(hub_folders, "siglip", pos_interpolation="linear")
     with pytest.raises(UserError, match=r"backbone.max_length: 77 asked for, but 'small' has 12 text positions"):
         load_backbone("small", "clip", hub_folders["clip"], (32, 32), sigmoid=False, max_length=77)
     with pytest.raises(UserError, match=r"does not exist; run 'uv run prepare_checkpoints.py clip'"):

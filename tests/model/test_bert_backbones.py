@@ -1,6 +1,7 @@
 """ResNet or ViT joined with a BERT: features, grid, freezing, saving, joining folders, LoRA's refusal."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ IDS = torch.tensor([[2, 5, 6, 3, 1, 1, 1, 1, 1, 1, 1, 1], [2, 9, 3, 1, 1, 1, 1, 
 MASK = IDS != 1
 
 
-def load(folder: Path, img_size: tuple[int, int] = (32, 32), **options: bool) -> Backbone:
+def load(folder: Path, img_size: tuple[int, int] = (32, 32), **options: Any) -> Backbone:
     return load_backbone("small", "vision-text-dual-encoder", folder, img_size, sigmoid=False, max_length=12, **options)
 
 
@@ -69,12 +70,15 @@ def test_a_token_stands_for_a_cell_of_the_grid(
     assert encoder.encode_image(pixels(*img_size)).embedding.shape == (3, encoder.embed_dim)
 
 
-def test_positions_of_a_vit_are_interpolated_and_cls_is_kept(hub_folders: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_positions_of_a_vit_are_interpolated_and_cls_is_kept(
+    hub_folders: dict[str, Path], tmp_path: Path, mode: str
+) -> None:
     native = load(hub_folders["vit"]).hub_model.vision_model.embeddings.position_embeddings[0]
-    tall = load(hub_folders["vit"], (64, 16))
+    tall = load(hub_folders["vit"], (64, 16), pos_interpolation=mode)
     table = tall.hub_model.vision_model.embeddings.position_embeddings
     assert table.requires_grad
-    expected = F.interpolate(native[1:].T.reshape(1, 32, 4, 4), size=(8, 2), mode="bicubic", align_corners=False)
+    expected = F.interpolate(native[1:].T.reshape(1, 32, 4, 4), size=(8, 2), mode=mode, align_corners=False)
     torch.testing.assert_close(table[0], torch.cat([native[:1], expected.reshape(32, 16).T]))
     save_backbone(tall, tmp_path / "saved")
     again = VisionTextDualEncoderModel.from_pretrained(tmp_path / "saved")

@@ -21,6 +21,7 @@ from model.published import convert
 from model.published_file import read_state
 from model.tbps import TBPS
 from tests.model.openai_clip import EMBED, LENGTH, PATCH, VOCABULARY, Irra, Rde
+from utils.checkpoint_folder import read_interpolation
 from utils.errors import UserError
 
 SIZE = (6 * PATCH, 2 * PATCH)  # a grid of 3 to 1, as that of 384 x 128
@@ -233,6 +234,23 @@ def test_a_scale_and_a_square_grid_are_kept(tmp_path: Path) -> None:
         "preprocessor_config.json",
     }
     assert not convert(read_state(tmp_path / "clip.pt"), source=tmp_path).dropped
+
+
+def test_images_are_resized_as_the_published_code_does(irra: Irra, tmp_path: Path) -> None:
+    (tmp_path / "converted").mkdir()
+    path = saved(irra, tmp_path / "a.pth")
+    write_converted(convert(read_state(path), source=path), tmp_path / "converted", source=path)
+    assert read_interpolation(tmp_path / "converted") == "bilinear"
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_positions_of_a_grid_that_fits_stay_bit_by_bit(irra: Irra, tmp_path: Path, mode: str) -> None:
+    backbone_of(saved(irra, tmp_path / "a.pth"), tmp_path / "converted")
+    backbone = load_backbone(
+        "clip", "clip", tmp_path / "converted", SIZE, sigmoid=False, max_length=LENGTH, pos_interpolation=mode
+    )
+    own = backbone.hub_model.vision_model.embeddings.position_embedding.weight
+    assert torch.equal(own, irra.base_model.visual.positional_embedding)
 
 
 def test_what_lies_beside_the_weights_is_not_executed(irra: Irra, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from utils.checkpoint_folder import (
     check_folder,
     copy_folder,
     make_way,
+    read_interpolation,
     read_record,
     to_safetensors,
     write_record,
@@ -52,6 +53,34 @@ def tensors() -> dict[str, torch.Tensor]:
 def test_a_whole_folder_passes(folder: Path) -> None:
     check_folder(folder, SMALL)
     check_folder(folder, replace(SMALL, vocab=None))
+
+
+@pytest.mark.parametrize(("resample", "expected"), [(2, "bilinear"), (3, "bicubic"), (None, "bicubic")])
+def test_how_images_are_resized_is_read_from_the_folder(folder: Path, resample: int | None, expected: str) -> None:
+    (folder / "preprocessor_config.json").write_text(json.dumps({} if resample is None else {"resample": resample}))
+    assert read_interpolation(folder) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            '{"resample": 1}',
+            r"resample is 1, expected 2 \(bilinear\) or 3 \(bicubic\); fill the folder again .* or set",
+        ),
+        ('{"resample": true}', r"resample is True, expected 2"),
+        ('{"resample": [3]}', r"resample is \[3\], expected 2"),
+        ("{", r"is not JSON \(.*\), so how images are to be resized is not known; fill the folder again"),
+        (None, r"preprocessor_config\.json does not exist, so how images are to be resized is not known"),
+    ],
+)
+def test_a_folder_that_does_not_say_how_images_are_resized_is_one_sentence(
+    folder: Path, content: str | None, message: str
+) -> None:
+    path = folder / "preprocessor_config.json"
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_interpolation(folder)
 
 
 @pytest.mark.parametrize("vocabulary", [["spiece.model"], ["vocab.json", "merges.txt"]])

@@ -15,6 +15,7 @@ from utils import taken_over
 from utils.composed import compose_options, with_composed
 from utils.config import register_resolvers
 from utils.errors import UserError
+from utils.option_rules import BEFORE
 from utils.plain_values import ForeignValueError, flat, lay_over
 from utils.taken_over import continued_config, model_config
 
@@ -236,6 +237,42 @@ def test_a_backbone_may_lie_elsewhere_and_recompute(plain: dict[str, Any]) -> No
     with command("task=test", "backbone.folder=/x", "backbone.gradient_checkpointing=true") as cfg:
         tested = model_config(cfg, plain, FILE)
     assert (tested.backbone.folder, tested.backbone.gradient_checkpointing) == ("/x", True)
+
+
+def older(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a run of the same options left before the options of `BEFORE` were there."""
+    config = deepcopy(config)
+    for key in BEFORE:
+        section, _, name = key.partition(".")
+        del config[section][name]
+    del config["evaluation"]
+    return config
+
+
+def test_a_checkpoint_that_is_older_than_an_option_goes_on_as_it_was_trained() -> None:
+    config = trained("experiment=irra", name="clip")
+    assert (config["dataset"]["interpolation"], config["backbone"]["pos_interpolation"]) == ("bilinear", "bilinear")
+    found, differences = continued(older(config), name="clip")
+    assert (found["dataset"]["interpolation"], found["backbone"]["pos_interpolation"]) == ("bicubic", "bicubic")
+    assert found["evaluation"]["precision"] == "trainer"
+    assert differences == []
+    with pytest.raises(UserError, match=r"^dataset\.interpolation=bilinear: .* was trained with bicubic"):
+        continued(older(config), "dataset.interpolation=bilinear", name="clip")
+    with command("task=test", name="clip") as cfg:
+        tested = model_config(cfg, older(config), FILE)
+    assert (tested.dataset.interpolation, tested.backbone.pos_interpolation) == ("bicubic", "bicubic")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"), [((), "bilinear"), (("dataset.interpolation=bicubic", "dataset=rstpreid"), "bicubic")]
+)
+def test_images_are_resized_as_the_checkpoints_were_unless_the_command_says_otherwise(
+    overrides: tuple[str, ...], expected: str
+) -> None:
+    config = trained(name="clip")
+    with command("task=test", *overrides, name="m_siglip") as cfg:
+        assert cfg.dataset.interpolation != "bilinear"
+        assert model_config(cfg, config, FILE).dataset.interpolation == expected
 
 
 # What a hostile file could name: Python's own, Hydra's, this project's, and a module that tells when it is imported.

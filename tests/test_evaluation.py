@@ -1,0 +1,55 @@
+"""How a split is read and encoded for ranking: in which precision, and with which filter images are resized."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from torch import Tensor
+
+import trainer
+from model.features import Encoded
+from model.tbps import TBPS
+from tests.small_run import CONFIG_DIR, SMALL
+
+
+@pytest.mark.parametrize(
+    ("asked", "used", "dtype"),
+    [
+        ("auto", "32-true", None),
+        ("bf16-mixed", "bf16-mixed", torch.bfloat16),
+        ("trainer", "bf16-mixed", torch.bfloat16),
+    ],
+)
+def test_evaluation_has_a_precision_of_its_own_which_is_said_and_recorded(
+    small_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    asked: str,
+    used: str,
+    dtype: torch.dtype | None,
+) -> None:
+    seen: dict[bool, set[torch.dtype | None]] = {True: set(), False: set()}
+
+    def watched(self: TBPS, ids: Tensor, mask: Tensor) -> Encoded:
+        active = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+        seen[self.training].add(active)
+        return encode(self, ids, mask)
+
+    encode = TBPS.encode_text
+    monkeypatch.setattr(TBPS, "encode_text", watched)
+    overrides = ("trainer.precision=bf16-mixed", f"evaluation.precision={asked}", "loss=baseline", "logger=csv")
+    places = (f"dataset_root_dir={small_root}", f"run_dir={tmp_path}", "dataset.interpolation=bilinear")
+    small = [option for option in SMALL if "simclr" not in option]
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        cfg = compose("demo", overrides=[*small, *overrides, *places])
+    trainer.train(cfg)
+    assert seen == {True: {torch.bfloat16}, False: {dtype}}
+    record = json.loads((tmp_path / "metrics.json").read_text())["provenance"]
+    assert (record["encoded_in"], record["data"]["interpolation"]) == (used, "bilinear")
+    printed = capsys.readouterr().out
+    assert "\nimages  resized to 64x32, bilinear\n" in printed
+    said = "\nranks   images and captions are encoded in 32-true; trainer.precision is bf16-mixed\n" in printed
+    assert said == (used != "bf16-mixed")
