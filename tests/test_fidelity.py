@@ -5,11 +5,15 @@ docs/fidelity.md repeats the tables.
 
 import math
 import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 
 from lightning_models import build_encoder, build_module
@@ -127,3 +131,30 @@ def test_a_part_head_has_the_rate_of_new_modules() -> None:
     heads = [name for name in found if name.startswith("encoder.head.") and parameters[name].ndim >= 2]
     assert heads
     assert [found[name][0] for name in heads] == pytest.approx([5e-5] * len(heads))
+
+
+def documented() -> list[tuple[str, list[str], str, str]]:
+    """Returns (primary config, overrides, option, value) of every option in the column "here" of docs/fidelity.md."""
+    found = []
+    name, overrides = "", [""]
+    for line in (Path(__file__).parents[1] / "docs" / "fidelity.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("`-cn "):
+            _, name, *overrides = line.split("`")[1].split()
+        elif line.startswith("|"):
+            cells = re.split(r"(?<!\\)\|", line)
+            options = re.findall(r"`([\w.]+)=([^`]*)`", cells[4])
+            found += [(name, overrides, option, value) for option, value in options]
+    return found
+
+
+@pytest.mark.parametrize("row", documented(), ids=lambda row: f"{row[1][0]} {row[2]}")
+def test_every_option_on_the_page_is_that_of_the_recipe(row: tuple[str, list[str], str, str]) -> None:
+    name, overrides, option, value = row
+    found: Any = OmegaConf.select(of_page(name, *overrides), option, throw_on_missing=True)
+    assert found == OmegaConf.create({"value": yaml.safe_load(value)}).value or str(found) == value
+
+
+@lru_cache
+def of_page(name: str, *overrides: str) -> DictConfig:
+    with command(*overrides, name=name) as cfg:
+        return cfg

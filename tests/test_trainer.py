@@ -157,7 +157,9 @@ def test_published_weights_are_tested_by_one_command(
     out = capsys.readouterr().out
     assert out.count("what became of it") == 1, "converted once"
     assert out.count(f"tests   {folder} as it is on clip") == 3
-    encoded = re.findall(r"^ranks   images and captions are encoded in (\S+); trainer.precision is bf16-mixed", out, re.M)
+    encoded = re.findall(
+        r"^ranks   images and captions are encoded in (\S+); trainer.precision is bf16-mixed", out, re.M
+    )
     assert encoded == ["32-true", "32-true", "16-mixed"]
     assert "note    RDE's published ranking adds the cosine of its token-selection heads" in out
 
