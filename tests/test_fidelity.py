@@ -140,8 +140,7 @@ def documented() -> list[tuple[str, list[str], str, str]]:
     for line in (Path(__file__).parents[1] / "docs" / "fidelity.md").read_text(encoding="utf-8").splitlines():
         if line.startswith("`-cn "):
             _, name, *overrides = line.split("`")[1].split()
-        elif line.startswith("|"):
-            cells = re.split(r"(?<!\\)\|", line)
+        elif len(cells := line.split("|")) == 7:  # five columns
             options = re.findall(r"`([\w.]+)=([^`]*)`", cells[4])
             found += [(name, overrides, option, value) for option, value in options]
     return found
