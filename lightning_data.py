@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 
 from data.annotations import DatasetSplits, read_dataset
 from data.annotations.layouts import SPLITS
-from data.augmentation import Augmentation
 from data.batch import (
     IMAGE,
     IMAGE_LABELS,
@@ -30,21 +29,22 @@ from data.batch import (
     VIEWS,
     Batch,
 )
-from data.counts import DatasetCounts, count, describe
-from data.datasets import CaptionDataset, Collate, ImageDataset, PairDataset, captions_of
-from data.device_views import DeviceViews
-from data.image_readers import open_images
-from data.images import FILTERS, Resize
-from data.limits import limit_splits, overfit
-from data.loader import ResumableLoader, evaluation_loader, worker_processes
-from data.masking import Masker
-from data.samplers import Sampling
-from data.tokens import Tokenize, clean_dataset, load_tokenizer
-from data.views import Views
-from utils.checkpoint_folder import read_interpolation
+from data.images.read import FILTERS, Resize
+from data.images.readers import open_images
+from data.loading.counts import DatasetCounts, count, describe
+from data.loading.datasets import CaptionDataset, Collate, ImageDataset, PairDataset, captions_of
+from data.loading.limits import limit_splits, overfit
+from data.loading.loader import ResumableLoader, evaluation_loader, worker_processes
+from data.loading.samplers import Sampling
+from data.text.masking import Masker
+from data.text.tokens import Tokenize, clean_dataset, load_tokenizer
+from data.views.augmentation import Augmentation
+from data.views.build import Views
+from data.views.on_device import DeviceViews
+from utils.checkpoints.folder import read_interpolation
+from utils.config.surroundings import check_room_for_workers
 from utils.errors import UserError, check_choice, check_positive
-from utils.provenance import file_hash
-from utils.surroundings import check_room_for_workers
+from utils.report.provenance import file_hash
 
 AUGMENT_ON = ("auto", "worker", "device")
 
@@ -60,7 +60,7 @@ class TBPSDataModule(L.LightningDataModule):
         tokenizer_path: folder of the backbone, with its tokenizer.
         max_length: tokens that the backbone reads of a caption.
         img_size: (height, width).
-        interpolation: of resizing images to it, a key of `data.images.FILTERS`; None: what the backbone's folder says.
+        interpolation: of resizing images to it, of `data.images.read.FILTERS`; None: what the backbone's folder says.
         aug: what provides the views of training.
         sampler: ``random`` pairs, or P persons x `num_instance` pairs (``identity``).
         num_instance: pairs of a person in a batch, for ``identity``.

@@ -21,26 +21,26 @@ from torch.utils.data import DataLoader
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from data.batch import IMAGE, IMAGE_VIEWS, INDEX, LABELS, PIDS, TEXT, TEXT_VIEWS, Batch
-from data.blank import blank_batch, published_identities
+from data.loading.dummy_batch import blank_batch, published_identities
+from model.backbones.lora import add_lora
 from model.features import Features, alone
 from model.grad_cache import GradCache, refuse_tokens
-from model.lora import add_lora
 from model.objectives.base import Facts, LossReport, Objective
 from model.objectives.build import build_objective
-from model.objectives.finite import FiniteLosses
+from model.objectives.nan_guard import FiniteLosses
 from model.prototypes import Labeller, Modality, PrototypeMemory
 from model.tbps import TBPS
+from solver.fake_adamw8bit import AdamW8bitStates
 from solver.optimizers import can_fuse, learning_rates, under_settings_of
-from solver.stand_in import AdamW8bitStates
-from utils.checkpoint_schema import check_moments, check_restorable
-from utils.checkpoints import frozen_names, load_weights, refused_to_continue
+from utils.checkpoints.schema import check_moments, check_restorable
+from utils.checkpoints.weights import frozen_names, load_weights, refused_to_continue
 from utils.errors import UserError, check_positive
-from utils.gather import gather_rows
-from utils.memory import fake_gpu, measure_step
-from utils.plan import Traced, processes
-from utils.precision import AUTOCAST, autocast, encoding_precision
-from utils.progress import Bar
-from utils.retrieval import RetrievalMetrics, both_directions
+from utils.memory.plan import Traced, processes
+from utils.memory.trace import fake_gpu, measure_step
+from utils.ranking.retrieval import RetrievalMetrics, both_directions
+from utils.training.gather import gather_rows
+from utils.training.precision import AUTOCAST, autocast, encoding_precision
+from utils.training.progress import Bar
 
 MakeOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 MakeScheduler = Callable[..., LRScheduler]

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from filelock import FileLock
 
-from utils.checkpoint_folder import (
+from utils.checkpoints.disk import scratch_folder
+from utils.checkpoints.folder import (
     WEIGHTS,
     Architecture,
     IncompleteError,
@@ -27,13 +28,12 @@ from utils.checkpoint_folder import (
     has_tokenizer,
     move_in,
 )
-from utils.config import parse_size
-from utils.disk import scratch_folder
-from utils.download import UnreachableError, sha256_of, writing
+from utils.config.resolvers import parse_size
+from utils.download.download import UnreachableError, sha256_of, writing
 from utils.errors import UserError, nearest, run_command
 
 if TYPE_CHECKING:
-    from model.published_settings import Activation
+    from model.published.settings import Activation
 
 
 class Checkpoint(NamedTuple):
@@ -91,7 +91,7 @@ def prepare(
         name: a key of `CHECKPOINTS`.
         root: the folder that also holds the datasets.
         source: what to use instead of downloading: a `save_pretrained` folder, which is copied, or a file of
-            weights, as `model.published.convert` takes it, which is converted.
+            weights, as `model.published.convert.convert` takes it, which is converted.
         target: the folder; None: ``<root>/<name>_checkpoints``.
         img_size: (height, width) that a file's positions are for, where their number does not tell.
         activation: of the blocks of a file's towers, where it does not tell.
@@ -179,7 +179,7 @@ def _converted_once(name: str, file: Path, root: Path) -> Path:
 
 
 def _download(name: str, repo: str, folder: Path) -> None:
-    from utils.hub import download_folder
+    from utils.download.hub import download_folder
 
     print(f"{name}: downloading {repo} to {folder}")
     try:
@@ -194,7 +194,7 @@ def _download(name: str, repo: str, folder: Path) -> None:
 
 def _join(name: str, vision: str, text: str, folder: Path, root: Path) -> None:
     """Downloads an image tower and a text tower below downloads/, where they stay, and joins them."""
-    from utils.checkpoint_folder import write_record
+    from utils.checkpoints.folder import write_record
 
     sources = {repo: root / "downloads" / repo.replace("/", "--") for repo in (vision, text)}
     for repo, source in sources.items():
@@ -218,9 +218,9 @@ def _convert(
     activation: Activation | None,
 ) -> None:
     """Converts a file of weights; the tokenizer is that of the backbone itself."""
-    from model.converted import write_converted
-    from model.published import convert
-    from model.published_file import read_state
+    from model.published.convert import convert
+    from model.published.converted import write_converted
+    from model.published.file import read_state
 
     repo, architecture, *_ = CHECKPOINTS[name]
     if repo is None or architecture.model_type != "clip":
@@ -238,7 +238,7 @@ def _convert(
 
 def _add_tokenizer(repo: str, folders: list[Path], staging: Path) -> None:
     """Fills `staging` with the tokenizer of `repo`, from the first of `folders` that has one, else from the hub."""
-    from utils.hub import download_folder
+    from utils.download.hub import download_folder
 
     for folder in folders:
         if has_tokenizer(folder):
@@ -259,12 +259,12 @@ def _make(name: str, folder: Path, root: Path, steps: int) -> None:
 
     from data.annotations import read_dataset
     from data.batch import Tokens
-    from data.images import Resize, read_image
+    from data.images.read import Resize, read_image
     from data.synthetic import FOLDER, generate
-    from data.tokens import Tokenize, load_tokenizer
+    from data.text.tokens import Tokenize, load_tokenizer
     from model.backbones import load_backbone, save_backbone
-    from model.pretrain import pretrain
-    from model.tiny import IMAGE_SIZE, TEXT_LENGTH, make_tiny
+    from model.tiny.build import IMAGE_SIZE, TEXT_LENGTH, make_tiny
+    from model.tiny.pretrain import pretrain
 
     if not (root / FOLDER).exists():
         generate(root)

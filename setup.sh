@@ -103,6 +103,6 @@ install_uv
 run uv sync
 if [[ -z $no_checkpoint ]]; then run uv run prepare_checkpoints.py ${checkpoints[@]+"${checkpoints[@]}"}; fi
 if [[ -n $source ]]; then
-    run uv run ${extra[@]+"${extra[@]}"} python -m utils.fetch "$folder" --from "$source" ${sha256:+--sha256 "$sha256"}
+    run uv run ${extra[@]+"${extra[@]}"} python -m utils.download "$folder" --from "$source" ${sha256:+--sha256 "$sha256"}
 fi
 if [[ -n $dataset ]]; then run uv run python -m data.doctor "$dataset"; fi

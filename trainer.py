@@ -21,17 +21,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from utils.composed import with_composed
-from utils.config import register_resolvers, run_facts
+from utils.config.hydra_errors import hydra_errors_in_one_sentence, job_sentence, let_go
+from utils.config.multirun_subprocess import needs_own_command, run_own_command
+from utils.config.options import check_options, check_overrides, limited
+from utils.config.recipe import describe_recipe
+from utils.config.resolvers import register_resolvers, run_facts
+from utils.config.run_folders import find_checkpoint, last_of_first_process, remove_if_empty, settle
+from utils.continuing.composed import with_composed
+from utils.continuing.taken_over import model_config
 from utils.errors import UserError, fail, nearest
-from utils.hydra_errors import hydra_errors_in_one_sentence, job_sentence, let_go
-from utils.options import check_options, check_overrides, limited
-from utils.own_command import needs_own_command, run_own_command
-from utils.recipe import describe_recipe
-from utils.run_folders import find_checkpoint, last_of_first_process, remove_if_empty, settle
-from utils.signals import end_with_parent, stopping
-from utils.stopped_run import arguments_of_slurm, continued_when_stopped
-from utils.taken_over import model_config
+from utils.training.signals import end_with_parent, stopping
+from utils.training.stopped_run import arguments_of_slurm, continued_when_stopped
 
 if TYPE_CHECKING:
     import lightning as L
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from data.batch import Batch
     from lightning_data import TBPSDataModule
     from lightning_models import LitRanker, LitTBPS
-    from utils.continued import Continued
-    from utils.run_record import RunRecord
-    from utils.run_report import RunReport
+    from utils.continuing.continued import Continued
+    from utils.report.run_record import RunRecord
+    from utils.report.run_report import RunReport
 
 CONFIG_DIR = Path(__file__).parent / "config"
 
@@ -60,12 +60,12 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
     from lightning_data import build_data
     from lightning_models import build_encoder, build_module
-    from model.converted import load_heads, mask_row
-    from model.lora import save_adapters
+    from model.backbones.lora import save_adapters
     from model.objectives import check_needs
-    from utils.checkpoints import load_weights, read_checkpoint
-    from utils.continued import Continued
-    from utils.run_record import RunRecord
+    from model.published.converted import load_heads, mask_row
+    from utils.checkpoints.weights import load_weights, read_checkpoint
+    from utils.continuing.continued import Continued
+    from utils.report.run_record import RunRecord
 
     continued = None if path is None else Continued(cfg, path)
     cfg = with_composed(cfg) if continued is None else continued.config
@@ -124,9 +124,9 @@ def test(cfg: DictConfig) -> dict[str, float]:
 
     from lightning_data import build_data
     from lightning_models import LitRanker, build_encoder
-    from model.converted import ranking_notes
-    from utils.checkpoints import encoder_weights, load_weights, read_checkpoint
-    from utils.run_record import RunRecord
+    from model.published.converted import ranking_notes
+    from utils.checkpoints.weights import encoder_weights, load_weights, read_checkpoint
+    from utils.report.run_record import RunRecord
 
     checkpoint: Any = {} if path is None else read_checkpoint(path)
     cfg = with_composed(cfg) if path is None else model_config(cfg, checkpoint["config"], path)
@@ -171,9 +171,9 @@ def plan(cfg: DictConfig) -> dict[str, float]:
     check_options(cfg)
 
     from lightning_models import trace_step
-    from utils.memory import GIB
-    from utils.plan import make_plan
-    from utils.quiet import quiet_libraries
+    from utils.memory.plan import make_plan
+    from utils.memory.trace import GIB
+    from utils.training.log_filters import quiet_libraries
 
     quiet_libraries()
     made = make_plan(cfg, trace_step)
@@ -218,8 +218,8 @@ def _prepare(cfg: DictConfig, *, is_new: bool = True) -> None:
     import lightning as L
 
     from prepare_checkpoints import prepare_folder
-    from utils.disk import sweep
-    from utils.quiet import quiet_libraries
+    from utils.checkpoints.disk import sweep
+    from utils.training.log_filters import quiet_libraries
 
     quiet_libraries()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -241,8 +241,8 @@ def _trainer(cfg: DictConfig, data: TBPSDataModule, record: RunRecord | None = N
     """Returns Lightning's trainer with the callbacks of the config and with `record`, without loggers."""
     from hydra.utils import instantiate
 
-    from utils.callbacks import NoSignals
-    from utils.checkpoints import AtomicCheckpointIO
+    from utils.checkpoints.weights import AtomicCheckpointIO
+    from utils.training.callbacks import NoSignals
 
     training = cfg.task == "train"
     callbacks = cfg.callbacks if training else {key: cfg.callbacks.get(key) for key in ("progress", "epoch_line")}
@@ -268,7 +268,7 @@ def _trainer(cfg: DictConfig, data: TBPSDataModule, record: RunRecord | None = N
 
 def _start_loggers(trainer: L.Trainer, cfg: DictConfig, data: TBPSDataModule, record: RunRecord) -> None:
     """Gives `trainer` the loggers of the config; W&B begins a run, so all that can be refused was refused before."""
-    from utils.loggers import build_loggers
+    from utils.report.loggers import build_loggers
 
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     config["provenance"] = record.made_with
@@ -309,7 +309,7 @@ def _say_limits(cfg: DictConfig, data: TBPSDataModule) -> None:
 
 def _say_precision(cfg: DictConfig, trainer: L.Trainer) -> None:
     """Prints in which precision splits are encoded, where training has another one."""
-    from utils.precision import encoding_precision
+    from utils.training.precision import encoding_precision
 
     training = str(trainer.precision)
     used = encoding_precision(cfg.evaluation.precision, training, trainer.strategy.root_device.type)
@@ -322,10 +322,10 @@ def _report(
 ) -> None:
     """Prints and saves what the test found, and shows how test queries rank and how similar pairs are."""
     from lightning_models import LitTBPS
-    from utils.cluster_pictures import outliers_picture, tsne_picture
-    from utils.pictures import rank_queries, spread
-    from utils.run_report import RunReport
-    from utils.similarity_pictures import pair_similarities
+    from utils.report.plots.clusters import outliers_picture, tsne_picture
+    from utils.report.plots.pictures import rank_queries, spread
+    from utils.report.plots.similarity import pair_similarities
+    from utils.report.run_report import RunReport
 
     if not trainer.is_global_zero:
         return
@@ -369,9 +369,9 @@ def _draw_word_maps(report: RunReport, module: LitTBPS, data: TBPSDataModule, ca
     from torchvision.transforms.v2.functional import to_pil_image
 
     from data.batch import IMAGE, TEXT
-    from data.words import rarest, words_of
-    from model.attention_maps import word_maps
-    from utils.similarity_pictures import word_maps_picture
+    from data.text.words import rarest, words_of
+    from model.heads.attention_maps import word_maps
+    from utils.report.plots.similarity import word_maps_picture
 
     pair, captions = data.test_pair(caption), data.test_captions
     maps = word_maps(module.objective, module.encoder, *_on_device(pair, module))
@@ -384,9 +384,9 @@ def _draw_word_maps(report: RunReport, module: LitTBPS, data: TBPSDataModule, ca
 def _draw_parts(report: RunReport, module: LitRanker, data: TBPSDataModule, captions: Iterable[int]) -> None:
     """Draws what a part head, where there is one with parts, attends to in test captions and their images."""
     from data.batch import INDEX, TEXT
-    from data.words import words_of
-    from model.attention_maps import part_attention
-    from utils.part_pictures import PartAttention, attention_picture
+    from data.text.words import words_of
+    from model.heads.attention_maps import part_attention
+    from utils.report.plots.parts import PartAttention, attention_picture
 
     samples = []
     for caption in captions:

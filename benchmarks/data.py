@@ -37,13 +37,13 @@ from transformers import PreTrainedTokenizerFast
 
 from data.annotations import Record
 from data.batch import IMAGE_VIEWS
-from data.datasets import Collate, PairDataset
-from data.image_cache import ImageCache
-from data.images import ImageReader, Resize, read_image
-from data.samplers import Draw
-from data.tokens import Tokenize
-from data.views import PROVIDED_BY, Views
-from utils.config import parse_size, register_resolvers
+from data.images.cache import ImageCache
+from data.images.read import ImageReader, Resize, read_image
+from data.loading.datasets import Collate, PairDataset
+from data.loading.samplers import Draw
+from data.text.tokens import Tokenize
+from data.views.build import PROVIDED_BY, Views
+from utils.config.resolvers import parse_size, register_resolvers
 
 CONFIG = Path(__file__).parents[1] / "config"
 WORDS = "a man woman wears carries red blue black white shirt coat bag and with"

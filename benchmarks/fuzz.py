@@ -40,8 +40,8 @@ from hydra.errors import InstantiationException
 from prettytable import PrettyTable
 
 from benchmarks.fuzz_kinds import KINDS, AcceptedError, Kind, import_all, make_sound, stop_where_nothing_more_is_read
+from utils.config.hydra_errors import job_sentence, user_error
 from utils.errors import LONGEST, fail
-from utils.hydra_errors import job_sentence, user_error
 
 MEMORY: Final = 4 << 30  # bytes that a child may have beside those that it starts with
 WAITING: Final = 6  # times the limit on its seconds of work: on a busy machine a child waits for its turn

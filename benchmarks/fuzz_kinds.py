@@ -30,17 +30,17 @@ from benchmarks.fuzz_spoilers import (
 from data.annotations import read_dataset
 from data.doctor import examine
 from data.synthetic import SyntheticSpec, generate
-from data.tokens import Tokenize, load_tokenizer
+from data.text.tokens import Tokenize, load_tokenizer
 from lightning_models import LitRanker, LitTBPS
 from model.backbones import load_backbone
-from model.converted import HEADS_FILE, ranking_notes
-from model.positions import write_positions
+from model.backbones.position_embeddings import write_positions
+from model.published.converted import HEADS_FILE, ranking_notes
 from prepare_checkpoints import CHECKPOINTS, prepare
 from tests.model.openai_clip import PATCH, TEXT_WIDTH, VOCABULARY, WIDTH, Irra
 from tests.small_run import CONFIG_DIR, SMALL
-from utils.archives import install
-from utils.checkpoint_folder import SMALL_FILES, Architecture, check_folder
-from utils.provenance import code
+from utils.checkpoints.folder import SMALL_FILES, Architecture, check_folder
+from utils.download.archives import install
+from utils.report.provenance import code
 
 SPEC: Final = SyntheticSpec(train=8, val=4, test=4, images_per_identity=2, height=64, width=32)
 

@@ -23,7 +23,7 @@ from benchmarks.fuzz_mutations import (
     write_pickled,
     write_raw_pickle,
 )
-from utils.checkpoint_folder import PICKLED, WEIGHTS
+from utils.checkpoints.folder import PICKLED, WEIGHTS
 
 TINY: Final = "tiny_siglip"
 DATASET: Final = "SYNTH-PEDES"

@@ -32,14 +32,14 @@ class Instants:
         """Watches this process from now on."""
         from lightning.pytorch.trainer import call
 
-        import utils.checkpoints
+        import utils.checkpoints.weights
 
         for kind in ("callback_hooks", "lightning_module_hook", "lightning_datamodule_hook", "strategy_hook"):
             name = f"_call_{kind}"
             setattr(call, name, self._watched_hook(kind.removesuffix("_hook"), getattr(call, name)))
         for name in ("replace", "rename", "unlink", "fsync", "open"):
             setattr(os, name, self._watched_call(name, getattr(os, name)))
-        utils.checkpoints.torch = _Halved(torch, self.at)  # type: ignore[attr-defined]
+        utils.checkpoints.weights.torch = _Halved(torch, self.at)  # type: ignore[attr-defined]
         opened = Path.open
 
         def open_path(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:

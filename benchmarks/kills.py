@@ -108,7 +108,7 @@ def run_trainer(arguments: list[str], log: Path, get_ready: Callable[[], None]) 
 
 def quiet_report() -> None:
     """Leaves out the pictures of the report, which take as long as a small run's training and are not compared."""
-    from utils.run_report import RunReport
+    from utils.report.run_report import RunReport
 
     RunReport.draw = lambda *_: None  # type: ignore[method-assign,assignment]
 
@@ -156,7 +156,7 @@ def import_all(root: Path, folder: Path) -> None:
     names = folder / "modules.txt"
 
     def tell() -> None:
-        from utils.run_report import RunReport
+        from utils.report.run_report import RunReport
 
         close = RunReport.close
 

@@ -4,7 +4,7 @@
 
 The part head (D = 4, P = 4) turns the tokens of a backbone (24 x 8 patches, 77 words) into 9 blocks of `width`
 numbers; the global embedding is the pooled feature, projected to as many. Ranking is both directions of
-`utils.retrieval.retrieval_metrics`, which sees one inner product either way. The backbone costs both the same: CLIP
+`utils.ranking.retrieval_metrics`, which sees one inner product either way. The backbone costs both the same: CLIP
 ViT-B/16 with drawn weights encodes some images of 384x128 and some captions, from which the time of all follows. The
 best of several rounds counts.
 """
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from model.backbones import BackboneOutput, load_backbone
 from model.heads import PartHead
-from utils.retrieval import retrieval_metrics
+from utils.ranking.retrieval import retrieval_metrics
 
 GRID, LENGTH, BATCH, PARTS = (24, 8), 77, 64, 4
 SAMPLE = 16  # images, and captions, that the backbone is timed with

@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from hydra import compose, initialize_config_dir
 
 from lightning_models import trace_step
-from utils.config import register_resolvers
-from utils.plan import MOST, gib, make_plan
-from utils.quiet import quiet_libraries
+from utils.config.resolvers import register_resolvers
+from utils.memory.plan import MOST, gib, make_plan
+from utils.training.log_filters import quiet_libraries
 
 CONFIG = Path(__file__).parents[1] / "config"
 HYBRID, FULL, LORA = "loss=hybrid_circle", "lora=none", "lora=default"

@@ -28,7 +28,7 @@ from prettytable import PrettyTable
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from utils.retrieval import both_directions, full_precision, retrieval_metrics
+from utils.ranking.retrieval import both_directions, full_precision, retrieval_metrics
 
 NOISE = 3.0
 ROWS = 512

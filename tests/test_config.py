@@ -13,18 +13,18 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from data.annotations.layouts import LAYOUTS
-from data.augmentation import Augmentation
 from data.batch import VIEWS
-from data.views import Views
+from data.views.augmentation import Augmentation
+from data.views.build import Views
 from model.backbones import Backbone
-from model.lora import add_lora
+from model.backbones.lora import add_lora
 from model.objectives import Facts, build_objective
 from model.prototypes import Labeller
 from model.tbps import TBPS
 from solver.groups import split_parameters
-from utils.config import register_resolvers
+from utils.config.resolvers import register_resolvers
 from utils.errors import UserError
-from utils.loggers import build_loggers
+from utils.report.loggers import build_loggers
 
 register_resolvers()
 CONFIG = Path(__file__).parents[1] / "config"

@@ -15,7 +15,7 @@ from torch import nn
 import trainer
 from solver.schedules import build_schedule
 from tests.small_run import SMALL, command
-from utils.checkpoints import read_checkpoint
+from utils.checkpoints.weights import read_checkpoint
 from utils.errors import UserError
 
 BEGUN_WITH = (*SMALL, "logger=csv", "trainer.log_every_n_steps=1", "trainer.max_epochs=2", "loss.terms.citc.weight=0.2")

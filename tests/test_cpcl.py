@@ -17,7 +17,7 @@ from data.synthetic import SyntheticSpec, generate
 from lightning_models import LitTBPS
 from model.prototypes import Found, Labeller
 from prepare_checkpoints import prepare
-from utils.checkpoints import read_checkpoint
+from utils.checkpoints.weights import read_checkpoint
 from utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]

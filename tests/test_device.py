@@ -34,7 +34,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 import trainer
-from data.augmentation import RandomResizedCrop
 from data.batch import (
     IMAGE,
     IMAGE_VIEWS,
@@ -49,9 +48,10 @@ from data.batch import (
     VIEWS,
     Batch,
 )
-from data.blank import blank_batch
-from data.device_views import DeviceViews
-from data.views import PROVIDED_BY, Views
+from data.loading.dummy_batch import blank_batch
+from data.views.augmentation import RandomResizedCrop
+from data.views.build import PROVIDED_BY, Views
+from data.views.on_device import DeviceViews
 from lightning_models import LitTBPS, build_encoder, build_module
 from model.features import Features
 from model.objectives import LossReport
@@ -60,7 +60,7 @@ from model.prototypes import Modality, PrototypeMemory
 from model.prototypes.labeller import Found, Labels
 from tests.small_run import ANY_METHOD, CONFIG_DIR
 from tests.stand_in_gpu import CUDA, StandInGpu, stand_in_gpu
-from utils.gather import gather_rows
+from utils.training.gather import gather_rows
 
 
 def names(folder: str) -> list[str]:

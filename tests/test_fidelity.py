@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from lightning_models import build_encoder, build_module
 from tests.small_run import command
-from utils.config import register_resolvers
+from utils.config.resolvers import register_resolvers
 
 register_resolvers()
 IDENTITIES = 11_003  # of CUHK-PEDES' training set

@@ -20,9 +20,9 @@ from model.prototypes import Labeller
 from tests.forked import die, forked
 from tests.same_run import differences
 from tests.small_run import ANY_METHOD, CONFIG_DIR
-from utils.checkpoint_callback import Checkpoints
-from utils.checkpoints import AtomicCheckpointIO, read_checkpoint
-from utils.run_report import RunReport
+from utils.checkpoints.callback import Checkpoints
+from utils.checkpoints.weights import AtomicCheckpointIO, read_checkpoint
+from utils.report.run_report import RunReport
 
 ROOT = Path(__file__).parents[1]
 SHORT = (
@@ -110,7 +110,7 @@ def dies_half_way_through(name: str, epoch: int) -> Patch:
                 die()
             save(content, file)
 
-        patch.setattr("utils.checkpoints.torch.save", half)
+        patch.setattr("utils.checkpoints.weights.torch.save", half)
 
     return replace
 

@@ -14,7 +14,6 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers import PreTrainedTokenizerFast
 
 from data.annotations import DatasetSplits, Record
-from data.augmentation import Augmentation, RandomWordDeletion
 from data.batch import (
     IMAGE,
     IMAGE_AUG,
@@ -33,9 +32,10 @@ from data.batch import (
     Batch,
     Tokens,
 )
-from data.views import PROVIDED_BY
+from data.views.augmentation import Augmentation, RandomWordDeletion
+from data.views.build import PROVIDED_BY
 from lightning_data import TBPSDataModule
-from utils.config import register_resolvers
+from utils.config.resolvers import register_resolvers
 from utils.errors import UserError
 
 register_resolvers()

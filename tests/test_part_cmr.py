@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from lightning_models import build_encoder, build_module
 from tests.small_run import ANY_METHOD, CONFIG_DIR
-from utils.config import register_resolvers
+from utils.config.resolvers import register_resolvers
 
 register_resolvers()
 

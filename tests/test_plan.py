@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 import trainer
 from data.batch import INDEX, Batch
-from data.blank import blank_batch, published_identities
+from data.loading.dummy_batch import blank_batch, published_identities
 from lightning_models import LitTBPS, build_encoder, build_module, trace_step
 from model.prototypes import PrototypeMemory
 from utils.errors import UserError

@@ -21,7 +21,7 @@ from prepare_checkpoints import CHECKPOINTS, prepare, prepare_folder
 from tests.conftest import save_model, small_towers
 from tests.http_server import COMMIT, WebServer, web_server
 from tests.model.openai_clip import PATCH, TEXT_WIDTH, VOCABULARY, WIDTH, Irra
-from utils.checkpoint_folder import Architecture, check_folder
+from utils.checkpoints.folder import Architecture, check_folder
 from utils.errors import UserError
 
 REPOSITORY = Path(prepare_checkpoints.__file__).parent
@@ -49,7 +49,7 @@ WEIGHTS = "/cdn/model.safetensors"
 # The command line with an m_siglip that is small enough to serve.
 SMALL_COMMAND = f"""
 import prepare_checkpoints as command
-from utils.checkpoint_folder import Architecture
+from utils.checkpoints.weights.folder import Architecture
 from utils.errors import run_command
 real = command.CHECKPOINTS["m_siglip"]
 command.CHECKPOINTS["m_siglip"] = real._replace(architecture={SMALL!r})

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from utils.config import register_resolvers
+from utils.config.resolvers import register_resolvers
 
 ROOT = Path(__file__).parents[1]
 LORA = {"run_cir_loss": "default", "run_cir_full": "none"}
@@ -26,7 +26,7 @@ printf '%s\\0' "$@" >>"$CALLS"
 printf '\\n' >>"$CALLS"
 [[ " $* " != *" $FAILS "* ]] || exit 3
 [[ -z $SLEEPS ]] || for _ in {1..300}; do sleep 0.1; done
-[[ $* != *utils.reports* ]] || echo "THE TABLE"
+[[ $* != *utils.report* ]] || echo "THE TABLE"
 """
 
 
@@ -119,7 +119,7 @@ def test_all_trains_five_strategies_into_one_folder_and_ends_in_their_table(chec
     folder = trainings[0][6].removeprefix("output_dir=")
     fixed = ["run", "trainer.py", "-cn", "demo", f"lora={LORA[script]}"]
     assert trainings == [[*fixed, f"loss={loss}", f"output_dir={folder}"] for loss in LOSSES]
-    assert report == ["run", "python", "-m", "utils.reports", folder]
+    assert report == ["run", "python", "-m", "utils.report", folder]
     assert done.stdout == "THE TABLE\n"
 
 
@@ -157,7 +157,7 @@ def test_no_table_when_every_strategy_failed(checkout: Checkout):
 
 
 def test_a_table_that_cannot_be_made_is_a_failure(checkout: Checkout):
-    assert checkout.run("run_cir_loss", "pure", "--demo", fails="utils.reports").returncode == 1
+    assert checkout.run("run_cir_loss", "pure", "--demo", fails="utils.report").returncode == 1
 
 
 def test_without_data_and_checkpoint_the_demo_runs_and_says_so(checkout: Checkout):

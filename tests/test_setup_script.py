@@ -90,7 +90,7 @@ def test_every_step_runs_in_the_repository_and_a_relative_file_is_the_callers(wi
     assert with_uv.calls() == [
         "uv sync",
         "uv run prepare_checkpoints.py siglip tiny_clip",
-        f"uv run python -m utils.fetch ICFG-PEDES --from {with_uv.home}/elsewhere/my data.zip",
+        f"uv run python -m utils.download ICFG-PEDES --from {with_uv.home}/elsewhere/my data.zip",
         "uv run python -m data.doctor icfg_pedes",
     ]
 
@@ -102,7 +102,7 @@ def test_a_dry_run_only_prints(machine: Machine) -> None:
     assert machine.calls() == []
     assert done.stdout.splitlines()[1:] == [
         "+ uv sync",
-        f"+ uv run --extra drive python -m utils.fetch VN3K --from gdrive:abc --sha256 {'0' * 64}",
+        f"+ uv run --extra drive python -m utils.download VN3K --from gdrive:abc --sha256 {'0' * 64}",
         "+ uv run python -m data.doctor vn3k_vi",
     ]
 
@@ -113,7 +113,7 @@ def test_it_knows_every_real_dataset_and_its_folder(with_uv: Machine) -> None:
     for name, folder in real.items():
         assert name in usage
         done = with_uv.setup("--dry-run", "--dataset", name, "--from", "https://example.org/x.zip")
-        assert f"utils.fetch {folder} --from" in done.stdout
+        assert f"utils.download.fetch {folder} --from" in done.stdout
 
 
 def test_it_knows_every_checkpoint(with_uv: Machine) -> None:

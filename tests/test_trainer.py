@@ -24,8 +24,8 @@ from prepare_checkpoints import CHECKPOINTS
 from tests.model.openai_clip import PATCH, TEXT_WIDTH, WIDTH, Rde
 from tests.small_run import ANY_METHOD, CONFIG_DIR, SMALL
 from tests.small_run import command as command_line
-from utils.checkpoint_folder import Architecture
-from utils.checkpoints import read_checkpoint
+from utils.checkpoints.folder import Architecture
+from utils.checkpoints.weights import read_checkpoint
 from utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -279,7 +279,7 @@ def test_lora_saves_what_it_trains_and_reloads(small_root: Path, tmp_path: Path)
 def test_what_cannot_be_is_refused_before_a_logger_starts(
     override: str, message: str, small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("utils.loggers.build_loggers", lambda *_: pytest.fail("W&B would have begun a run"))
+    monkeypatch.setattr("utils.report.loggers.build_loggers", lambda *_: pytest.fail("W&B would have begun a run"))
     with pytest.raises((UserError, InstantiationException), match=message):
         trainer.train(config(small_root, tmp_path / "run", override))
 
@@ -289,7 +289,7 @@ def test_a_broken_image_is_found_before_a_logger_starts(
 ) -> None:
     shutil.copytree(small_root / "SYNTH-PEDES", tmp_path / "SYNTH-PEDES")
     next((tmp_path / "SYNTH-PEDES" / "imgs").glob("*.jpg")).write_bytes(b"no image")
-    monkeypatch.setattr("utils.loggers.build_loggers", lambda *_: pytest.fail("W&B would have begun a run"))
+    monkeypatch.setattr("utils.report.loggers.build_loggers", lambda *_: pytest.fail("W&B would have begun a run"))
     backbone = f"backbone.folder={small_root / 'tiny_siglip_checkpoints'}"
     with pytest.raises(UserError, match="imgs"):
         trainer.train(config(tmp_path, tmp_path / "run", backbone))

@@ -108,7 +108,7 @@ def one_sentence_errors() -> Iterator[None]:
 
 def run_command(command: Callable[[], int | None]) -> NoReturn:
     """Runs a command-line entry point and exits with the status it returns (0 for None)."""
-    from utils.surroundings import settle_surroundings
+    from utils.config.surroundings import settle_surroundings
 
     settle_surroundings()
     with one_sentence_errors():

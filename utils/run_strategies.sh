@@ -148,7 +148,7 @@ $dry_run && exit 0
 
 status=0
 if ((${#failed[@]} < ${#chosen[@]})); then
-    uv run python -m utils.reports "$folder" || status=1
+    uv run python -m utils.report "$folder" || status=1
 fi
 if ((${#failed[@]} > 0)); then
     printf -v line '%s, ' "${failed[@]}"

@@ -14,8 +14,8 @@ from benchmarks.gpu_claims.bench import Bench
 from benchmarks.gpu_claims.drawn import drawn_root
 from benchmarks.gpu_claims.steps import composed
 from data.batch import IMAGE_VIEWS, SEEDS, SOURCE, TEXT, Batch
-from data.device_views import DeviceViews
-from data.views import Views
+from data.views.build import Views
+from data.views.on_device import DeviceViews
 from lightning_data import build_data
 
 WARM_UP = 3  # batches

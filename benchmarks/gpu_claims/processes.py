@@ -25,7 +25,7 @@ from benchmarks.gpu_claims.bench import Bench
 from benchmarks.gpu_claims.steps import TINY, Trainee, composed
 from data.batch import Batch
 from model.features import alone
-from utils.gather import gather_rows
+from utils.training.gather import gather_rows
 
 ROOT: Final = Path(__file__).parents[2]
 PAIRS: Final = 8

@@ -12,7 +12,7 @@ from benchmarks.gpu_claims.bench import GIB, Bench
 from benchmarks.mining import CAPTIONS_OF_AN_IMAGE, EPS, K1, K2, MIN_SAMPLES, drawn_features
 from benchmarks.retrieval import FORMS, SETS, Figures, Size, draw
 from model.prototypes import JaccardDBSCAN, Modality, mine_outliers
-from utils.retrieval import full_precision
+from utils.ranking.retrieval import full_precision
 
 DIM: Final = 512
 RANKINGS: Final = ("product", "t2i", "i2t", "both")

@@ -16,12 +16,12 @@ from benchmarks.efa_memory import peak_on_cpu
 from benchmarks.gpu_claims.bench import GIB, Bench
 from benchmarks.plan import HYBRID, LORA, RUNS
 from data.batch import IMAGE_VIEWS, INDEX, MLM_LABELS, MLM_POSITIONS, NOT_PREDICTED, PIDS, TEXT_VIEWS, Batch
-from data.blank import blank_batch, published_identities
+from data.loading.dummy_batch import blank_batch, published_identities
 from lightning_models import LitTBPS, build_encoder, build_module
 from model.features import Features
 from model.prototypes import PrototypeMemory
-from utils.config import register_resolvers
-from utils.precision import AUTOCAST
+from utils.config.resolvers import register_resolvers
+from utils.training.precision import AUTOCAST
 
 CONFIG: Final = Path(__file__).parents[2] / "config"
 TINY: Final = ("img_size_str=64x32", "dataset.batch_size=8", "trainer=gpu", "dataset_root_dir=nowhere")

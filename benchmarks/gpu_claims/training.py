@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from benchmarks.gpu_claims.bench import Bench
 from benchmarks.gpu_claims.drawn import drawn_root
-from utils.checkpoints import read_checkpoint
+from utils.checkpoints.weights import read_checkpoint
 
 ROOT: Final = Path(__file__).parents[2]
 PATIENCE: Final = 0.02  # seconds between looks at a run that is to be killed

@@ -32,8 +32,8 @@ class DatasetSplits:
         ("test": checkpoints are then chosen on test, which every table must say).
     respelled: path in the file -> path on disk, of images whose name is spelled in another way there.
     skipped: split -> what was left out of it because the image cannot be read, once its images were looked at.
-    oddities: how many images look wrong, by the keys of `data.oddities.ODDITIES`.
-    limits: what was left out to try a run (`data.limits`), which every table must say too.
+    oddities: how many images look wrong, by the keys of `data.images.oddities.ODDITIES`.
+    limits: what was left out to try a run (`data.loading.limits`), which every table must say too.
     file: the annotation file that they were read from.
     """
 

@@ -20,7 +20,7 @@ class ImagePaths:
     """Finds the images of a dataset by the names that an annotation file has for them.
 
     A folder is listed once, when the first image in it is asked for. Links are followed: whoever made them has the
-    right to the data, and an archive cannot bring any (`utils.archives`).
+    right to the data, and an archive cannot bring any (`utils.download.archives`).
 
     Args:
         folder: the images lie below it.

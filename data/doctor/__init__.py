@@ -28,7 +28,7 @@ from data.doctor.facts import (
 )
 from data.doctor.images import look_at_images
 from data.doctor.tables import NAMED_AT_MOST, render
-from data.oddities import ODDITIES
+from data.images.oddities import ODDITIES
 from utils.errors import EXIT_STATUS, UserError, one_line
 
 FAULT_WORDS: Final = {

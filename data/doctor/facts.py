@@ -66,7 +66,7 @@ def token_facts(images: Sequence[Annotation], folder: Path, max_length: int | No
     Raises:
         UserError: the folder holds no tokenizer, or one without a limit while `max_length` is None.
     """
-    from data.tokens import clean_for, load_tokenizer  # takes seconds to import
+    from data.text.tokens import clean_for, load_tokenizer  # takes seconds to import
 
     tokenizer = load_tokenizer(folder)
     limit = tokenizer.model_max_length if max_length is None else max_length

@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from data.oddities import oddities_of
+from data.images.oddities import oddities_of
 from utils.images import BadImageError, check_file, image_faults, read_bytes, read_rgb
-from utils.threads import in_threads
+from utils.training.threads import in_threads
 
 
 class ImageState(NamedTuple):
@@ -16,7 +16,7 @@ class ImageState(NamedTuple):
 
     fault: one of `utils.images.FAULTS`, or None for an image that can be read; detail: why it is unreadable.
     size: (width, height) in pixels, upright, and digest: hash of the bytes; None where it was not decoded.
-    oddities: what looks wrong, by the keys of `data.oddities.ODDITIES`.
+    oddities: what looks wrong, by the keys of `data.images.oddities.ODDITIES`.
     """
 
     fault: str | None

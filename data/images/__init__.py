@@ -1,0 +1,1 @@
+"""Images: reading, checking and caching them."""

@@ -29,11 +29,11 @@ from filelock import FileLock
 from PIL import features
 
 from data.annotations import Record
-from data.cached_images import CachedImages, Row
-from data.images import BrokenImage, DecodedImage, Resize, decode_image
+from data.images.cached import CachedImages, Row
+from data.images.read import BrokenImage, DecodedImage, Resize, decode_image
 from utils.errors import UserError
 from utils.images import BadImageError, check_file, image_faults
-from utils.threads import in_threads
+from utils.training.threads import in_threads
 
 VERSION: Final = 3  # of how images are read, and of the format
 AT_ONCE: Final = 256  # lines of the index written together

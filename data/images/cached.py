@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from data.annotations import Record
-from data.images import BrokenImage, Resize, read_image
+from data.images.read import BrokenImage, Resize, read_image
 
 
 class Row(NamedTuple):
-    """Where the pixels of an image are, what proves them, and what looks wrong (`data.oddities.ODDITIES`)."""
+    """Where the pixels of an image are, what proves them, and what looks wrong (`data.images.oddities.ODDITIES`)."""
 
     number: int
     crc: int
@@ -24,7 +24,7 @@ class Row(NamedTuple):
 
 
 class CachedImages:
-    """Reads images from a cache, as `data.images.CheckedImages`. Processes share the memory of the file.
+    """Reads images from a cache, as `data.images.read.CheckedImages`. Processes share the memory of the file.
 
     Args:
         file: of the rows.

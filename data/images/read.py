@@ -9,10 +9,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from data.annotations import Record
-from data.oddities import oddities_of
+from data.images.oddities import oddities_of
 from utils.errors import UserError
 from utils.images import BadImageError, read_bytes, read_rgb
-from utils.threads import in_threads
+from utils.training.threads import in_threads
 
 ImageReader = Callable[[Record], Tensor]
 FILTERS: Final[Mapping[str, Image.Resampling]] = {  # dataset.interpolation -> of Pillow, antialiased
@@ -41,7 +41,7 @@ class BrokenImage(NamedTuple):
 class CheckedImages(Protocol):
     """Reads images of which each was looked at: `broken` names those that cannot be read.
 
-    oddities: how many of the others look wrong, by the keys of `data.oddities.ODDITIES`.
+    oddities: how many of the others look wrong, by the keys of `data.images.oddities.ODDITIES`.
     """
 
     broken: list[BrokenImage]
@@ -52,7 +52,7 @@ class CheckedImages(Protocol):
 
 
 class DecodedImage(NamedTuple):
-    """The image in the bytes of a file: `pixels`, RGB, uint8 ``(3, H, W)``, and its `data.oddities.ODDITIES`."""
+    """The image in the bytes of a file: `pixels`, RGB, uint8 ``(3, H, W)``, and its `data.images.oddities.ODDITIES`."""
 
     pixels: Tensor
     oddities: tuple[str, ...]

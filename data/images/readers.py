@@ -8,8 +8,8 @@ from typing import Any, Final, NamedTuple
 from data.annotations import DatasetSplits, Record, size_of
 from data.annotations.layouts import Size
 from data.annotations.paths import nearest_name
-from data.image_cache import ImageCache
-from data.images import BrokenImage, CheckedImages, FileImages, ImageError, Resize
+from data.images.cache import ImageCache
+from data.images.read import BrokenImage, CheckedImages, FileImages, ImageError, Resize
 from utils.errors import UserError, check_choice
 
 ON_BROKEN: Final = ("error", "skip")

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from data.annotations import DatasetSplits
 from data.annotations.values import short
-from data.datasets import captions_of
-from data.oddities import ODDITIES
-from data.tokens import Tokenize
+from data.images.oddities import ODDITIES
+from data.loading.datasets import captions_of
+from data.text.tokens import Tokenize
 
 
 class SplitCounts(NamedTuple):

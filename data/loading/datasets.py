@@ -22,11 +22,11 @@ from data.batch import (
     TEXT_VIEWS,
     Batch,
 )
-from data.images import ImageReader
-from data.masking import Masker
-from data.samplers import Draw, Indices
-from data.tokens import Tokenize
-from data.views import Views
+from data.images.read import ImageReader
+from data.loading.samplers import Draw, Indices
+from data.text.masking import Masker
+from data.text.tokens import Tokenize
+from data.views.build import Views
 
 Sample = dict[str, Any]
 

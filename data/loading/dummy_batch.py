@@ -7,8 +7,8 @@ import torch
 
 from data.annotations.layouts import layout_of
 from data.batch import IMAGE_VIEWS, INDEX, LABELS, MLM_LABELS, MLM_POSITIONS, TEXT_VIEWS, Batch, Tokens
-from data.masking import MASKED_SHARE
 from data.synthetic import SyntheticSpec
+from data.text.masking import MASKED_SHARE
 
 
 def blank_batch(needs: frozenset[str], size: int, img_size: Sequence[int], length: int) -> Batch:

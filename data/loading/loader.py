@@ -12,10 +12,10 @@ from lightning.fabric.utilities import suggested_max_num_workers
 from torch.utils.data import DataLoader, Dataset
 
 from data.batch import Batch
-from data.samplers import EpochSampler
+from data.loading.samplers import EpochSampler
+from utils.config.surroundings import DIED, lost_worker
 from utils.errors import UserError
-from utils.signals import leave_signals_to_parent
-from utils.surroundings import DIED, lost_worker
+from utils.training.signals import leave_signals_to_parent
 
 MOST_AUTO_WORKERS: Final = 8
 

@@ -21,9 +21,9 @@ from data.synthetic.attributes import Identity, sample_identities
 from data.synthetic.captions.annotators import annotate
 from data.synthetic.drawing.picture import draw_picture
 from data.synthetic.shot import sample_shot, sample_views
-from utils.disk import scratch_folder
+from utils.checkpoints.disk import scratch_folder
 from utils.errors import UserError
-from utils.progress import Bar
+from utils.training.progress import Bar
 
 FOLDER: Final = "SYNTH-PEDES"
 IMAGES: Final = "imgs"

@@ -1,0 +1,1 @@
+"""Views: what a loss sees of an image and a caption."""

@@ -7,9 +7,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from data.augmentation import Augmentation, Transforms
 from data.batch import IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2, IMAGE_VIEWS, MASK_DRAWS, TEXT, TEXT_MASKED, TEXT_VIEWS
-from data.masking import DRAWS
+from data.text.masking import DRAWS
+from data.views.augmentation import Augmentation, Transforms
 from utils.errors import UserError
 
 PROVIDED_BY: Final = {

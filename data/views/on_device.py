@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from data.batch import SEEDS, SOURCE, Batch
-from data.views import Views
+from data.views.build import Views
 
 
 class DeviceViews:

@@ -7,7 +7,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from model.positions import Positions
+from model.backbones.position_embeddings import Positions
 
 
 class BackboneOutput(NamedTuple):
@@ -32,7 +32,7 @@ class Backbone(nn.Module):
         mean, std: of the three channels, from 0 to 1.
         grid: (rows, columns) of patches.
         sigmoid: whether it was pre-trained with the pairwise sigmoid loss.
-        pos_interpolation: of `model.positions.MODES`, for positions of another grid.
+        pos_interpolation: of `model.backbones.position_embeddings.MODES`, for positions of another grid.
         native: positions of patches to start from instead of the model's own, and their grid.
     """
 

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from model.backbones.base import Backbone, BackboneOutput
-from model.positions import Positions, native_positions, resize_positions
+from model.backbones.position_embeddings import Positions, native_positions, resize_positions
 from utils.errors import library_errors
 
 WIDTH: Final = 768  # of the joint space of ResNet-50 or ViT-B/16 and BERT: that of BERT

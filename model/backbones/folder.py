@@ -20,9 +20,9 @@ from transformers import (
     ViTConfig,
 )
 
-from utils.checkpoint_folder import WEIGHTS, read_json
+from utils.checkpoints.folder import WEIGHTS, read_json
+from utils.checkpoints.tensor_files import UnreadableError, check_finite, read_safetensors
 from utils.errors import UserError, library_errors
-from utils.tensor_files import UnreadableError, check_finite, read_safetensors
 
 # Family -> section of its config -> configs of the towers that may stand there, the usual one first.
 TOWERS: Final[Mapping[str, Mapping[str, tuple[type[PreTrainedConfig], ...]]]] = {

@@ -5,12 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from model.architectures import ARCHITECTURES
+from model.backbones.architectures import ARCHITECTURES
 from model.backbones.base import Backbone
 from model.backbones.bert import RESNET_STRIDE, BertBackbone
 from model.backbones.folder import make_config, pretrained, read_config, read_pixel_statistics, untrained
+from model.backbones.position_embeddings import MODES, read_positions
 from model.backbones.vision_language import ClipBackbone, SiglipBackbone
-from model.positions import MODES, read_positions
 from utils.errors import UserError, check_choice
 
 FAMILIES: dict[str, type[Backbone]] = {
@@ -47,7 +47,7 @@ def load_backbone(
         img_size: (height, width) in pixels, multiples of the patch size (of 16 for a ResNet).
         sigmoid: whether it was pre-trained with the pairwise sigmoid loss; losses that can do both follow.
         max_length: tokens of a caption, at most the text positions of the checkpoint.
-        pos_interpolation: of `model.positions.MODES`, for positions of another grid than that of `img_size`.
+        pos_interpolation: of `position_embeddings.MODES`, for positions of another grid than that of `img_size`.
         freeze_vision, freeze_text, freeze_token_table: exclude a tower, or the token table, from training.
         gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
         weights: whether the pre-trained ones are loaded. Without, they are those that a training from scratch starts

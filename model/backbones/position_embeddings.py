@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from utils.checkpoints.tensor_files import check_finite
 from utils.errors import UserError, library_errors
-from utils.tensor_files import check_finite
 
 FILE: Final = "positions.safetensors"
 MODES: Final = ("bilinear", "bicubic")  # backbone.pos_interpolation

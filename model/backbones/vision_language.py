@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel, SiglipModel
 
 from model.backbones.base import Backbone, BackboneOutput
-from model.positions import Positions, native_positions, resize_positions
+from model.backbones.position_embeddings import Positions, native_positions, resize_positions
 
 
 class GridEmbeddings(nn.Module):

@@ -99,7 +99,7 @@ class MLM(LossTerm):
     Args:
         attend_padding: whether words attend to padding in the interaction encoder, as in IRRA's released code; without,
             the length of the padding has no influence. None: they do if the head starts from a published one
-            (`model.converted.load_heads`), which was trained so.
+            (`model.published.converted.load_heads`), which was trained so.
     """
 
     needs = frozenset({"image", "text_masked", "mlm_labels", "mlm_positions"})

@@ -10,8 +10,8 @@ from torch import Tensor
 from model.prototypes.jaccard import k_reciprocal_jaccard
 from model.prototypes.neighbours import unit_features
 from utils.errors import UserError
-from utils.progress import Bar
-from utils.retrieval import full_precision
+from utils.ranking.retrieval import full_precision
+from utils.training.progress import Bar
 
 ROUNDS = 25
 ROWS = 1_024

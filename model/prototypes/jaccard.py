@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.prototypes.neighbours import nearest_neighbours, pair_cosines, unit_features
 from utils.errors import UserError
-from utils.progress import Bar
+from utils.training.progress import Bar
 
 CANDIDATES = 500_000
 MAX_STORED = 600_000_000

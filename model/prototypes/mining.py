@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.prototypes.neighbours import pair_cosines, unit_features
 from utils.errors import UserError
-from utils.retrieval import full_precision, score_chunks
+from utils.ranking.retrieval import full_precision, score_chunks
 
 ROWS = 128
 

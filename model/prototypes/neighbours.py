@@ -5,8 +5,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from utils.errors import UserError
-from utils.progress import Bar
-from utils.retrieval import full_precision, score_chunks
+from utils.ranking.retrieval import full_precision, score_chunks
+from utils.training.progress import Bar
 
 ROWS = 128
 PAIRS = 1_024

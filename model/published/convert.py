@@ -12,10 +12,10 @@ from prettytable import PrettyTable
 from torch import Tensor
 from transformers import CLIPConfig
 
-from model.positions import resize_positions
-from model.published_file import State
-from model.published_names import IMAGE_POSITIONS, NEEDED, OF_OPENAI, SIZES, of_heads, of_towers, one_layout
-from model.published_settings import BILINEAR, Activation, Settings, settings_of
+from model.backbones.position_embeddings import resize_positions
+from model.published.file import State
+from model.published.names import IMAGE_POSITIONS, NEEDED, OF_OPENAI, SIZES, of_heads, of_towers, one_layout
+from model.published.settings import BILINEAR, Activation, Settings, settings_of
 from utils.errors import UserError
 
 SCALE_OF_SDM: Final = log(50)  # tau = 0.02, which IRRA and FMFA fix instead of learning a scale
@@ -82,7 +82,7 @@ def convert(
     """Returns what a state dict in the layout of OpenAI, of open_clip or of transformers is in this project's parts.
 
     Args:
-        state: from `model.published_file.read_state`.
+        state: from `model.published.file.read_state`.
         source: the file: named in errors, and a config beside it may tell the activation.
         img_size: (height, width) in pixels that the image positions are for; None: a square grid, or one of 3 to 1 as
             for 384 x 128.

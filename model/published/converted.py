@@ -9,12 +9,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPModel
 
+from model.backbones.position_embeddings import write_positions
 from model.objectives import ID, MLM, LossTerm, Objective
-from model.positions import write_positions
-from model.published import RANKED_WITHOUT, SELECTION_HEADS, Published
-from model.published_file import State
+from model.published.convert import RANKED_WITHOUT, SELECTION_HEADS, Published
+from model.published.file import State
+from utils.checkpoints.tensor_files import UnreadableError, check_finite, read_safetensors
 from utils.errors import UserError, library_errors
-from utils.tensor_files import UnreadableError, check_finite, read_safetensors
 
 HEADS_FILE: Final = "heads.safetensors"
 CLASSIFIER: Final = "id.classifier.weight"

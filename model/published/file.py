@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from utils.checkpoints.tensor_files import UnreadableError, check_finite, read_pickled, read_safetensors
 from utils.errors import UserError
-from utils.tensor_files import UnreadableError, check_finite, read_pickled, read_safetensors
 
 State = dict[str, Tensor]
 PREFIXES: Final = re.compile(r"^(?:(?:module|base_model|model|backbone|clip|_orig_mod)\.)+|(?<=\.)_orig_mod\.")

@@ -7,7 +7,7 @@ from typing import Final, Literal, NamedTuple
 
 from torch import Tensor
 
-from model.published_file import State
+from model.published.file import State
 from utils.errors import UserError
 
 Layout = Literal["openai", "transformers"]

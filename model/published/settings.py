@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from model.published_file import State
-from model.published_names import SIZES, Layout, of_heads
-from utils.checkpoint_folder import read_json
+from model.published.file import State
+from model.published.names import SIZES, Layout, of_heads
+from utils.checkpoints.folder import read_json
 from utils.errors import UserError
 
 Activation = Literal["gelu", "quick_gelu"]

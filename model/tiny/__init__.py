@@ -1,0 +1,1 @@
+"""Tiny backbones: built and pre-trained from scratch."""

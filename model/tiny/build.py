@@ -28,7 +28,7 @@ from transformers import (
 from transformers.utils import logging
 
 from model.backbones.bert import join_towers
-from utils.disk import scratch_folder
+from utils.checkpoints.disk import scratch_folder
 
 WIDTH: Final = 128
 PATCH_SIZE: Final = 16

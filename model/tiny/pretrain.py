@@ -13,7 +13,7 @@ from model.backbones import Backbone
 from model.heads import GlobalHead
 from model.objectives import itc, nitc
 from model.tbps import TBPS
-from utils.progress import Bar
+from utils.training.progress import Bar
 
 BATCH_SIZE = 64
 MATRIX_RATE = 1e-2

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data.tokens import load_tokenizer
+from data.text.tokens import load_tokenizer
 from model.backbones import load_backbone
-from model.converted import ranking_notes
-from model.positions import write_positions
-from utils.checkpoint_folder import Architecture, IncompleteError, check_folder
+from model.backbones.position_embeddings import write_positions
+from model.published.converted import ranking_notes
+from utils.checkpoints.folder import Architecture, IncompleteError, check_folder
 from utils.errors import UserError
 
 Change = Callable[[dict[str, Any]], Any]

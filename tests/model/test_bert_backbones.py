@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, ResNetModel, Vi
 
 from model.backbones import Backbone, load_backbone, save_backbone
 from model.backbones.bert import BertBackbone, join_folders
+from model.backbones.lora import add_lora
 from model.heads import GlobalHead, PartHead
-from model.lora import add_lora
 from model.tbps import TBPS
 from tests.conftest import save_model, small_towers
 from utils.errors import UserError

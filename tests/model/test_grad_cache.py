@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.backbones import load_backbone
+from model.backbones.lora import add_lora
 from model.features import Encoded, Encoder, Features, PartEncoded
 from model.grad_cache import GradCache, refuse_tokens
 from model.heads import GlobalHead, PartHead
-from model.lora import add_lora
 from model.objectives import Facts, Objective, build_objective
 from model.tbps import TBPS
 from utils.errors import UserError

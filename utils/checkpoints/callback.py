@@ -13,13 +13,13 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from utils.checkpoint_schema import STATE
-from utils.checkpoints import check_intact
-from utils.csv_logger import AppendingCSVLogger
-from utils.disk import sweep, whole_file
+from utils.checkpoints.disk import sweep, whole_file
+from utils.checkpoints.schema import STATE
+from utils.checkpoints.weights import check_intact
+from utils.continuing.loop_state import settle
 from utils.errors import UserError, check_choice, nearest
-from utils.loop_state import settle
-from utils.signals import Stopped, stopping
+from utils.report.csv_logger import AppendingCSVLogger
+from utils.training.signals import Stopped, stopping
 
 LAST: Final = "last.ckpt"
 _BEST: Final = re.compile(r"best-\d+(-v\d+)?\.ckpt")

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from safetensors import SafetensorError, safe_open
 
-from utils.disk import scratch_folder
-from utils.download import sha256_of, writing
+from utils.checkpoints.disk import scratch_folder
+from utils.download.download import sha256_of, writing
 from utils.errors import UserError, first_line
 
 WEIGHTS: Final = "model.safetensors"
@@ -211,7 +211,7 @@ def to_safetensors(pickled: Path, target: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from utils.tensor_files import UnreadableError, read_pickled
+    from utils.checkpoints.tensor_files import UnreadableError, read_pickled
 
     try:
         state = read_pickled(pickled)

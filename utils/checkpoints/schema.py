@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
-from utils.tensor_files import UnreadableError
+from utils.checkpoints.tensor_files import UnreadableError
 
 CONFIG: Final = {"backbone": dict, "head": dict, "lora": dict, "loss": dict, "img_size_str": str, "seed": int}
 NAMED: Final = ("backbone", "lora", "loss")

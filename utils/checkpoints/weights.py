@@ -10,10 +10,10 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
-from utils.checkpoint_schema import Checkpoint, check_progress, checked
-from utils.disk import whole_file, why_not_written
+from utils.checkpoints.disk import whole_file, why_not_written
+from utils.checkpoints.schema import Checkpoint, check_progress, checked
+from utils.checkpoints.tensor_files import ARCHIVE, UnreadableError, check_finite, check_members, read_pickled
 from utils.errors import UserError, first_line
-from utils.tensor_files import ARCHIVE, UnreadableError, check_finite, check_members, read_pickled
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -16,9 +16,9 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from utils.command_line import prepared
+from utils.config.command_line import prepared
+from utils.config.surroundings import LOST_WORKERS, refusal, settle_surroundings
 from utils.errors import UserError, fail, nearest
-from utils.surroundings import LOST_WORKERS, refusal, settle_surroundings
 
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException, UserError)
 _NOT_FOUND = re.compile(r"Could not find '([^']+)'")

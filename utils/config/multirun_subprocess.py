@@ -18,10 +18,10 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from utils.command_line import quoted
-from utils.disk import scratch_folder
+from utils.checkpoints.disk import scratch_folder
+from utils.config.command_line import quoted
 from utils.errors import UserError
-from utils.signals import END_WITH_PARENT
+from utils.training.signals import END_WITH_PARENT
 
 OF_THE_SWEEP = ("hydra.mode=", "hydra.run.dir=")
 

@@ -11,7 +11,7 @@ def describe_recipe(config_dir: Path, composed: DictConfig) -> str | None:
     """Returns the line on the recipe that `experiment` chose, None without one or without a command line.
 
     Args:
-        composed: how the config was composed, see `utils.composed.Composed`; of a continued run, the checkpoint's.
+        composed: how the config was composed, see `utils.continuing.composed`; of a continued run, the checkpoint's.
     """
     chosen, primary = composed.choices.get("experiment"), composed.config
     if chosen is None:

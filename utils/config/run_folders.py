@@ -14,9 +14,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from utils.command_line import quoted
+from utils.config.command_line import quoted
+from utils.config.multirun_subprocess import started_by_others
 from utils.errors import UserError, fail
-from utils.own_command import started_by_others
 
 TIME = "%Y-%m-%d_%H-%M-%S"
 LAST = Path("checkpoints", "last.ckpt")

@@ -1,0 +1,1 @@
+"""Continued and tested runs: what is taken over from a checkpoint."""

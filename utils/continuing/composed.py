@@ -15,10 +15,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from utils.option_rules import rule_of
-from utils.plain_values import ForeignValueError
+from utils.continuing.option_rules import rule_of
+from utils.continuing.plain_values import ForeignValueError
 
-CONFIG_DIR = Path(__file__).parents[1] / "config"
+CONFIG_DIR = Path(__file__).parents[2] / "config"
 DEFAULT_CONFIG = "demo"
 KEY = "composed"  # where configs in checkpoints and records say how they were composed
 TERM = "loss/term@loss.terms."

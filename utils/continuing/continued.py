@@ -9,13 +9,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from utils.checkpoint_schema import check_progress
-from utils.checkpoints import load_weights, read_checkpoint, refused_to_continue
+from utils.checkpoints.schema import check_progress
+from utils.checkpoints.weights import load_weights, read_checkpoint, refused_to_continue
+from utils.config.multirun_subprocess import needs_own_command
+from utils.continuing.taken_over import continued_config
 from utils.errors import UserError
-from utils.own_command import needs_own_command
-from utils.provenance import checkpoint_facts
-from utils.run_record import KEY
-from utils.taken_over import continued_config
+from utils.report.provenance import checkpoint_facts
+from utils.report.run_record import KEY
 
 
 class Continued:
@@ -51,7 +51,7 @@ class Continued:
 
         Args:
             module: what is trained.
-            data: what is known of the dataset, see `utils.provenance.provenance`.
+            data: what is known of the dataset, see `utils.report.provenance.provenance`.
 
         Raises:
             UserError: the weights are of another model, or the data are not those of before.

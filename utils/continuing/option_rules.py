@@ -1,6 +1,6 @@
 """How each option is treated: in a continued run, and where runs are told apart.
 
-python -m utils.option_rules      prints the table of docs/continuing.md
+python -m utils.continuing.option_rules      prints the table of docs/continuing.md
 """
 
 from fnmatch import fnmatchcase

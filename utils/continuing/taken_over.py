@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from utils.composed import (
+from utils.continuing.composed import (
     DEFAULT_CONFIG,
     KEY,
     TERM,
@@ -32,9 +32,9 @@ from utils.composed import (
     read_record,
     with_composed,
 )
+from utils.continuing.option_rules import BEFORE, rule_of
+from utils.continuing.plain_values import ForeignValueError, Skip, flat, is_derived, is_plain, lay_over, same, shown
 from utils.errors import UserError
-from utils.option_rules import BEFORE, rule_of
-from utils.plain_values import ForeignValueError, Skip, flat, is_derived, is_plain, lay_over, same, shown
 
 OF_THE_MODEL = ("img_size_str", "img_size", "backbone", "head", "lora")
 NAMED_BY_USERS = ("loss.terms", "optimizer.param_groups")  # mappings whose keys are no fixed list

@@ -1,0 +1,1 @@
+"""Downloads: archives of datasets, repositories of weights."""

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Final
 
-from utils.disk import scratch_folder
+from utils.checkpoints.disk import scratch_folder
 from utils.errors import UserError, first_line
-from utils.progress import Bar
+from utils.training.progress import Bar
 
 IMAGE_FOLDER: Final = "imgs"
 DEEPEST: Final = 50  # folders within each other

@@ -13,7 +13,7 @@ import requests
 from requests.exceptions import ChunkedEncodingError
 
 from utils.errors import UserError
-from utils.progress import Bar
+from utils.training.progress import Bar
 
 CHUNK: Final = 1 << 16  # bytes; what is lost of a connection that breaks
 ATTEMPTS: Final = 5

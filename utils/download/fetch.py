@@ -1,8 +1,8 @@
 """Fetches a dataset archive and unpacks it into its folder; a folder that holds images is kept.
 
-uv run python -m utils.fetch CUHK-PEDES --from https://example.org/CUHK-PEDES.zip --sha256 HEX
-uv run --extra drive python -m utils.fetch VN3K --from gdrive:FILE_ID
-uv run python -m utils.fetch RSTPReid --from ~/RSTPReid.tar.gz
+uv run python -m utils.download CUHK-PEDES --from https://example.org/CUHK-PEDES.zip --sha256 HEX
+uv run --extra drive python -m utils.download VN3K --from gdrive:FILE_ID
+uv run python -m utils.download RSTPReid --from ~/RSTPReid.tar.gz
 """
 
 import argparse
@@ -13,9 +13,9 @@ from urllib.parse import unquote, urlsplit
 
 import requests
 
-from utils.archives import IMAGE_FOLDER, install
-from utils.download import download, reason, sha256_of, writing
-from utils.errors import UserError, run_command
+from utils.download.archives import IMAGE_FOLDER, install
+from utils.download.download import download, reason, sha256_of, writing
+from utils.errors import UserError
 
 
 def fetch_archive(source: str, downloads: Path, *, prefix: str, sha256: str | None = None) -> Path:
@@ -68,7 +68,7 @@ def _download_from_drive(file_id: str, archive: Path) -> None:
 
 def main() -> None:
     """Parses the command line, fetches and unpacks."""
-    parser = argparse.ArgumentParser(prog="python -m utils.fetch", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m utils.download", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", help="name of the dataset's folder, such as CUHK-PEDES")
     parser.add_argument("--from", dest="source", required=True, help="http(s) address, gdrive:FILE_ID, or a file")
     parser.add_argument("--sha256", type=_sha256, help="what the archive has to hash to")
@@ -87,7 +87,3 @@ def _sha256(text: str) -> str:
     if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
         raise argparse.ArgumentTypeError("expected the 64 hexadecimal digits of a SHA-256")
     return text.lower()
-
-
-if __name__ == "__main__":
-    run_command(main)

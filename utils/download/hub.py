@@ -8,7 +8,7 @@ import requests
 from huggingface_hub import constants
 from huggingface_hub.utils import build_hf_headers
 
-from utils.checkpoint_folder import (
+from utils.checkpoints.folder import (
     PICKLED,
     SMALL_FILES,
     WEIGHTS,
@@ -17,7 +17,7 @@ from utils.checkpoint_folder import (
     to_safetensors,
     write_record,
 )
-from utils.download import AGAIN, TIMEOUT, UnreachableError, download, reason, sha256_of, writing
+from utils.download.download import AGAIN, TIMEOUT, UnreachableError, download, reason, sha256_of, writing
 from utils.errors import UserError
 
 

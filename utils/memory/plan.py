@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from prettytable import PrettyTable
 
 from utils.errors import UserError, check_positive
-from utils.memory import GIB, GRADIENTS, OTHER, STATES, WEIGHTS, StepMemory
+from utils.memory.trace import GIB, GRADIENTS, OTHER, STATES, WEIGHTS, StepMemory
 
 MOST: Final = 16_384  # pairs; no larger batch is looked for
 # What makes a step smaller, that which changes the result least first.

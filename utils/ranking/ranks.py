@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from utils.progress import Bar
+from utils.training.progress import Bar
 
 TILE = 64
 

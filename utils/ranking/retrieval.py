@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.metrics import RetrievalMetrics
-from utils.ranks import Grouped, Strip, count_ranks, group_by_identity, whole_tiles
+from utils.ranking.metrics import RetrievalMetrics
+from utils.ranking.ranks import Grouped, Strip, count_ranks, group_by_identity, whole_tiles
 
 CHUNK_SIZE = 128
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from prettytable import PrettyTable
 
 from utils.errors import UserError
-from utils.metrics import DIRECTIONS, METRICS
+from utils.ranking.metrics import DIRECTIONS, METRICS
 
 METRICS_FILE = "metrics.json"
 CHOSEN_ON_TEST = "checkpoint chosen on the test split (val_protocol=paper)"
@@ -229,7 +229,7 @@ def _not_averaged(groups: Sequence[Group]) -> str:
         for source, name in SOURCES.items()
         if len({group.sources[source] for group in groups}) > 1
     ]
-    return f"{marks} are not averaged, differing in {' and '.join(differ)}; python -m utils.reports --mixed does"
+    return f"{marks} are not averaged, differing in {' and '.join(differ)}; python -m utils.report --mixed does"
 
 
 def _group(facts: tuple[str, ...], sources: tuple[str, ...], by_seed: dict[int, Metrics]) -> Group:

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-from utils.disk import why_not_written, write_whole
+from utils.checkpoints.disk import why_not_written, write_whole
 from utils.errors import UserError
 
 

@@ -13,10 +13,10 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
-from utils.csv_logger import AppendingCSVLogger
 from utils.errors import UserError, nearest
-from utils.metrics import DIRECTIONS, METRICS
-from utils.pictures import RankedQuery, marked, ranked_picture
+from utils.ranking.metrics import DIRECTIONS, METRICS
+from utils.report.csv_logger import AppendingCSVLogger
+from utils.report.plots.pictures import RankedQuery, marked, ranked_picture
 
 MODES = ("online", "offline", "disabled")
 OLD_MODES = {"dryrun": "offline", "run": "online"}

@@ -13,11 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from utils.composed import FOLDERS, KEY
-from utils.option_rules import rule_of
-from utils.plain_values import flat
+from utils.continuing.composed import FOLDERS, KEY
+from utils.continuing.option_rules import rule_of
+from utils.continuing.plain_values import flat
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOURCES = ("*.py", "config/**/*.yaml", *(f"{part}/**/*.py" for part in ("data", "model", "solver", "utils", "search")))
 PACKAGES = ("torch", "torchvision", "transformers", "lightning")
 

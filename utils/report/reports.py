@@ -1,6 +1,6 @@
 """Tables of one run and the files that its results are kept in.
 
-python -m utils.reports FOLDER_OR_FILE...      compares the runs in the folders, over seeds
+python -m utils.report FOLDER_OR_FILE...      compares the runs in the folders, over seeds
 """
 
 import argparse
@@ -14,10 +14,9 @@ from typing import Any
 
 from prettytable import PrettyTable
 
-from utils.comparison import CHOSEN_ON_TEST, METRICS_FILE, as_csv, compare_runs, find_metrics
-from utils.disk import write_whole
-from utils.errors import run_command
-from utils.metrics import DIRECTIONS, METRICS, RetrievalMetrics
+from utils.checkpoints.disk import write_whole
+from utils.ranking.metrics import DIRECTIONS, METRICS, RetrievalMetrics
+from utils.report.comparison import CHOSEN_ON_TEST, METRICS_FILE, as_csv, compare_runs, find_metrics
 
 
 def metrics_table(metrics: Mapping[str, RetrievalMetrics], run: Mapping[str, Any], *, split: str = "test") -> str:
@@ -65,7 +64,7 @@ def save_metrics(
             as text; and where a run only tried things out, limited: what was left out of it.
         split: what was ranked.
         similarity: figures on the similarities of its pairs, for metrics.json; one that is NaN is null there.
-        provenance: what the run was made with and has done, for metrics.json; see `utils.run_record`.
+        provenance: what the run was made with and has done, for metrics.json; see `utils.report.run_record`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +83,7 @@ def save_metrics(
 
 def main() -> None:
     """Prints the comparison of the runs that the command line names."""
-    parser = argparse.ArgumentParser(prog="python -m utils.reports", description="Compares runs over seeds.")
+    parser = argparse.ArgumentParser(prog="python -m utils.report", description="Compares runs over seeds.")
     parser.add_argument("paths", nargs="+", metavar="FOLDER_OR_FILE", help="folders of runs or metrics.json")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the comparison to FILE")
     parser.add_argument(
@@ -95,7 +94,3 @@ def main() -> None:
     if options.csv:
         write_whole(options.csv, comparison.csv())
     print(comparison)
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -9,10 +9,10 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from utils.callbacks import peak_memory
-from utils.disk import write_whole
-from utils.plain_values import is_plain
-from utils.provenance import checkpoint_facts, provenance
+from utils.checkpoints.disk import write_whole
+from utils.continuing.plain_values import is_plain
+from utils.report.provenance import checkpoint_facts, provenance
+from utils.training.callbacks import peak_memory
 
 KEY = "provenance"  # of checkpoints and of metrics.json
 COUNTED = ("images", "seconds", "peak_gib")  # over all starts of a run

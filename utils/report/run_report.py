@@ -20,11 +20,11 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from PIL import Image
 
-from utils.loggers import log_picture, log_provenance, log_ranked
-from utils.metrics import RetrievalMetrics
-from utils.pictures import RankedQuery, ranked_picture
-from utils.reports import metrics_table, save_metrics
-from utils.similarity_pictures import PairSimilarities, histogram_picture
+from utils.ranking.metrics import RetrievalMetrics
+from utils.report.loggers import log_picture, log_provenance, log_ranked
+from utils.report.plots.pictures import RankedQuery, ranked_picture
+from utils.report.plots.similarity import PairSimilarities, histogram_picture
+from utils.report.reports import metrics_table, save_metrics
 
 
 class RunReport:

@@ -11,8 +11,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from utils.comparison import METRICS_FILE, compare_runs, find_metrics
-from utils.signals import stopping
+from utils.report.comparison import METRICS_FILE, compare_runs, find_metrics
+from utils.training.signals import stopping
 
 ERROR_FILE = "error.txt"
 

@@ -1,0 +1,1 @@
+"""Beside the training: callbacks, signals, processes, precision."""

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.utilities import rank_zero_warn
 
-from utils.progress import Clock, clock_time
+from utils.training.progress import Clock, clock_time
 
 SHOWN = {
     "train/loss": ("loss", "{:.3f}"),
@@ -183,7 +183,7 @@ class AmpOverflow(Callback):
 
 
 class NoSignals(_SignalConnector):
-    """Leaves signals to `utils.signals`: Lightning ends on SIGTERM with status 0 and saves nothing."""
+    """Leaves signals to `utils.training.signals`: Lightning ends on SIGTERM with status 0 and saves nothing."""
 
     def register_signal_handlers(self) -> None:
         pass

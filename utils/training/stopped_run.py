@@ -16,8 +16,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from utils.command_line import quoted
-from utils.signals import Stopped, stopping
+from utils.config.command_line import quoted
+from utils.training.signals import Stopped, stopping
 
 
 @contextmanager

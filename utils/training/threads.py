@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Final, TypeVar
 
-from utils.progress import Bar
+from utils.training.progress import Bar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import data.image_cache
-import utils.threads
+import data.images.cache
+import utils.training.threads
 from data.annotations import Record
-from data.image_cache import ImageCache
-from data.images import DecodedImage, Resize, decode_image, read_image
+from data.images.cache import ImageCache
+from data.images.read import DecodedImage, Resize, decode_image, read_image
 from utils.errors import UserError
 
 RESIZE = Resize((12, 6), "bicubic")
@@ -44,14 +44,14 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
         contents.append(content)
         return decode_image(content, resize)
 
-    monkeypatch.setattr(data.image_cache, "decode_image", counting)
+    monkeypatch.setattr(data.images.cache, "decode_image", counting)
     return contents
 
 
 @pytest.fixture
 def in_fours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data.image_cache, "AT_ONCE", 4)
-    monkeypatch.setattr(utils.threads, "AHEAD", 4)
+    monkeypatch.setattr(data.images.cache, "AT_ONCE", 4)
+    monkeypatch.setattr(utils.training.threads, "AHEAD", 4)
 
 
 def drawn(root: Path, count: int, first: int = 0) -> list[Record]:
@@ -249,7 +249,7 @@ class TestDamage:
             return decode_image(content, resize)
 
         with monkeypatch.context() as patch:
-            patch.setattr(data.image_cache, "decode_image", killing)
+            patch.setattr(data.images.cache, "decode_image", killing)
             child = FORK.Process(target=cache.reader, args=(records,))
             child.start()
             child.join()

@@ -10,8 +10,8 @@ from PIL import Image
 from torch._utils import ExceptionWrapper
 
 from data.annotations import Record
-from data.images import ImageError, Resize, read_image
-from data.oddities import jpeg_damage, oddities_of
+from data.images.oddities import jpeg_damage, oddities_of
+from data.images.read import ImageError, Resize, read_image
 from utils.errors import UserError
 from utils.images import read_rgb
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from data.annotations import DatasetSplits, Record
 from data.annotations.layouts import SPLITS
-from data.image_readers import OpenedImages, open_images
-from data.images import ImageError, Resize, read_image
+from data.images.read import ImageError, Resize, read_image
+from data.images.readers import OpenedImages, open_images
 from utils.errors import UserError
 
 RESIZE = Resize((16, 8), "bicubic")

@@ -10,12 +10,12 @@ from torch import Tensor
 from torchvision.transforms.v2 import RandomErasing
 
 from data.annotations import Record
-from data.augmentation import Augmentation, RandomWordDeletion
 from data.batch import IMAGE, IMAGE_AUG, INDEX, PIDS, SEEDS, SOURCE, TEXT
-from data.datasets import CaptionDataset, ImageDataset, PairDataset
-from data.images import Resize, read_image
-from data.samplers import Draw
-from data.views import Views
+from data.images.read import Resize, read_image
+from data.loading.datasets import CaptionDataset, ImageDataset, PairDataset
+from data.loading.samplers import Draw
+from data.views.augmentation import Augmentation, RandomWordDeletion
+from data.views.build import Views
 
 READ = partial(read_image, resize=Resize((16, 8), "bicubic"))
 ERASING = Augmentation("erasing", image_aug=[RandomErasing(1.0)], text=[RandomWordDeletion(0.5)])

@@ -3,7 +3,7 @@
 import torch
 
 from data.batch import IMAGE, IMAGE_VIEWS, INDEX, MLM_LABELS, MLM_POSITIONS, PIDS, TEXT, TEXT_MASKED, Tokens
-from data.blank import blank_batch, published_identities
+from data.loading.dummy_batch import blank_batch, published_identities
 
 
 def test_a_blank_batch_has_what_is_needed_and_its_index() -> None:

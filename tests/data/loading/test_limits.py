@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from data.annotations import DatasetSplits, Record
-from data.limits import limit_splits, overfit
+from data.loading.limits import limit_splits, overfit
 from utils.errors import UserError
 
 

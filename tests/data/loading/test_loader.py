@@ -9,8 +9,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from data.loader import ResumableLoader, evaluation_loader, worker_processes
-from data.samplers import Draw, IdentitySampler, RandomSampler
+from data.loading.loader import ResumableLoader, evaluation_loader, worker_processes
+from data.loading.samplers import Draw, IdentitySampler, RandomSampler
 from utils.errors import UserError
 
 PAIRS, BATCH = 22, 4

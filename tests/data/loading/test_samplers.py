@@ -3,7 +3,7 @@ from itertools import chain, pairwise
 import numpy as np
 import pytest
 
-from data.samplers import Draw, EpochSampler, IdentitySampler, RandomSampler, Sampling, StagedSampler
+from data.loading.samplers import Draw, EpochSampler, IdentitySampler, RandomSampler, Sampling, StagedSampler
 from utils.errors import UserError
 
 

@@ -6,9 +6,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from data.batch import Tokens
-from data.masking import ADDED_MASK_TOKEN, MaskedTokens, Masker
-from data.tokens import Tokenize
-from model.tiny import MAKERS
+from data.text.masking import ADDED_MASK_TOKEN, MaskedTokens, Masker
+from data.text.tokens import Tokenize
+from model.tiny.build import MAKERS
 
 CAPTIONS = ["a man in a red coat", "a woman with a bag", "blue"]
 LENGTH = 12

@@ -5,7 +5,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
-from data.tokens import Tokenize, load_tokenizer
+from data.text.tokens import Tokenize, load_tokenizer
 from utils.errors import UserError
 
 WORDS = ["</s>", "[UNK]", "áo", "đỏ", "quần", "xanh"]

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from data.words import Word, rarest, words_of
+from data.text.words import Word, rarest, words_of
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 

@@ -7,7 +7,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from data.augmentation import (
+from data.views.augmentation import (
     Augmentation,
     RandomResizedCrop,
     RandomSubset,
@@ -15,7 +15,7 @@ from data.augmentation import (
     RandomWordSwap,
 )
 
-CONFIGS = Path(__file__).parents[2] / "config" / "aug"
+CONFIGS = Path(__file__).parents[3] / "config" / "aug"
 IMAGE_KEYS = ("image", "image_aug", "image_ss")
 CAPTION = "The young woman wears a red shirt and blue trousers with a black bag on her back"
 

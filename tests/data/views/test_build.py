@@ -7,14 +7,14 @@ from hydra.utils import instantiate
 from torch import Tensor
 from torchvision.transforms.v2 import RandomErasing, RandomHorizontalFlip
 
-from data.augmentation import Augmentation, RandomWordDeletion
 from data.batch import IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2, IMAGE_VIEWS, MASK_DRAWS, TEXT, TEXT_MASKED
-from data.views import PROVIDED_BY, Views
-from utils.config import register_resolvers
+from data.views.augmentation import Augmentation, RandomWordDeletion
+from data.views.build import PROVIDED_BY, Views
+from utils.config.resolvers import register_resolvers
 from utils.errors import UserError
 
 register_resolvers()
-CONFIG = Path(__file__).parents[2] / "config"
+CONFIG = Path(__file__).parents[3] / "config"
 CHOICES = sorted(path.stem for path in CONFIG.glob("aug/*.yaml"))
 LENGTH = 8
 FULL = Augmentation(

@@ -8,13 +8,13 @@ from peft import PeftModel
 from transformers import CLIPModel, SiglipModel
 
 from model.backbones import Backbone, load_backbone
-from model.lora import add_lora, merge_lora, save_adapters
+from model.backbones.lora import add_lora, merge_lora, save_adapters
 from utils.errors import UserError
 
 FAMILIES = ("siglip", "clip")
 TARGET = r".*(vision_model|text_model)\.(.+\.)?encoder\.layers\.\d+\.self_attn\.(q|k|v|out)_proj"
 IDS = torch.tensor([[2, 5, 6, 3, 1, 1, 1, 1, 1, 1, 1, 1], [2, 9, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1]])
-CONFIG = Path(__file__).parents[2] / "config"
+CONFIG = Path(__file__).parents[3] / "config"
 
 
 def adapted(folders: dict[str, Path], family: str, *, checkpointing: bool = False) -> Backbone:

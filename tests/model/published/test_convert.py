@@ -13,15 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.backbones import Backbone, load_backbone
-from model.converted import load_heads, mask_row, ranking_notes, write_converted
 from model.features import Features
 from model.heads import GlobalHead
 from model.objectives import ID, MLM, SDM, Facts, Objective
-from model.published import convert
-from model.published_file import read_state
+from model.published.convert import convert
+from model.published.converted import load_heads, mask_row, ranking_notes, write_converted
+from model.published.file import read_state
 from model.tbps import TBPS
 from tests.model.openai_clip import EMBED, LENGTH, PATCH, VOCABULARY, Irra, Rde
-from utils.checkpoint_folder import read_interpolation
+from utils.checkpoints.folder import read_interpolation
 from utils.errors import UserError
 
 SIZE = (6 * PATCH, 2 * PATCH)  # a grid of 3 to 1, as that of 384 x 128

@@ -11,7 +11,7 @@ from transformers import (
     SiglipModel,
 )
 
-from model.tiny import VOCAB_SIZE, make_tiny
+from model.tiny.build import VOCAB_SIZE, make_tiny
 
 CAPTIONS = [
     "A woman with long black hair wears a red striped T-shirt, blue jeans and white sneakers.",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.forked import die, forked
-from utils.disk import scratch_folder, sweep, whole_file, why_not_written, write_whole
+from utils.checkpoints.disk import scratch_folder, sweep, whole_file, why_not_written, write_whole
 
 
 def dies_writing(target: Path) -> None:

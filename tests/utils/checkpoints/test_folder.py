@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from utils.checkpoint_folder import (
+from utils.checkpoints.folder import (
     Architecture,
     IncompleteError,
     check_folder,

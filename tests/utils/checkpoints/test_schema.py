@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 from torch.optim import AdamW
 
-from utils.checkpoint_schema import STATE, check_moments, check_restorable
-from utils.tensor_files import UnreadableError
+from utils.checkpoints.schema import STATE, check_moments, check_restorable
+from utils.checkpoints.tensor_files import UnreadableError
 
 STOPS = EarlyStopping(monitor="val/t2i/R1")
 

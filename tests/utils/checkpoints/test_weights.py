@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.checkpoints import AtomicCheckpointIO, encoder_weights, load_weights, read_checkpoint
+from utils.checkpoints.weights import AtomicCheckpointIO, encoder_weights, load_weights, read_checkpoint
 from utils.errors import UserError
 
 CONFIG = {

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from utils.command_line import prepared
+from utils.config.command_line import prepared
 from utils.errors import UserError
 
-CONFIG = Path(__file__).parents[2] / "config"
+CONFIG = Path(__file__).parents[3] / "config"
 
 
 @pytest.mark.parametrize(

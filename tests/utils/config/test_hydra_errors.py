@@ -10,13 +10,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
 
-from utils.config import register_resolvers
+from utils.config.hydra_errors import hydra_errors_in_one_sentence, job_sentence, let_go, sentence
+from utils.config.resolvers import register_resolvers
 from utils.errors import UserError
-from utils.hydra_errors import hydra_errors_in_one_sentence, job_sentence, let_go, sentence
 
 register_resolvers()
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / "config"
 
 

@@ -8,9 +8,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from tests.small_run import CONFIG_DIR
-from utils.config import register_resolvers
+from utils.config.options import check_options, check_overrides, limited
+from utils.config.resolvers import register_resolvers
 from utils.errors import UserError
-from utils.options import check_options, check_overrides, limited
 
 register_resolvers()
 

@@ -1,6 +1,6 @@
 import pytest
 
-from utils.config import parse_size
+from utils.config.resolvers import parse_size
 from utils.errors import UserError
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from utils.config import register_resolvers
+from utils.config.resolvers import register_resolvers
+from utils.config.run_folders import claim, find_checkpoint, remove_if_empty, run_dir, settle
 from utils.errors import UserError
-from utils.run_folders import claim, find_checkpoint, remove_if_empty, run_dir, settle
 
 register_resolvers()
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 APP = """
 import time
 from pathlib import Path
@@ -41,7 +41,7 @@ hydra:
   run: {dir: "${run_dir}"}
   sweep: {dir: sweeps/same_second, subdir: "${hydra.job.num}"}
   job_logging: {disable_existing_loggers: false}
-  callbacks: {folder: {_target_: utils.run_folders.ClaimFolder}}
+  callbacks: {folder: {_target_: utils.config.run_folders.ClaimFolder}}
 """
 
 

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 from torch.utils.data import Dataset
 
-from data.loader import evaluation_loader
+from data.loading.loader import evaluation_loader
 from tests.small_run import SMALL
+from utils.config.surroundings import HOME_CACHES, check_room_for_workers, settle_surroundings
 from utils.errors import UserError
-from utils.metrics import RetrievalMetrics
-from utils.reports import save_metrics
-from utils.surroundings import HOME_CACHES, check_room_for_workers, settle_surroundings
-from utils.sweep import CompareRuns
+from utils.ranking.metrics import RetrievalMetrics
+from utils.report.reports import save_metrics
+from utils.report.sweep import CompareRuns
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MIB = 2**20
 
 

@@ -7,14 +7,14 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.small_run import command
-from utils.composed import Composed, with_composed
-from utils.config import register_resolvers, run_facts
-from utils.option_rules import RULES, matches, rule_of, table
-from utils.plain_values import flat
-from utils.provenance import code, options_hash
+from utils.config.resolvers import register_resolvers, run_facts
+from utils.continuing.composed import Composed, with_composed
+from utils.continuing.option_rules import RULES, matches, rule_of, table
+from utils.continuing.plain_values import flat
+from utils.report.provenance import code, options_hash
 
 register_resolvers()
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def variant(*overrides: str, before: Composed | None = None) -> str:

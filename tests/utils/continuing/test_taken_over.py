@@ -11,13 +11,13 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from tests.small_run import SMALL, command
-from utils import taken_over
-from utils.composed import compose_options, with_composed
-from utils.config import register_resolvers
+from utils.config.resolvers import register_resolvers
+from utils.continuing import taken_over
+from utils.continuing.composed import compose_options, with_composed
+from utils.continuing.option_rules import BEFORE
+from utils.continuing.plain_values import ForeignValueError, flat, lay_over
+from utils.continuing.taken_over import continued_config, model_config
 from utils.errors import UserError
-from utils.option_rules import BEFORE
-from utils.plain_values import ForeignValueError, flat, lay_over
-from utils.taken_over import continued_config, model_config
 
 register_resolvers()
 FILE = Path("somewhere/checkpoints/last.ckpt")
@@ -282,7 +282,14 @@ CALLS = (
     *("runpy.run_path", "pickle.loads", "marshal.loads", "code.interact", "ctypes.CDLL", "webbrowser.open"),
     *("torch.load", "numpy.load", "sympy.sympify", "sympy.parsing.sympy_parser.parse_expr", "pandas.eval"),
     *("hydra.utils.instantiate", "hydra.utils.get_method", "hydra.utils.call", "_target_", "antigravity"),
-    *("model.heads.GlobalHead", "model.heads.PartHead", "utils.fetch.main", "trainer.main", "canary.sing", "canary"),
+    *(
+        "model.heads.GlobalHead",
+        "model.heads.PartHead",
+        "utils.download.fetch.main",
+        "trainer.main",
+        "canary.sing",
+        "canary",
+    ),
 )
 PLACES = (
     *("head", "backbone", "lora", "lora.r", "backbone.folder", "backbone.max_length", "img_size", "img_size_str"),
@@ -408,7 +415,11 @@ def test_what_is_no_plain_value_of_ours_is_refused_by_name(
         ("composed.choices.loss", "no_such", r"loss: no_such, expected an option that this project has"),
         ("composed.choices.hydra/launcher", "joblib", r"composed\.choices: hydra/launcher, expected groups of"),
         ("composed.choices.loss/term@trainer", "sdm", r"composed\.choices: loss/term@trainer, expected groups of"),
-        ("aug.image_aug.0._target_", "os.system", r"aug\.image_aug\.0\._target_: os\.system, expected data\.augm"),
+        (
+            "aug.image_aug.0._target_",
+            "os.system",
+            r"aug\.image_aug\.0\._target_: os\.system, expected data\.views\.augm",
+        ),
         ("optimizer.param_groups.default.lr", "${x}", r"optimizer\.param_groups\.default\.lr: \$\{x\}, expected plain"),
     ],
 )

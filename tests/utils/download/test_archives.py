@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.forked import die, forked
-from utils import archives
-from utils.archives import install, unpack
+from utils.download import archives
+from utils.download.archives import install, unpack
 from utils.errors import UserError
 
 PICTURE = bytes(range(256)) * 200

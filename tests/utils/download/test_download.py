@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.http_server import WebServer, web_server
-from utils import download as module
-from utils.download import UnreachableError, download
+from utils.download import download as module
+from utils.download.download import UnreachableError, download
 from utils.errors import UserError
 
 CONTENT = bytes(range(256)) * 40_000

@@ -11,10 +11,10 @@ from zipfile import ZipFile
 import pytest
 
 from tests.http_server import WebServer, web_server
-from utils import fetch
+from utils.download import fetch
 from utils.errors import UserError
 
-REPOSITORY = Path(fetch.__file__).parents[1]
+REPOSITORY = Path(fetch.__file__).parents[2]
 PATH = "/files/CUHK%20PEDES.zip"
 
 
@@ -36,7 +36,7 @@ def server(archive: bytes) -> Iterator[WebServer]:
 
 
 def command(root: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "utils.fetch", "CUHK-PEDES", "--root", str(root), *options]
+    return [sys.executable, "-m", "utils.download", "CUHK-PEDES", "--root", str(root), *options]
 
 
 def run(root: Path, *options: str) -> subprocess.CompletedProcess[str]:

@@ -10,11 +10,11 @@ from huggingface_hub import constants
 from safetensors.numpy import load_file, save
 
 from tests.http_server import COMMIT, WebServer, web_server
-from utils import download as download_module
-from utils.checkpoint_folder import read_record
-from utils.download import UnreachableError, sha256_of
+from utils.checkpoints.folder import read_record
+from utils.download import download as download_module
+from utils.download.download import UnreachableError, sha256_of
+from utils.download.hub import download_folder, list_files
 from utils.errors import UserError
-from utils.hub import download_folder, list_files
 
 REPO = "some/model"
 TABLE = np.arange(300_000, dtype=np.float32)

@@ -6,12 +6,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from utils.config import register_resolvers
+from utils.config.resolvers import register_resolvers
 from utils.errors import UserError
-from utils.memory import GIB, StepMemory
-from utils.plan import MOST, Traced, largest_that_fits, make_plan, processes
+from utils.memory.plan import MOST, Traced, largest_that_fits, make_plan, processes
+from utils.memory.trace import GIB, StepMemory
 
-CONFIG = Path(__file__).parents[2] / "config"
+CONFIG = Path(__file__).parents[3] / "config"
 PAIR = GIB // 8  # bytes that a pair takes in `trace`
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.optim import AdamW
 from torch.utils.checkpoint import checkpoint
 
-from utils.memory import GRADIENTS, OTHER, WEIGHTS, MemoryTracker, fake_gpu, measure_step
+from utils.memory.trace import GRADIENTS, OTHER, WEIGHTS, MemoryTracker, fake_gpu, measure_step
 
 KIB = 1024
 

@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMAP
 
-from utils import retrieval
 from utils.errors import UserError
-from utils.metrics import METRICS
-from utils.retrieval import both_directions, full_precision, retrieval_metrics, top_k
+from utils.ranking import retrieval
+from utils.ranking.metrics import METRICS
+from utils.ranking.retrieval import both_directions, full_precision, retrieval_metrics, top_k
 
 Case = tuple[Tensor, Tensor, Tensor, Tensor]
 

@@ -5,7 +5,7 @@ import pytest
 
 from tests.forked import die, forked
 from tests.same_run import steady_rows
-from utils.csv_logger import AppendingCSVLogger
+from utils.report.csv_logger import AppendingCSVLogger
 
 
 def logger(folder: Path) -> AppendingCSVLogger:
@@ -34,6 +34,6 @@ def test_a_kill_while_the_header_grows_keeps_all_rows(tmp_path: Path, monkeypatc
     first = logger(tmp_path)
     first.log_metrics({"loss": 1.0}, 0)
     before = (tmp_path / "logs" / "steps.csv").read_bytes()
-    monkeypatch.setattr("utils.disk.os.fsync", die)
+    monkeypatch.setattr("utils.checkpoints.disk.os.fsync", die)
     assert forked(lambda: first.log_metrics({"val": 2.0}, 1)) == -signal.SIGKILL
     assert (tmp_path / "logs" / "steps.csv").read_bytes() == before

@@ -16,10 +16,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from utils.errors import UserError
-from utils.loggers import AppendingCSVLogger, build_loggers, log_picture, log_ranked
-from utils.pictures import RankedImage, RankedQuery
+from utils.report.loggers import AppendingCSVLogger, build_loggers, log_picture, log_ranked
+from utils.report.plots.pictures import RankedImage, RankedQuery
 
-CONFIG_DIR = Path(__file__).parents[2] / "config" / "logger"
+CONFIG_DIR = Path(__file__).parents[3] / "config" / "logger"
 RUN = {"strategy": "baseline", "dataset": "synthetic", "backbone": "tiny", "lora": "full", "seed": 3, "variant": ""}
 CONFIG = {"task": "train", "loss": {"terms": {"nitc": {"weight": 1.0}}}, "seed": 3}
 

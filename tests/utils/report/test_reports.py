@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from utils.comparison import compare_runs, find_metrics
 from utils.errors import UserError
-from utils.metrics import METRICS, RetrievalMetrics
-from utils.reports import metrics_table, save_metrics
+from utils.ranking.metrics import METRICS, RetrievalMetrics
+from utils.report.comparison import compare_runs, find_metrics
+from utils.report.reports import metrics_table, save_metrics
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAPER = {
     "t2i": RetrievalMetrics(50.53, 77.78, 86.43, 55.94, 49.37, queries=4000),
     "i2t": RetrievalMetrics(52.35, 77.55, 86.2, 48.97, 33.27, queries=2000),
@@ -227,7 +227,7 @@ def test_runs_of_other_code_data_or_options_are_averaged_only_when_told_to(
     ]
     note = str(apart).splitlines()[-1]
     assert note.startswith(f"[a] (seed 1 2), [b] (seed 3 4) are not averaged, differing in {difference}")
-    assert note.endswith("python -m utils.reports --mixed does")
+    assert note.endswith("python -m utils.report --mixed does")
     assert len(apart.csv().splitlines()) == 5
     assert "1" * 12 in apart.csv()
     mixed = compare_runs(files, mixed=True)
@@ -255,7 +255,7 @@ def test_a_foreign_file_is_named(tmp_path: Path, text: str) -> None:
 
 
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "utils.reports", *map(str, arguments)]
+    line = [sys.executable, "-m", "utils.report", *map(str, arguments)]
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
 
 

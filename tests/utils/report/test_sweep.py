@@ -9,12 +9,12 @@ import pytest
 
 from tests.wandb_files import of_kind, records
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 APP = """
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from utils.metrics import RetrievalMetrics
-from utils.reports import save_metrics
+from utils.ranking.metrics import RetrievalMetrics
+from utils.report.reports import save_metrics
 
 @hydra.main(version_base="1.3", config_path=".", config_name="config")
 def main(cfg):
@@ -39,7 +39,7 @@ hydra:
   run: {dir: single}
   sweep: {dir: "sweep_${now:%H-%M-%S-%f}", subdir: "${hydra.job.num}-${loss}-s${seed}"}
   job_logging: {disable_existing_loggers: false}
-  callbacks: {compare: {_target_: utils.sweep.CompareRuns}}
+  callbacks: {compare: {_target_: utils.report.sweep.CompareRuns}}
 """
 
 

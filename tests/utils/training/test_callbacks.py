@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from utils.callbacks import AmpOverflow, Progress
+from utils.training.callbacks import AmpOverflow, Progress
 
 
 class WaitsForTheDevice:

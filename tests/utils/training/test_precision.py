@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from utils.errors import UserError
-from utils.precision import autocast, encoding_precision
+from utils.training.precision import autocast, encoding_precision
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from utils import progress
-from utils.progress import Bar, Clock
+from utils.training import progress
+from utils.training.progress import Bar, Clock
 
 
 def test_long_work_without_a_terminal_writes_lines(

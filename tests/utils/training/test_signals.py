@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.forked import forked
-from utils.signals import Stopped, Stopping, stopping
+from utils.training.signals import Stopped, Stopping, stopping
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_a_signal_stops_at_once_unless_work_is_held() -> None:
@@ -37,7 +37,7 @@ def test_a_job_in_another_process_has_that_process_own_state() -> None:
 
 A_WORKER = """
 import os, signal, time
-from utils.signals import leave_signals_to_parent
+from utils.training.signals import leave_signals_to_parent
 
 ready = os.pipe()
 worker = os.fork()

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from utils.pictures import FAINT, INK, RIGHT, WRONG
-from utils.similarity_pictures import drawn
+from utils.report.plots.pictures import FAINT, INK, RIGHT, WRONG
+from utils.report.plots.similarity import drawn
 
 PERSONS = 10
 PERPLEXITY = 30

@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
-from utils.pictures import FAINT, GAP, INK, LINE, MARGIN, PAPER, TEXT_SIZE, THUMB, font, read_photo
+from utils.report.plots.pictures import FAINT, GAP, INK, LINE, MARGIN, PAPER, TEXT_SIZE, THUMB, font, read_photo
 
 HEAT = "inferno"
 RED = (204, 41, 54)

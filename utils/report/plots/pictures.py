@@ -11,7 +11,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.images import BadImageError, read_bytes, read_rgb
-from utils.retrieval import top_k
+from utils.ranking.retrieval import top_k
 
 RIGHT, WRONG = "#1a8a3a", "#cc2936"
 INK, FAINT, PAPER, BACKDROP = "#1c1c1c", "#6b6b6b", "#ffffff", "#e9e9e9"

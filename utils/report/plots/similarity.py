@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from utils.pictures import FAINT, INK, RIGHT, WRONG, composed, saved
+from utils.report.plots.pictures import FAINT, INK, RIGHT, WRONG, composed, saved
 
 CHUNK_SIZE = 256
 FINE_BINS, SHOWN_BINS = 4096, 80

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from utils.cluster_pictures import outliers_picture, tsne_picture
-from utils.pictures import RIGHT, WRONG
+from utils.report.plots.clusters import outliers_picture, tsne_picture
+from utils.report.plots.pictures import RIGHT, WRONG
 
 HISTORY = torch.tensor([[[40, 30, 10], [50, 20, 5]], [[60, 12, 6], [70, 9, 3]], [[65, 8, 2], [75, 4, 0]]])
 

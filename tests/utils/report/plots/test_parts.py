@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from utils.errors import UserError
-from utils.part_pictures import WORDS_WIDTH, PartAttention, attention_picture, heat_map, word_shares
+from utils.report.plots.parts import WORDS_WIDTH, PartAttention, attention_picture, heat_map, word_shares
 
 WORDS = [("áo", [1]), ("khoác", [2, 3]), ("đen", [5])]
 GRID = (4, 2)

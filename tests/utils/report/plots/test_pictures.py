@@ -9,9 +9,9 @@ import torch
 from PIL import Image, ImageChops, ImageColor
 from torch.nn.functional import normalize
 
-from utils import pictures
 from utils.errors import UserError
-from utils.pictures import RankedImage, RankedQuery, marked, rank_queries, ranked_picture
+from utils.report.plots import pictures
+from utils.report.plots.pictures import RankedImage, RankedQuery, marked, rank_queries, ranked_picture
 
 VIETNAMESE = "Người phụ nữ tóc dài buộc đuôi ngựa, mặc áo sơ mi kẻ sọc, đi giày thể thao trắng, xách túi nhỏ."
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tests.memory import LargestTensor
-from utils import similarity_pictures
-from utils.similarity_pictures import (
+from utils.report.plots import similarity as similarity_pictures
+from utils.report.plots.similarity import (
     FINE_BINS,
     PairSimilarities,
     histogram_picture,

@@ -14,11 +14,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from data.annotations import DatasetSplits, Record
-from data.augmentation import Augmentation, RandomWordDeletion
 from data.batch import INDEX, TEXT
-from data.tokens import Tokenize, clean_caption, clean_dataset, load_tokenizer
+from data.text.tokens import Tokenize, clean_caption, clean_dataset, load_tokenizer
+from data.views.augmentation import Augmentation, RandomWordDeletion
 from lightning_data import TBPSDataModule
-from tests.data.test_tokens import siglip_like
+from tests.data.text.test_tokens import siglip_like
 
 CASES = {
     "curly quotes": "a man’s “blue” jacket, ‘worn’",

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from model.backbones import load_backbone
-from model.converted import write_converted
-from model.published import convert
-from model.published_file import read_state
-from model.published_settings import Activation
+from model.published.convert import convert
+from model.published.converted import write_converted
+from model.published.file import read_state
+from model.published.settings import Activation
 from tests.model.openai_clip import VOCABULARY, Irra
 from utils.errors import UserError
 

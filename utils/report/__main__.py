@@ -1,0 +1,6 @@
+"""python -m utils.report FOLDER_OR_FILE...: compares finished runs over seeds."""
+
+from utils.errors import run_command
+from utils.report.reports import main
+
+run_command(main)
