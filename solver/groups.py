@@ -71,11 +71,11 @@ def kind_of(name: str, dimensions: int) -> str:
     one dimension, such as a class token, and "matrix" anything else with more, convolutions and token tables included.
     """
     last = name.rpartition(".")[2]
-    if last in ("logit_scale", "logit_bias"):
+    if last in ("logit_scale", "logit_bias") or last.endswith("temperature"):
         return "temperature"
     if last == "bias" or last.endswith("_bias"):
         return "bias"
-    if "position_embedding" in name:
+    if "position_embedding" in name or last == "positions":
         return "position"
     if dimensions >= 2:
         return "matrix"

@@ -125,6 +125,12 @@ def test_a_term_under_any_name_has_the_rate_of_new_modules(term: str) -> None:
     assert [found[name][:2] for name in matrices] == [(pytest.approx(5e-5), 4e-5)] * len(matrices)
 
 
+def test_the_temperatures_of_cpcl_have_the_rate_of_the_towers() -> None:
+    _, _, optimizer = built("experiment=cpcl", "dataset=cuhk_pedes", name="clip")
+    found = {name: of for name, of in of_each(optimizer).items() if name.endswith("temperature")}
+    assert list(found.values()) == [(1e-5, 0.0, 1e-8)] * 2
+
+
 def test_a_part_head_has_the_rate_of_new_modules() -> None:
     _, parameters, optimizer = built("head=part", "loss=part_cmr", name="clip")
     found = of_each(optimizer)
