@@ -74,13 +74,13 @@ def page() -> str:
         for file in sorted((CONFIG / group).glob("[!_]*.yaml")) if group else []:
             told = _head(file.read_text(encoding="utf-8"))
             parts.append(f"- `{group}={file.stem}`{f': {told}' if told else ''}")
-        parts.append("\n| option | value | |\n|---|---|---|")
+        parts.append("\n| option | what it is | value |\n|---|---|---|")
         for option in options_of(group):
             shown = dict.fromkeys(option.values.values())
             values = ", ".join(f"`{value}`" for value in list(shown)[:4]) + (", ..." if len(shown) > 4 else "")
             parts.append(
                 "| "
-                + " | ".join(cell.replace("|", "\\|") for cell in (f"`{option.key}`", values, option.sentence))
+                + " | ".join(cell.replace("|", "\\|") for cell in (f"`{option.key}`", option.sentence, values))
                 + " |"
             )
     return "\n".join(parts) + "\n"
