@@ -2,6 +2,7 @@
 
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,16 @@ def test_links_between_the_pages_lead_somewhere(file: Path) -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_requirements_for_pip_are_those_of_the_resolution() -> None:
+    """`uv export --no-dev -o requirements.txt` brings the file up to date."""
+    lock = tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))
+    resolved = {package["name"]: package.get("version") for package in lock["package"]}
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    required = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.M))
+    assert required == {name: resolved[name] for name in required}
+    project = next(package for package in lock["package"] if package["name"] == "tbps")
+    assert {dependency["name"] for dependency in project["dependencies"]} <= required.keys()
+    assert text.count("--hash=sha256:") > len(required)
+    assert "://" not in text
