@@ -15,7 +15,7 @@ Stats = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Facts:
+class ModelSpec:
     """What a loss term may need to know of the composed model and data before training.
 
     slots: how many embeddings of each level a sample has, in the order of the blocks of `embedding`.
@@ -36,7 +36,7 @@ class LossTerm(nn.Module):
     `needs` names what the term reads from `Features`: views ("image", "image_aug", "text", ...), "pids", ...
     The datamodule builds exactly the views that the terms of the objective need. `reads_tokens` says whether
     the term looks at tokens, not only at embeddings and pooled features. Parameters of its own (a classifier,
-    a projector) are built from `facts`. `provides` names what other terms may read of it.
+    a projector) are built from `spec`. `provides` names what other terms may read of it.
 
     Shape: ``forward(features) -> (scalar, {name: detached scalar})``.
     """
@@ -45,7 +45,7 @@ class LossTerm(nn.Module):
     provides: frozenset[str] = frozenset()
     reads_tokens: ClassVar[bool] = False
 
-    def __init__(self, *, facts: Facts, weight: float = 1.0) -> None:
+    def __init__(self, *, spec: ModelSpec, weight: float = 1.0) -> None:
         super().__init__()
         self.weight = weight
 
@@ -55,7 +55,7 @@ class LossTerm(nn.Module):
     def offer_to(self, features: Features) -> None:
         """Offers what the term `provides`; runs before the first term of a step."""
 
-    def fill(self, images: Modality, texts: Modality, seed: int) -> None:
+    def reset_prototypes(self, images: Modality, texts: Modality, seed: int) -> None:
         """Starts from new pseudo labels of the training set; terms that keep nothing of them do nothing."""
 
     def after_step(self, features: Features) -> None:
@@ -118,10 +118,10 @@ class Objective(nn.Module):
             raw[name], weighted[name] = loss.detach(), shares[-1].detach()
         return LossReport(torch.stack(shares).sum(), raw, weighted, stats)
 
-    def fill(self, images: Modality, texts: Modality, seed: int) -> None:
+    def reset_prototypes(self, images: Modality, texts: Modality, seed: int) -> None:
         """Starts every term from new pseudo labels of the training set."""
         for term in self._terms().values():
-            term.fill(images, texts, seed)
+            term.reset_prototypes(images, texts, seed)
 
     def after_step(self, features: Features) -> None:
         """Lets every term learn, after the backward pass, from the features of the step."""

@@ -141,7 +141,7 @@ class _CircleTerm(PairTerm):
     Args:
         margin: m; positives aim at 1 - m and above, negatives at m and below.
         gamma: scale.
-        pair: facts, weight, views, as in `PairTerm`.
+        pair: spec, weight, views, as in `PairTerm`.
     """
 
     def __init__(self, *, margin: float, gamma: float, **pair: Unpack[PairOptions]) -> None:

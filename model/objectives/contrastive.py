@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.features import Features
-from model.objectives.base import Facts, Stats
+from model.objectives.base import ModelSpec, Stats
 from model.objectives.pairs import PairTerm, masked_mean, same_identity, similarities
 from utils.errors import UserError
 
@@ -126,9 +126,9 @@ class ITC(PairTerm):
     reads_pids = False
 
     def __init__(
-        self, *, facts: Facts, weight: float = 1.0, views: Sequence[str] = ("image",), pairs: Pairs = "all"
+        self, *, spec: ModelSpec, weight: float = 1.0, views: Sequence[str] = ("image",), pairs: Pairs = "all"
     ) -> None:
-        super().__init__(facts=facts, weight=weight, views=views)
+        super().__init__(spec=spec, weight=weight, views=views)
         if pairs not in PAIRS:
             raise UserError(f"pairs: {pairs!r} given, expected one of {', '.join(PAIRS)}")
         self.pairs = pairs
@@ -136,7 +136,7 @@ class ITC(PairTerm):
             self.needs |= {"image_labels", "text_labels"}
 
     def pair_loss(self, image: Tensor, text: Tensor, features: Features) -> Tensor:
-        scale, _ = features.temperature
+        scale, _ = features.logit_scale_and_bias()
         if self.pairs == "all":
             return itc(image, text, scale)
         outliers = (features.labels("image_labels") < 0) | (features.labels("text_labels") < 0)
@@ -154,20 +154,20 @@ class NITC(PairTerm):
     def __init__(
         self,
         *,
-        facts: Facts,
+        spec: ModelSpec,
         sigmoid: bool,
         weight: float = 1.0,
         views: Sequence[str] = ("image",),
         softlabel_ratio: float = 0.0,
     ) -> None:
-        super().__init__(facts=facts, weight=weight, views=views)
+        super().__init__(spec=spec, weight=weight, views=views)
         if not 0 <= softlabel_ratio <= 1:
             raise UserError(f"softlabel_ratio: {softlabel_ratio} given, expected a number from 0 to 1")
         self.sigmoid = sigmoid
         self.softlabel_ratio = softlabel_ratio
 
     def pair_loss(self, image: Tensor, text: Tensor, features: Features) -> Tensor:
-        scale, bias = features.temperature
+        scale, bias = features.logit_scale_and_bias()
         ratio = self.softlabel_ratio * min(features.epoch, 1.0)
         return nitc(image, text, features.pids, scale, bias, sigmoid=self.sigmoid, softlabel_ratio=ratio)
 
@@ -184,13 +184,13 @@ class RITC(PairTerm):
     """
 
     def __init__(
-        self, *, facts: Facts, weight: float = 1.0, views: Sequence[str] = ("image",), eps: float = 1e-2
+        self, *, spec: ModelSpec, weight: float = 1.0, views: Sequence[str] = ("image",), eps: float = 1e-2
     ) -> None:
-        super().__init__(facts=facts, weight=weight, views=views)
+        super().__init__(spec=spec, weight=weight, views=views)
         self.eps = eps
 
     def pair_loss(self, image: Tensor, text: Tensor, features: Features) -> Tensor:
-        return ritc(image, text, features.pids, *features.temperature, eps=self.eps)
+        return ritc(image, text, features.pids, *features.logit_scale_and_bias(), eps=self.eps)
 
 
 class CITC(PairTerm):
@@ -206,13 +206,13 @@ class CITC(PairTerm):
     def __init__(
         self,
         *,
-        facts: Facts,
+        spec: ModelSpec,
         weight: float = 1.0,
         views: Sequence[str] = ("image",),
         inmodal_weight: float = 0.25,
         intermodal_weight: float = 0.25,
     ) -> None:
-        super().__init__(facts=facts, weight=weight, views=views)
+        super().__init__(spec=spec, weight=weight, views=views)
         self.inmodal_weight = inmodal_weight
         self.intermodal_weight = intermodal_weight
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.features import Features
-from model.objectives.base import Facts, LossTerm, Stats
+from model.objectives.base import LossTerm, ModelSpec, Stats
 from model.objectives.pairs import FORMS, PairTerm, at_least_fp32, same_identity, similarities
 from utils.errors import UserError, check_choice
 
@@ -124,12 +124,12 @@ class SDM(PairTerm):
     def __init__(
         self,
         *,
-        facts: Facts,
+        spec: ModelSpec,
         weight: float = 1.0,
         views: Sequence[str] = ("image",),
         logit_scale: float = 50.0,
     ) -> None:
-        super().__init__(facts=facts, weight=weight, views=views)
+        super().__init__(spec=spec, weight=weight, views=views)
         self.logit_scale = logit_scale
 
     def pair_loss(self, image: Tensor, text: Tensor, features: Features) -> Tensor:
@@ -151,14 +151,14 @@ class ASDM(SDM):
     def __init__(
         self,
         *,
-        facts: Facts,
+        spec: ModelSpec,
         weight: float = 1.0,
         views: Sequence[str] = ("image",),
         logit_scale: float = 50.0,
         form: str = "paper",
         alpha: float = 10.0,
     ) -> None:
-        super().__init__(facts=facts, weight=weight, views=views, logit_scale=logit_scale)
+        super().__init__(spec=spec, weight=weight, views=views, logit_scale=logit_scale)
         check_choice("form", form, FORMS)
         if alpha < 0:
             raise UserError(f"alpha: {alpha} given, expected 0 or more; 0 is plain SDM")
@@ -188,4 +188,4 @@ class CMPM(LossTerm):
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         image, text = features.pooled("image"), features.pooled("text")
         stats = _unmatched_shares(*_projections(image.detach(), text.detach()))
-        return features.compared(partial(cmpm, pids=features.pids), image, text), stats
+        return features.checkpointed(partial(cmpm, pids=features.pids), image, text), stats

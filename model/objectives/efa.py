@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from model.features import Encoded, Features, alone
-from model.objectives.base import Facts, LossTerm, Stats
+from model.features import Encoded, Features, no_gather
+from model.objectives.base import LossTerm, ModelSpec, Stats
 from model.objectives.pairs import FORMS, at_least_fp32, masked_mean
 from utils.errors import UserError, check_choice
 
@@ -27,7 +27,7 @@ def efa(
     sigma: float | None = None,
     *,
     chunk_size: int | None = 8,
-    gather: Callable[[Tensor], Tensor] = alone,
+    gather: Callable[[Tensor], Tensor] = no_gather,
 ) -> Tensor:
     """Returns the EFA loss, a scalar in fp32 or wider.
 
@@ -68,7 +68,7 @@ def released_efa(
     image_tokens: Tensor,
     *,
     chunk_size: int | None = 8,
-    gather: Callable[[Tensor], Tensor] = alone,
+    gather: Callable[[Tensor], Tensor] = no_gather,
 ) -> Tensor:
     """Returns the EFA loss as FMFA's released code computes it, a scalar in fp32 or wider.
 
@@ -194,7 +194,7 @@ class EFA(LossTerm):
     def __init__(
         self,
         *,
-        facts: Facts,
+        spec: ModelSpec,
         margin_text: float,
         margin_image: float,
         weight: float = 1.0,
@@ -204,7 +204,7 @@ class EFA(LossTerm):
         sigma: float | None = None,
         chunk_size: int | None = 8,
     ) -> None:
-        super().__init__(facts=facts, weight=weight)
+        super().__init__(spec=spec, weight=weight)
         check_choice("form", form, FORMS)
         for option, value in (("lambda_", lambda_), ("tau", tau), ("chunk_size", chunk_size)):
             if value is not None and value <= 0:
@@ -218,7 +218,7 @@ class EFA(LossTerm):
         self.tau = tau
         self.sigma = sigma if form == "paper" else None
         self.chunk_size = chunk_size
-        self._patches = facts.patches
+        self._patches = spec.patches
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         image, text = features.image("image"), features.text("text")

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers.activations import QuickGELUActivation
 
 from model.features import Features
-from model.objectives.base import Facts, LossTerm, Stats
+from model.objectives.base import LossTerm, ModelSpec, Stats
 from model.objectives.pairs import at_least_fp32
 
 NOT_PREDICTED: Final = -100  # what PyTorch's cross-entropy leaves out
@@ -105,12 +105,12 @@ class MLM(LossTerm):
     needs = frozenset({"image", "text_masked", "mlm_labels", "mlm_positions"})
     reads_tokens = True
 
-    def __init__(self, *, facts: Facts, weight: float = 1.0, attend_padding: bool | None = None) -> None:
-        super().__init__(facts=facts, weight=weight)
+    def __init__(self, *, spec: ModelSpec, weight: float = 1.0, attend_padding: bool | None = None) -> None:
+        super().__init__(spec=spec, weight=weight)
         self.attend_padding = attend_padding
-        width = facts.pooled_dim
+        width = spec.pooled_dim
         self.interaction = InteractionEncoder(width, DEPTH)
-        dense, scores = nn.Linear(width, width), nn.Linear(width, facts.vocab_size)
+        dense, scores = nn.Linear(width, width), nn.Linear(width, spec.vocab_size)
         nn.init.normal_(dense.weight, std=(2 * width) ** -0.5)  # both as in the authors' code
         nn.init.normal_(scores.weight, std=(2 * DEPTH * width) ** -0.5)
         self.head = nn.Sequential(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from model.features import Features, at_least_fp32
-from model.objectives.base import Facts, LossTerm, Stats
+from model.objectives.base import LossTerm, ModelSpec, Stats
 from utils.errors import UserError
 
 FORMS: Final = ("paper", "released")  # of a loss: as the paper writes it | as the authors' code computes it
@@ -32,7 +32,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 class PairOptions(TypedDict):
     """The arguments of `PairTerm`, for subclasses that hand them on."""
 
-    facts: Facts
+    spec: ModelSpec
     weight: NotRequired[float]
     views: NotRequired[Sequence[str]]
 
@@ -48,8 +48,8 @@ class PairTerm(LossTerm):
 
     reads_pids: ClassVar[bool] = True
 
-    def __init__(self, *, facts: Facts, weight: float = 1.0, views: Sequence[str] = ("image",)) -> None:
-        super().__init__(facts=facts, weight=weight)
+    def __init__(self, *, spec: ModelSpec, weight: float = 1.0, views: Sequence[str] = ("image",)) -> None:
+        super().__init__(spec=spec, weight=weight)
         if isinstance(views, str) or not views:
             raise UserError(f"views: {views!r} given, expected a list of image views such as [image, image_aug]")
         self.views = tuple(views)
@@ -59,7 +59,7 @@ class PairTerm(LossTerm):
         text = features.embedding("text")
         images = [features.embedding(view) for view in self.views]
         compare = partial(self.pair_loss, features=features)
-        losses = [features.compared(compare, image, text) for image in images]
+        losses = [features.checkpointed(compare, image, text) for image in images]
         with torch.no_grad():
             stats = self.pair_stats(images[0], text, features)
         return torch.stack(losses).mean(), stats

@@ -36,7 +36,7 @@ class CountingEncoder(nn.Module):
         self.calls.texts.append(len(ids))
         return self._encode(self.language(ids))
 
-    def temperature(self) -> tuple[Tensor, Tensor]:
+    def logit_scale_and_bias(self) -> tuple[Tensor, Tensor]:
         return torch.tensor(10.0), torch.tensor(-1.0)
 
     def _encode(self, tokens: Tensor) -> Encoded:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from data.batch import NOT_PREDICTED as MARKED_IN_BATCHES
 from model.features import Encoded, Encoder, Features
-from model.objectives import MLM, Facts, Objective, mlm_loss
+from model.objectives import MLM, ModelSpec, Objective, mlm_loss
 from model.objectives.mlm import NOT_PREDICTED, InteractionEncoder
 
 VOCABULARY, LENGTH, PATCHES, WIDTH = 11, 5, 3, 128
@@ -153,7 +153,7 @@ def test_padding_never_matters(interaction: InteractionEncoder) -> None:
 def test_every_weight_starts_as_in_the_released_code() -> None:
     """Std of a normal, bound of a uniform, or constant, of the 64 tensors of width 512 and depth 4."""
     torch.manual_seed(0)
-    term = MLM(facts=Facts(embed_dim=512, pooled_dim=512, num_classes=1, vocab_size=2_000))
+    term = MLM(spec=ModelSpec(embed_dim=512, pooled_dim=512, num_classes=1, vocab_size=2_000))
     assert term.interaction.cross_attention.num_heads == 8
     normals = {
         "in_proj_weight": 512**-0.5,
@@ -187,9 +187,9 @@ def test_every_weight_starts_as_in_the_released_code() -> None:
 
 
 @pytest.fixture
-def term(facts: Facts) -> MLM:
+def term(spec: ModelSpec) -> MLM:
     torch.manual_seed(0)
-    return MLM(facts=facts)
+    return MLM(spec=spec)
 
 
 def features_with(labels: Tensor, encoder: Encoder, padding: int = 0) -> Features:
