@@ -105,7 +105,8 @@ class Features:
         self._recompute = recompute
         self._encoded: dict[str, Encoded] = {}
         self._gathered: dict[tuple[str, str], Tensor] = {}
-        self._offered: dict[str, Callable[[str], Tensor]] = {}
+        self._registered: dict[str, Callable[[str], Tensor]] = {}
+        self._shared: dict[tuple[str, str], Tensor] = {}
         self._expected: tuple[str, ...] = ()
         device = next(iter({**images, **{k: v[0] for k, v in texts.items()}}.values())).device.type
         self._device = device
@@ -156,18 +157,18 @@ class Features:
             self.accessed.add("parts")
         return slots
 
-    def offer(self, name: str, compute: Callable[[str], Tensor]) -> None:
-        """Lets losses read ``compute(view)`` as ``derived(name, view)``; it runs once for each view asked for."""
-        self._offered[name] = compute
+    def register(self, name: str, compute: Callable[[str], Tensor]) -> None:
+        """Lets losses read ``compute(view)`` as ``shared(name, view)``; it runs once for each view asked for."""
+        self._registered[name] = compute
 
-    def derived(self, name: str, view: str) -> Tensor:
-        """What one loss makes of a view for all of them, such as the "id_logits" of the identity classifier."""
+    def shared(self, name: str, view: str) -> Tensor:
+        """Returns what one loss makes of a view for all, such as the "id_logits" of the identity classifier."""
         self.accessed.add(name)
-        if name not in self._offered:
-            raise LookupError(f"no loss offers {name!r}: a loss that reads it must list {name!r} in needs")
-        if (view, name) not in self._gathered:
-            self._gathered[view, name] = self._offered[name](view)
-        return self._gathered[view, name]
+        if name not in self._registered:
+            raise LookupError(f"no loss registers {name!r}: a loss that reads it must list {name!r} in needs")
+        if (name, view) not in self._shared:
+            self._shared[name, view] = self._registered[name](view)
+        return self._shared[name, view]
 
     def checkpointed(self, compare: Callable[..., Tensor], *embeddings: Tensor) -> Tensor:
         """Returns ``compare(*embeddings)``, which holds matrices of the size of the batch squared until backward.

@@ -52,8 +52,8 @@ class LossTerm(nn.Module):
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         raise NotImplementedError
 
-    def offer_to(self, features: Features) -> None:
-        """Offers what the term `provides`; runs before the first term of a step."""
+    def register_in(self, features: Features) -> None:
+        """Registers what the term `provides`; runs before the first term of a step."""
 
     def reset_prototypes(self, images: Modality, texts: Modality, seed: int) -> None:
         """Starts from new pseudo labels of the training set; terms that keep nothing of them do nothing."""
@@ -106,7 +106,7 @@ class Objective(nn.Module):
     def forward(self, features: Features) -> LossReport:
         features.expect(self.needs)
         for term in self._terms().values():
-            term.offer_to(features)
+            term.register_in(features)
         raw: dict[str, Tensor] = {}
         weighted: dict[str, Tensor] = {}
         stats: dict[str, Stats] = {}

@@ -60,11 +60,11 @@ class ID(LossTerm):
         self.needs = frozenset({"image", "text", "pids"} | parts)
         self.classifier = SlotClassifier(spec.pooled_dim, sum(spec.slots.values()), spec.num_classes)
 
-    def offer_to(self, features: Features) -> None:
-        features.offer("id_logits", lambda view: self.classifier(features.slots(view)))
+    def register_in(self, features: Features) -> None:
+        features.register("id_logits", lambda view: self.classifier(features.slots(view)))
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
-        image, text = (features.derived("id_logits", view) for view in ("image", "text"))
+        image, text = (features.shared("id_logits", view) for view in ("image", "text"))
         pids = features.pids
         stats = {
             f"{modality}_accuracy": (logits.argmax(dim=2) == pids[:, None]).float().mean()

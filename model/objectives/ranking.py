@@ -160,7 +160,7 @@ class CMR(LossTerm):
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         image, text = (self.slots.of(features.embedding(view)) for view in ("image", "text"))
-        logits = (self.slots.of(features.derived("id_logits", view)) for view in ("image", "text"))
+        logits = (self.slots.of(features.shared("id_logits", view)) for view in ("image", "text"))
         common = [commonality(scores.softmax(dim=-1)) for scores in logits]
         hinges = features.checkpointed(_hinges, image, text, features.pids, *(self.margin * (1 - c) for c in common))
         stats = {

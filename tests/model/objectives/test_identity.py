@@ -66,7 +66,7 @@ def test_one_classifier_serves_both_modalities(spec: ModelSpec, make_features: M
     pids = torch.tensor([0, 0, 1, 5])
     features = make_features(pids)
     image, text = (F.linear(features.pooled(view), *term.classifier.parameters()) for view in ("image", "text"))
-    term.offer_to(features)
+    term.register_in(features)
     loss, stats = term(features)
     torch.testing.assert_close(loss, id_loss(image, text, pids))
     for name, logits in (("image_accuracy", image), ("text_accuracy", text)):

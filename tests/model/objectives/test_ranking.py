@@ -193,7 +193,7 @@ def test_cmr_reads_the_scores_of_the_id_term(
     nn.init.normal_(identity.classifier.weight)
     report = Objective({"cmr": term, "id": identity})(features)
     places = [place for place, level in enumerate("gccfff") if level in letters]
-    probs = [features.derived("id_logits", view)[:, places].softmax(dim=2) for view in ("image", "text")]
+    probs = [features.shared("id_logits", view)[:, places].softmax(dim=2) for view in ("image", "text")]
     image, text = (blocks(features, view, letters) for view in ("image", "text"))
     torch.testing.assert_close(report.raw["cmr"], cmr_loss(image, text, PIDS, *probs, margin=0.3).detach())
     every = ["coarse_1", "coarse_2", "fine_1", "fine_2", "fine_3"]
