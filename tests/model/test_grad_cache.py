@@ -22,7 +22,7 @@ from utils.errors import UserError
 
 CONFIG = Path(__file__).parents[2] / "config"
 TOKEN_TERMS = {"mlm", "efa"}
-PRESETS = sorted(path.stem for path in (CONFIG / "loss").glob("*.yaml"))
+PRESETS = sorted(path.stem for path in (CONFIG / "loss").glob("[!_]*.yaml"))
 PARTS = {"global": 1, "coarse": 1, "fine": 2}  # of the head that "part_cmr" asks for
 BATCH, MICRO, WIDTH, VOCABULARY = 7, 3, 8, 20
 END_OF_TEXT = 3

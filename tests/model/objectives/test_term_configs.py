@@ -18,7 +18,7 @@ from model.prototypes import Modality
 
 LOSS = Path(__file__).parents[3] / "config" / "loss"
 TERMS = sorted(path.stem for path in (LOSS / "term").glob("*.yaml"))
-PRESETS = sorted(path.stem for path in LOSS.glob("*.yaml"))
+PRESETS = sorted(path.stem for path in LOSS.glob("[!_]*.yaml"))
 REPEATED = torch.tensor([0, 0, 1, 1, 2, 2])
 TOWERS = {
     "vision": {"image", "image_aug", "image_ss1", "image_ss2"},
