@@ -271,7 +271,7 @@ class LitTBPS(LitRanker):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         epoch = self.current_epoch + batch_idx / self.trainer.num_training_batches
         features = self.features(batch, epoch, no_gather if self.trainer.world_size == 1 else gather_rows)
-        report = self.objective(features)
+        report = self.objective(features, with_stats=self._is_logging_step())
         self._step = features if self.labeller is not None else None
         self._finite.add(self.global_step, report.raw)
         if self.device.type == "cpu" or len(self._finite) >= self._log_every_n_steps:

@@ -1,6 +1,6 @@
 """LossTerm, Objective and LossReport: how losses are composed and reported."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from model.features import Features
 from model.prototypes import Modality
 from utils.errors import UserError
 
-Stats = dict[str, Tensor]
+Stats = Callable[[], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,15 @@ class LossTerm(nn.Module):
     the term looks at tokens, not only at embeddings and pooled features. Parameters of its own (a classifier,
     a projector) are built from `spec`. `provides` names what other terms may read of it.
 
-    Shape: ``forward(features) -> (scalar, {name: detached scalar})``.
+    Shape: ``forward(features) -> (scalar, stats)``. ``stats() -> {name: detached scalar}`` computes what to watch; it
+    is called right after `forward`, without gradient, and in the steps that log it only. `dict` watches nothing.
     """
 
     needs: frozenset[str] = frozenset({"image", "text"})
     provides: frozenset[str] = frozenset()
     reads_tokens: ClassVar[bool] = False
 
-    def __init__(self, *, spec: ModelSpec, weight: float = 1.0) -> None:
+    def __init__(self, *, spec: ModelSpec, weight: float) -> None:
         super().__init__()
         self.weight = weight
 
@@ -64,12 +65,12 @@ class LossTerm(nn.Module):
 
 @dataclass(frozen=True)
 class LossReport:
-    """The losses of one step: `total` with gradient; by term and detached, raw, weighted and stats."""
+    """The losses of one step: `total` with gradient; by term and detached, raw, weighted and stats, if asked for."""
 
     total: Tensor
     raw: dict[str, Tensor]
     weighted: dict[str, Tensor]
-    stats: dict[str, Stats]
+    stats: dict[str, dict[str, Tensor]]
 
 
 class Objective(nn.Module):
@@ -103,17 +104,20 @@ class Objective(nn.Module):
         """The union of what the terms provide to each other."""
         return frozenset().union(*(term.provides for term in self._terms().values()))
 
-    def forward(self, features: Features) -> LossReport:
+    def forward(self, features: Features, *, with_stats: bool = True) -> LossReport:
         features.expect(self.needs)
         for term in self._terms().values():
             term.register_in(features)
         raw: dict[str, Tensor] = {}
         weighted: dict[str, Tensor] = {}
-        stats: dict[str, Stats] = {}
+        stats: dict[str, dict[str, Tensor]] = {}
         shares: list[Tensor] = []
         for name, term in self._terms().items():
             with features.fp32():
-                loss, stats[name] = term(features)
+                loss, stats_of_term = term(features)
+                if with_stats:
+                    with torch.no_grad():
+                        stats[name] = stats_of_term()
             shares.append(term.weight * loss)
             raw[name], weighted[name] = loss.detach(), shares[-1].detach()
         return LossReport(torch.stack(shares).sum(), raw, weighted, stats)

@@ -195,14 +195,14 @@ class EFA(LossTerm):
         self,
         *,
         spec: ModelSpec,
+        weight: float,
+        form: str,
         margin_text: float,
         margin_image: float,
-        weight: float = 1.0,
-        form: str = "paper",
-        lambda_: float = 1.0,
-        tau: float = 1.0,
-        sigma: float | None = None,
-        chunk_size: int | None = 8,
+        lambda_: float,
+        tau: float,
+        sigma: float | None,
+        chunk_size: int | None,
     ) -> None:
         super().__init__(spec=spec, weight=weight)
         check_choice("form", form, FORMS)
@@ -238,10 +238,13 @@ class EFA(LossTerm):
                 chunk_size=self.chunk_size,
                 gather=features.gather,
             )
-        with torch.no_grad():
+
+        def stats() -> dict[str, Tensor]:
             kept = (patch_weights(text.tokens, patches, self.sigma) > 0).sum(dim=2)
             kept, mask = features.gather(kept), features.gather(text.mask)
-        return loss, {"patches_per_word": masked_mean(kept.float(), mask)}
+            return {"patches_per_word": masked_mean(kept.float(), mask)}
+
+        return loss, stats
 
     @torch.no_grad()
     def similarity_maps(self, text: Encoded, image: Encoded) -> tuple[Tensor, Tensor]:

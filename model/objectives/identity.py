@@ -54,7 +54,7 @@ class ID(LossTerm):
 
     provides = frozenset({"id_logits"})
 
-    def __init__(self, *, spec: ModelSpec, weight: float = 1.0) -> None:
+    def __init__(self, *, spec: ModelSpec, weight: float) -> None:
         super().__init__(spec=spec, weight=weight)
         parts = {"parts"} if len(spec.slots) > 1 else set()
         self.needs = frozenset({"image", "text", "pids"} | parts)
@@ -66,8 +66,7 @@ class ID(LossTerm):
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         image, text = (features.shared("id_logits", view) for view in ("image", "text"))
         pids = features.pids
-        stats = {
+        return id_loss(image, text, pids), lambda: {
             f"{modality}_accuracy": (logits.argmax(dim=2) == pids[:, None]).float().mean()
             for modality, logits in (("image", image), ("text", text))
         }
-        return id_loss(image, text, pids), stats

@@ -105,7 +105,7 @@ class MLM(LossTerm):
     needs = frozenset({"image", "text_masked", "mlm_labels", "mlm_positions"})
     reads_tokens = True
 
-    def __init__(self, *, spec: ModelSpec, weight: float = 1.0, attend_padding: bool | None = None) -> None:
+    def __init__(self, *, spec: ModelSpec, weight: float, attend_padding: bool | None) -> None:
         super().__init__(spec=spec, weight=weight)
         self.attend_padding = attend_padding
         width = spec.pooled_dim
@@ -124,10 +124,13 @@ class MLM(LossTerm):
             words = self.interaction(text.tokens, image.tokens, None if self.attend_padding else text.mask)
             scores = self.head(words.flatten(0, 1)[positions])  # (masked positions, V)
         wanted = labels.flatten()[positions]
-        hits = scores.detach().argmax(dim=1) == wanted
         masked = labels != NOT_PREDICTED
-        left_out = ~masked.any(dim=1)
-        sums = torch.stack([_entropy(scores, wanted), *(count.sum() for count in (masked, hits, left_out))])
-        total, predicted, right, unmasked = features.gather(sums[None]).sum(dim=0)
+        total, predicted = features.gather(torch.stack([_entropy(scores, wanted), masked.sum()])[None]).sum(dim=0)
         predicted = predicted.clamp_min(1)
-        return total / predicted, {"accuracy": (right / predicted).detach(), "captions_left_out": unmasked.detach()}
+
+        def stats() -> dict[str, Tensor]:
+            counts = torch.stack([(scores.argmax(dim=1) == wanted).sum(), (~masked.any(dim=1)).sum()]).float()
+            right, left_out = features.gather(counts[None]).sum(dim=0)
+            return {"accuracy": right / predicted.detach(), "captions_left_out": left_out}
+
+        return total / predicted, stats

@@ -90,11 +90,11 @@ class PCM(LossTerm):
         self,
         *,
         spec: ModelSpec,
-        weight: float = 1.0,
-        matching: Matching = "cross_modal",
-        temperature: float = 0.02,
-        momentum: float = 0.9,
-        start: Start = "mean",
+        weight: float,
+        matching: Matching,
+        temperature: float,
+        momentum: float,
+        start: Start,
     ) -> None:
         super().__init__(spec=spec, weight=weight)
         if matching not in MATCHINGS:
@@ -114,7 +114,7 @@ class PCM(LossTerm):
         to_texts = (self.text_memory.prototypes, text_labels, _temperature(self.text_log_temperature))
         of_image, of_text = (to_texts, to_images) if self.matching == "cross_modal" else (to_images, to_texts)
         loss = features.checkpointed(pcm, image, *of_image) + features.checkpointed(pcm, text, *of_text)
-        return loss, {"image_temperature": to_images[2].detach(), "text_temperature": to_texts[2].detach()}
+        return loss, lambda: {"image_temperature": to_images[2].detach(), "text_temperature": to_texts[2].detach()}
 
     def reset_prototypes(self, images: Modality, texts: Modality, seed: int) -> None:
         """Starts both memories from new pseudo labels; `seed` draws the members of `start="member"`."""
@@ -137,19 +137,18 @@ class ICPM(LossTerm):
 
     needs = frozenset({"image", "text", "image_labels", "text_labels"})
 
-    def __init__(self, *, spec: ModelSpec, weight: float = 1.0, logit_scale: float = 50.0) -> None:
+    def __init__(self, *, spec: ModelSpec, weight: float, logit_scale: float) -> None:
         super().__init__(spec=spec, weight=weight)
         self.logit_scale = logit_scale
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         image_labels, text_labels = _labels(features)
         image, text = features.embedding("image"), features.embedding("text")
-        stats = {
+        compare = partial(icpm, logit_scale=self.logit_scale)
+        return features.checkpointed(compare, image, text, image_labels, text_labels), lambda: {
             f"{name}_positives": same_identity(_outliers_apart(labels)).float().sum(dim=1).mean()
             for name, labels in (("image", image_labels), ("text", text_labels))
         }
-        compare = partial(icpm, logit_scale=self.logit_scale)
-        return features.checkpointed(compare, image, text, image_labels, text_labels), stats
 
 
 def _temperature(logarithm: Tensor) -> Tensor:

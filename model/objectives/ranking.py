@@ -115,10 +115,10 @@ class Ranking(LossTerm):
         self,
         *,
         spec: ModelSpec,
-        weight: float = 1.0,
-        margin: float = 0.2,
-        reduction: Reduction = "sum",
-        skip: Sequence[str] = (),
+        weight: float,
+        margin: float,
+        reduction: Reduction,
+        skip: Sequence[str],
     ) -> None:
         super().__init__(spec=spec, weight=weight)
         _check(margin, reduction)
@@ -130,7 +130,7 @@ class Ranking(LossTerm):
         image, text = (self.slots.of(features.embedding(view)) for view in ("image", "text"))
         compare = partial(_hinges, image_margin=self.margin, text_margin=self.margin)
         hinges = features.checkpointed(compare, image, text, features.pids)
-        return _reduced(hinges, self.reduction), {"active": _active(hinges)}
+        return _reduced(hinges, self.reduction), lambda: {"active": _active(hinges)}
 
 
 class CMR(LossTerm):
@@ -147,10 +147,10 @@ class CMR(LossTerm):
         self,
         *,
         spec: ModelSpec,
-        weight: float = 1.0,
-        margin: float = 0.2,
-        reduction: Reduction = "sum",
-        levels: Sequence[str] = ("fine",),
+        weight: float,
+        margin: float,
+        reduction: Reduction,
+        levels: Sequence[str],
     ) -> None:
         super().__init__(spec=spec, weight=weight)
         _check(margin, reduction)
@@ -163,12 +163,17 @@ class CMR(LossTerm):
         logits = (self.slots.of(features.shared("id_logits", view)) for view in ("image", "text"))
         common = [commonality(scores.softmax(dim=-1)) for scores in logits]
         hinges = features.checkpointed(_hinges, image, text, features.pids, *(self.margin * (1 - c) for c in common))
-        stats = {
-            f"{modality}_commonality_{name}": share
-            for modality, of_modality in zip(("image", "text"), common, strict=True)
-            for name, share in zip(self.slots.names, of_modality.mean(dim=0), strict=True)
-        }
-        return _reduced(hinges, self.reduction), {"active": _active(hinges), **stats}
+        return (
+            _reduced(hinges, self.reduction),
+            lambda: (
+                {"active": _active(hinges)}
+                | {
+                    f"{modality}_commonality_{name}": share
+                    for modality, of_modality in zip(("image", "text"), common, strict=True)
+                    for name, share in zip(self.slots.names, of_modality.mean(dim=0), strict=True)
+                }
+            ),
+        )
 
 
 class Slots:

@@ -61,12 +61,12 @@ class SimCLR(LossTerm):
         self,
         *,
         spec: ModelSpec,
-        weight: float = 1.0,
-        temperature: float = 0.1,
-        hidden_dim: int | None = None,
-        hidden_layers: int = 2,
-        out_dim: int | None = 256,
-        batch_norm: bool = True,
+        weight: float,
+        temperature: float,
+        hidden_dim: int | None,
+        hidden_layers: int,
+        out_dim: int | None,
+        batch_norm: bool,
     ) -> None:
         super().__init__(spec=spec, weight=weight)
         for option, value in (("hidden_dim", hidden_dim), ("hidden_layers", hidden_layers), ("out_dim", out_dim)):
@@ -89,5 +89,4 @@ class SimCLR(LossTerm):
         with features.amp():
             projections = self.simclr_projector(views)
         a, b = at_least_fp32(projections).chunk(2)
-        agreement = F.cosine_similarity(a.detach(), b.detach()).mean()
-        return simclr(a, b, self.temperature), {"view_cosine": agreement}
+        return simclr(a, b, self.temperature), lambda: {"view_cosine": F.cosine_similarity(a, b).mean()}

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from model.features import Encoded, Encoder, Features
 from model.objectives import ITC, LossTerm, ModelSpec, Objective, Stats
+from tests.model.objectives.make_term import make_term
 
 PIDS = torch.tensor([0, 0, 1])
 
@@ -25,7 +26,7 @@ class MeanOf(LossTerm):
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         assert not torch.is_autocast_enabled("cpu")
         embedding = features.embedding(self.view).float()
-        return embedding.square().mean() + embedding.sum(), {"largest": embedding.detach().max()}
+        return embedding.square().mean() + embedding.sum(), lambda: {"largest": embedding.max()}
 
 
 def test_the_report_holds_total_raw_weighted_and_stats(spec: ModelSpec, make_features: MakeFeatures) -> None:
@@ -40,8 +41,28 @@ def test_the_report_holds_total_raw_weighted_and_stats(spec: ModelSpec, make_fea
     assert torch.equal(report.stats["a"]["largest"], features.embedding("image").max())
 
 
+def test_statistics_are_computed_when_they_are_asked_for_only(
+    spec: ModelSpec, make_features: MakeFeatures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[bool] = []
+
+    def forward(self: MeanOf, features: Features) -> tuple[Tensor, Stats]:
+        def stats() -> dict[str, Tensor]:
+            computed.append(torch.is_grad_enabled())
+            return {}
+
+        return features.embedding(self.view).sum(), stats
+
+    monkeypatch.setattr(MeanOf, "forward", forward)
+    objective = Objective({"a": MeanOf("image", spec=spec)})
+    assert objective(make_features(PIDS), with_stats=False).stats == {}
+    assert computed == []
+    objective(make_features(PIDS))
+    assert computed == [False]
+
+
 def test_needs_are_the_union_and_nothing_else_is_read(spec: ModelSpec, make_features: MakeFeatures) -> None:
-    objective = Objective({"a": MeanOf("image_aug", spec=spec), "b": ITC(spec=spec)})
+    objective = Objective({"a": MeanOf("image_aug", spec=spec), "b": make_term(ITC, spec)})
     features = make_features(PIDS)
     objective(features)
     assert objective.needs == features.accessed == {"image", "image_aug", "text"}

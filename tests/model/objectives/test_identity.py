@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from model.features import Features
 from model.objectives import ID, ModelSpec, Objective, id_loss
+from tests.model.objectives.make_term import make_term
 from utils.errors import UserError
 
 CLASSES = 6
@@ -58,7 +59,7 @@ def test_half_precision_scores_are_compared_in_fp32() -> None:
 
 
 def test_one_classifier_serves_both_modalities(spec: ModelSpec, make_features: MakeFeatures) -> None:
-    term = ID(spec=spec)
+    term = make_term(ID, spec)
     assert [(name, tuple(p.shape)) for name, p in term.named_parameters()] == [
         ("classifier.weight", (spec.num_classes, spec.pooled_dim)),
         ("classifier.bias", (spec.num_classes,)),
@@ -71,20 +72,20 @@ def test_one_classifier_serves_both_modalities(spec: ModelSpec, make_features: M
     torch.testing.assert_close(loss, id_loss(image, text, pids))
     for name, logits in (("image_accuracy", image), ("text_accuracy", text)):
         hits = sum(row.argmax().item() == pid for row, pid in zip(logits, pids.tolist(), strict=True))
-        assert stats[name].item() == pytest.approx(hits / 4)
+        assert stats()[name].item() == pytest.approx(hits / 4)
 
 
 def test_starts_undecided_and_close_to_zero(make_features: MakeFeatures, spec: ModelSpec) -> None:
     torch.manual_seed(0)
-    wide = ID(spec=ModelSpec(embed_dim=64, pooled_dim=512, num_classes=1000, vocab_size=1))
+    wide = make_term(ID, ModelSpec(embed_dim=64, pooled_dim=512, num_classes=1000, vocab_size=1))
     assert wide.classifier.weight.std().item() == pytest.approx(0.001, rel=0.01)
     assert torch.equal(wide.classifier.bias, torch.zeros(1000))
-    loss = Objective({"id": ID(spec=spec)})(make_features(torch.arange(6))).total
+    loss = Objective({"id": make_term(ID, spec)})(make_features(torch.arange(6))).total
     assert loss.item() == pytest.approx(torch.tensor(float(spec.num_classes)).log().item(), abs=0.01)
 
 
 def test_classifies_in_fp32_under_amp(spec: ModelSpec, make_features: MakeFeatures) -> None:
-    term = ID(spec=spec)
+    term = make_term(ID, spec)
     seen: list[torch.dtype] = []
     term.classifier.register_forward_hook(lambda *call: seen.append(call[2].dtype))
     with torch.autocast("cpu", torch.bfloat16):
@@ -96,7 +97,7 @@ def test_classifies_in_fp32_under_amp(spec: ModelSpec, make_features: MakeFeatur
 def test_every_slot_has_a_classifier_of_its_own(
     part_spec: ModelSpec, make_features: MakeFeatures, part_encoder: nn.Module
 ) -> None:
-    term, pids = ID(spec=part_spec), torch.tensor([0, 0, 1, 5])
+    term, pids = make_term(ID, part_spec), torch.tensor([0, 0, 1, 5])
     features = make_features(pids, encoder=part_encoder)
     loss = Objective({"id": term})(features).total
     weights, biases = term.classifier.weight.split(CLASSES), term.classifier.bias.split(CLASSES)
@@ -111,4 +112,4 @@ def test_every_slot_has_a_classifier_of_its_own(
 
 def test_two_terms_do_not_provide_the_same(spec: ModelSpec) -> None:
     with pytest.raises(UserError, match=r"loss.terms.id and loss.terms.id_too both provide 'id_logits'"):
-        Objective({"id": ID(spec=spec), "id_too": ID(spec=spec)})
+        Objective({"id": make_term(ID, spec), "id_too": make_term(ID, spec)})

@@ -13,6 +13,7 @@ from model.objectives import ModelSpec, sdm
 from model.objectives.base import LossTerm
 from model.objectives.prototypes import ICPM, MATCHINGS, PCM, icpm, pcm
 from model.prototypes import Modality
+from tests.model.objectives.make_term import make_term
 from utils.errors import UserError
 
 DIM = 8
@@ -143,7 +144,7 @@ def make_labelled(encoder: Encoder) -> MakeFeatures:
 
 
 def filled(spec: ModelSpec, **options: object) -> PCM:
-    term = PCM(spec=spec, **options)  # type: ignore[arg-type]
+    term = make_term(PCM, spec, **options)  # type: ignore[arg-type]
     images, texts = Modality(units(9, 3), torch.arange(9) % 3), Modality(units(9, 4), torch.arange(9) % 4)
     term.reset_prototypes(images, texts, seed=0)
     return term
@@ -158,13 +159,13 @@ def test_pcm_term_sums_both_directions(matching: str, spec: ModelSpec, make_labe
     expected = pcm(to_images, term.image_memory.prototypes, IMAGE_LABELS.where(CLUSTERED, -1), 0.1)
     expected = expected + pcm(to_texts, term.text_memory.prototypes, TEXT_LABELS.where(CLUSTERED, -1), 0.1)
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(stats["image_temperature"], torch.tensor(0.1))
+    torch.testing.assert_close(stats()["image_temperature"], torch.tensor(0.1))
 
 
 @pytest.mark.parametrize(
     "labels", [(IMAGE_LABELS, TEXT_LABELS), (OUTLIERS, OUTLIERS)], ids=["clusters", "outliers-only"]
 )
-@pytest.mark.parametrize("make", [filled, lambda spec: ICPM(spec=spec)], ids=["pcm", "icpm"])
+@pytest.mark.parametrize("make", [filled, lambda spec: make_term(ICPM, spec)], ids=["pcm", "icpm"])
 def test_terms_reach_both_towers_and_their_own_parameters(
     make: MakeTerm,
     labels: tuple[Tensor, Tensor],
@@ -181,7 +182,7 @@ def test_terms_reach_both_towers_and_their_own_parameters(
         assert isinstance(parameter, Tensor)
         assert parameter.grad is not None
         assert parameter.grad.isfinite().all()
-    assert all(stat.shape == () and stat.isfinite() and not stat.requires_grad for stat in stats.values())
+    assert all(stat.shape == () and stat.isfinite() and not stat.requires_grad for stat in stats().values())
 
 
 def test_after_a_step_the_memories_follow_their_own_modality(spec: ModelSpec, make_labelled: MakeFeatures) -> None:
@@ -197,7 +198,7 @@ def test_after_a_step_the_memories_follow_their_own_modality(spec: ModelSpec, ma
 
 
 def test_the_prototypes_are_saved_and_come_back(spec: ModelSpec) -> None:
-    saved, loaded = filled(spec), PCM(spec=spec)
+    saved, loaded = filled(spec), make_term(PCM, spec)
     loaded.load_state_dict(saved.state_dict())
     assert loaded.image_memory.prototypes.shape == (3, DIM)
     assert torch.equal(loaded.text_memory.prototypes, saved.text_memory.prototypes)
@@ -207,16 +208,16 @@ def test_a_temperature_is_learned_but_never_below_its_bound(spec: ModelSpec, mak
     term = filled(spec, temperature=0.01)
     term.image_log_temperature.data -= 1
     _, stats = term(make_labelled(IMAGE_LABELS, TEXT_LABELS))
-    torch.testing.assert_close(stats["image_temperature"], torch.tensor(0.01))
+    torch.testing.assert_close(stats()["image_temperature"], torch.tensor(0.01))
 
 
 def test_icpm_term_is_icpm(spec: ModelSpec, make_labelled: MakeFeatures) -> None:
     features = make_labelled(IMAGE_LABELS, TEXT_LABELS)
-    loss, stats = ICPM(spec=spec, logit_scale=SCALE)(features)
+    loss, stats = make_term(ICPM, spec, logit_scale=SCALE)(features)
     image, text = features.embedding("image"), features.embedding("text")
     torch.testing.assert_close(loss, icpm(image, text, IMAGE_LABELS, TEXT_LABELS, SCALE))
-    torch.testing.assert_close(stats["image_positives"], torch.tensor(10 / 6))
-    torch.testing.assert_close(stats["text_positives"], torch.tensor(8 / 6))
+    torch.testing.assert_close(stats()["image_positives"], torch.tensor(10 / 6))
+    torch.testing.assert_close(stats()["text_positives"], torch.tensor(8 / 6))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from model.features import Features
 from model.objectives import CMR, ID, ModelSpec, Objective, Ranking, check_needs, cmr_loss, commonality, ranking_loss
 from model.objectives.build import build_objective
+from tests.model.objectives.make_term import make_term
 from utils.errors import UserError
 
 CLASSES, PARTS = 7, 3
@@ -178,10 +179,10 @@ def blocks(features: Features, view: str, levels: str) -> Tensor:
 def test_ranking_takes_the_levels_that_are_left(
     skip: tuple[str, ...], levels: str, part_spec: ModelSpec, features: Features
 ) -> None:
-    loss, stats = Ranking(spec=part_spec, skip=skip, margin=0.3)(features)
+    loss, stats = make_term(Ranking, part_spec, skip=skip, margin=0.3)(features)
     image, text = (blocks(features, view, levels) for view in ("image", "text"))
     torch.testing.assert_close(loss, ranking_loss(image, text, PIDS, margin=0.3))
-    assert 0 < stats["active"] <= 1
+    assert 0 < stats()["active"] <= 1
 
 
 @pytest.mark.parametrize(("levels", "letters"), [(["fine"], "f"), (["coarse", "fine"], "cf")])
@@ -189,7 +190,7 @@ def test_cmr_reads_the_scores_of_the_id_term(
     levels: list[str], letters: str, part_spec: ModelSpec, features: Features
 ) -> None:
     torch.manual_seed(0)
-    term, identity = CMR(spec=part_spec, levels=levels, margin=0.3), ID(spec=part_spec)
+    term, identity = make_term(CMR, part_spec, levels=levels, margin=0.3), make_term(ID, part_spec)
     nn.init.normal_(identity.classifier.weight)
     report = Objective({"cmr": term, "id": identity})(features)
     places = [place for place, level in enumerate("gccfff") if level in letters]
@@ -207,7 +208,7 @@ def test_a_head_without_fine_embeddings_leaves_cmr_a_connected_zero(
     make_features: MakeFeatures, part_encoder: nn.Module, part_spec: ModelSpec
 ) -> None:
     few = ModelSpec(48, 8, num_classes=6, vocab_size=32, slots={"global": 1, "coarse": 5, "fine": 0})
-    objective = Objective({"cmr": CMR(spec=few), "id": ID(spec=few)})
+    objective = Objective({"cmr": make_term(CMR, few), "id": make_term(ID, few)})
     report = objective(make_features(PIDS, encoder=part_encoder))
     assert report.raw["cmr"] == 0
     report.total.backward()
@@ -216,10 +217,10 @@ def test_a_head_without_fine_embeddings_leaves_cmr_a_connected_zero(
 def test_without_a_part_head_or_classifiers_training_does_not_start(spec: ModelSpec, part_spec: ModelSpec) -> None:
     provided = {"image", "text", "pids"}
     with pytest.raises(UserError, match=r"loss.terms.cmr needs 'parts', which this run lacks: set head=part"):
-        check_needs(Objective({"cmr": CMR(spec=spec), "id": ID(spec=spec)}), provided)
+        check_needs(Objective({"cmr": make_term(CMR, spec), "id": make_term(ID, spec)}), provided)
     with pytest.raises(UserError, match=r"loss.terms.cmr needs 'id_logits', .*: set \+loss/term@loss.terms.id=id"):
-        check_needs(Objective({"cmr": CMR(spec=part_spec)}), {*provided, "parts"})
-    check_needs(Objective({"cmr": CMR(spec=part_spec), "id": ID(spec=part_spec)}), {*provided, "parts"})
+        check_needs(Objective({"cmr": make_term(CMR, part_spec)}), {*provided, "parts"})
+    check_needs(Objective({"cmr": make_term(CMR, part_spec), "id": make_term(ID, part_spec)}), {*provided, "parts"})
 
 
 @pytest.mark.parametrize(
@@ -248,4 +249,4 @@ def test_what_cmr_does_not_rank_ranking_does(
 )
 def test_misspelt_options_stop_before_training(options: dict, sentence: str, part_spec: ModelSpec) -> None:
     with pytest.raises(UserError, match=sentence):
-        CMR(spec=part_spec, **options)
+        make_term(CMR, part_spec, **options)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from model.features import Features
 from model.objectives import ID, LossTerm, ModelSpec, Objective, build_objective
 from model.prototypes import Modality
+from tests.model.objectives.make_term import make_term
 
 LOSS = Path(__file__).parents[3] / "config" / "loss"
 TERMS = sorted(path.stem for path in (LOSS / "term").glob("*.yaml"))
@@ -60,7 +61,7 @@ def make_case(
         parts = "parts" in build(loss, spec).needs
         term = build(loss, part_spec if parts else spec).terms["tested"]
         assert isinstance(term, LossTerm)
-        helpers = {"id": ID(spec=part_spec)} if "id_logits" in term.needs else {}
+        helpers = {"id": make_term(ID, part_spec)} if "id_logits" in term.needs else {}
         return Case(term, Objective({name: term, **helpers}), part_encoder if parts else encoder)
 
     return make
