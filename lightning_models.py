@@ -23,9 +23,9 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from data.batch import IMAGE, IMAGE_VIEWS, INDEX, LABELS, PIDS, TEXT, TEXT_VIEWS, Batch
 from data.loading.dummy_batch import blank_batch, published_identities
 from model.backbones.lora import add_lora
-from model.features import Features, alone
+from model.features import Features, no_gather
 from model.grad_cache import GradCache, refuse_tokens
-from model.objectives.base import Facts, LossReport, Objective
+from model.objectives.base import LossReport, ModelSpec, Objective
 from model.objectives.build import build_objective
 from model.objectives.nan_guard import FiniteLosses
 from model.prototypes import Labeller, Modality, PrototypeMemory
@@ -243,7 +243,7 @@ class LitTBPS(LitRanker):
         found = self._from_first(lambda: labeller.find(encoded.images, encoded.texts, text_images, seed))
         labeller.take(found, text_images)
         images, texts = map(Modality, (encoded.images, encoded.texts), found.after)
-        self.objective.fill(images, texts, seed)
+        self.objective.reset_prototypes(images, texts, seed)
         data.set_stages(labeller.stages)
         if self.trainer.is_global_zero:
             figures = found.statistics(encoded.image_pids.cpu(), encoded.text_pids.cpu())
@@ -270,8 +270,8 @@ class LitTBPS(LitRanker):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         epoch = self.current_epoch + batch_idx / self.trainer.num_training_batches
-        features = self.features(batch, epoch, alone if self.trainer.world_size == 1 else gather_rows)
-        report = self.objective(features)
+        features = self.features(batch, epoch, no_gather if self.trainer.world_size == 1 else gather_rows)
+        report = self.objective(features, with_stats=self._is_logging_step())
         self._step = features if self.labeller is not None else None
         self._finite.add(self.global_step, report.raw)
         if self.device.type == "cpu" or len(self._finite) >= self._log_every_n_steps:
@@ -280,9 +280,9 @@ class LitTBPS(LitRanker):
         if self.trainer.world_size == 1:
             return report.total
         # DDP waits for a gradient at every parameter, and not every objective reads the temperature.
-        return report.total + 0 * torch.stack(self.encoder.temperature()).sum()
+        return report.total + 0 * torch.stack(self.encoder.logit_scale_and_bias()).sum()
 
-    def features(self, batch: Batch, epoch: float = 0.0, gather: Callable[[Tensor], Tensor] = alone) -> Features:
+    def features(self, batch: Batch, epoch: float = 0.0, gather: Callable[[Tensor], Tensor] = no_gather) -> Features:
         """Returns what the losses may look at of a training batch; `epoch` and `gather` as in `Features`."""
         labels: dict[str, Tensor] = {label: batch[label] for label in LABELS if label in batch}
         if self.labeller is not None:
@@ -294,7 +294,7 @@ class LitTBPS(LitRanker):
             labels=labels,
             epoch=epoch,
             gather=gather,
-            lean=self._micro_batch is not None,
+            recompute=self._micro_batch is not None,
         )
 
     def on_after_backward(self) -> None:
@@ -318,7 +318,7 @@ class LitTBPS(LitRanker):
         self.log("train/loss", report.total.detach())  # prog_bar=True would read it, and wait, at every step
         if not self._is_logging_step():
             return
-        scale, bias = self.encoder.temperature()
+        scale, bias = self.encoder.logit_scale_and_bias()
         values: dict[str, Any] = {f"train/loss/{term}": value for term, value in report.raw.items()}
         values |= {f"train/weighted/{term}": value for term, value in report.weighted.items()}
         values |= {f"train/stat/{t}/{name}": v for t, stats in report.stats.items() for name, v in stats.items()}
@@ -405,8 +405,8 @@ def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
     """
     backbone, slots = encoder.backbone, encoder.head.slots
     rows, columns = backbone.grid
-    facts = Facts(encoder.embed_dim, backbone.embed_dim, num_classes, backbone.vocab_size, slots, rows * columns)
-    objective = build_objective(instantiate(cfg.loss.terms), facts)
+    spec = ModelSpec(encoder.embed_dim, backbone.embed_dim, num_classes, backbone.vocab_size, slots, rows * columns)
+    objective = build_objective(instantiate(cfg.loss.terms), spec)
     micro_batch = cfg.grad_cache.micro_batch
     if micro_batch is not None:
         check_positive("grad_cache.micro_batch", micro_batch)

@@ -32,7 +32,7 @@ from model.backbones.vision_language import SiglipBackbone
 from model.features import Features
 from model.grad_cache import GradCache
 from model.heads import GlobalHead
-from model.objectives import Facts, build_objective
+from model.objectives import ModelSpec, build_objective
 from model.tbps import TBPS
 
 CONFIG = Path(__file__).parents[1] / "config"
@@ -81,8 +81,8 @@ def make_model(size: Size) -> nn.ModuleDict:
     )
     with initialize_config_dir(str(CONFIG), version_base="1.3"):
         terms = compose("demo", overrides=["loss=hybrid_circle"]).loss.terms
-    facts = Facts(size.width, size.width, num_classes=1, vocab_size=VOCABULARY)
-    return nn.ModuleDict({"encoder": encoder, "objective": build_objective(instantiate(terms), facts)})
+    spec = ModelSpec(size.width, size.width, num_classes=1, vocab_size=VOCABULARY)
+    return nn.ModuleDict({"encoder": encoder, "objective": build_objective(instantiate(terms), spec)})
 
 
 def measure(size: Size, batch: int, micro_batch: int | None, threads: int, device: str) -> Cost:
@@ -102,7 +102,7 @@ def measure(size: Size, batch: int, micro_batch: int | None, threads: int, devic
                 {view: pixels[:pairs] for view, pixels in images.items()},
                 {"text": (ids[:pairs], torch.ones_like(ids[:pairs]))},
                 {"pids": pids[:pairs]},
-                lean=micro_batch is not None,
+                recompute=micro_batch is not None,
             )
             loss = model["objective"](features).total
         del features

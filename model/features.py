@@ -1,4 +1,4 @@
-"""What the losses of one step may look at: encoded views, labels, temperature."""
+"""What the losses of one step may look at: encoded views, labels, logit scale and bias."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -56,11 +56,11 @@ class Encoder(Protocol):
 
     def encode_image(self, pixels: Tensor) -> Encoded: ...
     def encode_text(self, ids: Tensor, mask: Tensor) -> Encoded: ...
-    def temperature(self) -> tuple[Tensor, Tensor]: ...
+    def logit_scale_and_bias(self) -> tuple[Tensor, Tensor]: ...
 
 
-def alone(tensor: Tensor) -> Tensor:
-    """Gathers the rows of one process."""
+def no_gather(tensor: Tensor) -> Tensor:
+    """Returns the rows of the only process."""
     return tensor
 
 
@@ -80,8 +80,8 @@ class Features:
             not know them.
         epoch: training progress in epochs, fractional (for ramps).
         gather: ``(B, ...) -> (W*B, ...)`` concatenates the rows of all W processes, with gradient.
-        lean: whether memory goes before speed: announced image views are not encoded together, which takes a copy of
-            their pixels, and losses compute their comparisons again in backward.
+        recompute: whether memory goes before speed: announced image views are not encoded together, which takes a
+            copy of their pixels, and losses compute their comparisons again in backward.
     """
 
     def __init__(
@@ -92,8 +92,8 @@ class Features:
         labels: Mapping[str, Tensor],
         *,
         epoch: float = 0.0,
-        gather: Callable[[Tensor], Tensor] = alone,
-        lean: bool = False,
+        gather: Callable[[Tensor], Tensor] = no_gather,
+        recompute: bool = False,
     ) -> None:
         self.epoch = epoch
         self.accessed: set[str] = set()
@@ -102,10 +102,11 @@ class Features:
         self._texts = texts
         self._labels = labels
         self._gather = gather
-        self._lean = lean
+        self._recompute = recompute
         self._encoded: dict[str, Encoded] = {}
         self._gathered: dict[tuple[str, str], Tensor] = {}
-        self._offered: dict[str, Callable[[str], Tensor]] = {}
+        self._registered: dict[str, Callable[[str], Tensor]] = {}
+        self._shared: dict[tuple[str, str], Tensor] = {}
         self._expected: tuple[str, ...] = ()
         device = next(iter({**images, **{k: v[0] for k, v in texts.items()}}.values())).device.type
         self._device = device
@@ -129,7 +130,7 @@ class Features:
         if view not in self._encoded:
             self._refuse_no_grad(view)
             together = [v for v in self._expected if v not in self._encoded]
-            self._encode_images([view] if self._lean or view not in together else together)
+            self._encode_images([view] if self._recompute or view not in together else together)
         return self._encoded[view]
 
     def text(self, view: str = "text") -> Encoded:
@@ -156,25 +157,25 @@ class Features:
             self.accessed.add("parts")
         return slots
 
-    def offer(self, name: str, compute: Callable[[str], Tensor]) -> None:
-        """Lets losses read ``compute(view)`` as ``derived(name, view)``; it runs once for each view asked for."""
-        self._offered[name] = compute
+    def register(self, name: str, compute: Callable[[str], Tensor]) -> None:
+        """Lets losses read ``compute(view)`` as ``shared(name, view)``; it runs once for each view asked for."""
+        self._registered[name] = compute
 
-    def derived(self, name: str, view: str) -> Tensor:
-        """What one loss makes of a view for all of them, such as the "id_logits" of the identity classifier."""
+    def shared(self, name: str, view: str) -> Tensor:
+        """Returns what one loss makes of a view for all, such as the "id_logits" of the identity classifier."""
         self.accessed.add(name)
-        if name not in self._offered:
-            raise LookupError(f"no loss offers {name!r}: a loss that reads it must list {name!r} in needs")
-        if (view, name) not in self._gathered:
-            self._gathered[view, name] = self._offered[name](view)
-        return self._gathered[view, name]
+        if name not in self._registered:
+            raise LookupError(f"no loss registers {name!r}: a loss that reads it must list {name!r} in needs")
+        if (name, view) not in self._shared:
+            self._shared[name, view] = self._registered[name](view)
+        return self._shared[name, view]
 
-    def compared(self, compare: Callable[..., Tensor], *embeddings: Tensor) -> Tensor:
+    def checkpointed(self, compare: Callable[..., Tensor], *embeddings: Tensor) -> Tensor:
         """Returns ``compare(*embeddings)``, which holds matrices of the size of the batch squared until backward.
 
         Where memory goes before speed it holds none and is computed again; `compare` then must not draw at random.
         """
-        if not self._lean:
+        if not self._recompute:
             return compare(*embeddings)
         return checkpoint(compare, *embeddings, use_reentrant=False, preserve_rng_state=False)
 
@@ -201,10 +202,9 @@ class Features:
             raise LookupError(f"this batch carries no {name!r}: a loss that reads it must list {name!r} in needs")
         return self._labels[name]
 
-    @property
-    def temperature(self) -> tuple[Tensor, Tensor]:
+    def logit_scale_and_bias(self) -> tuple[Tensor, Tensor]:
         """(logit_scale, logit_bias) of the backbone: scalars with gradient, the scale exponentiated."""
-        return self._encoder.temperature()
+        return self._encoder.logit_scale_and_bias()
 
     def _global(self, view: str, part: str) -> Tensor:
         key = (view, part)

@@ -41,9 +41,9 @@ class GradCache:
         """Encodes token ids ``(B, L)`` with their mask ``(B, L)``."""
         return self._encode(self._encoder.encode_text, ids, mask)
 
-    def temperature(self) -> tuple[Tensor, Tensor]:
+    def logit_scale_and_bias(self) -> tuple[Tensor, Tensor]:
         """(logit_scale, logit_bias) of the encoder."""
-        return self._encoder.temperature()
+        return self._encoder.logit_scale_and_bias()
 
     def _encode(self, encode: Callable[..., Encoded], *inputs: Tensor) -> Encoded:
         def without_tokens(*rows: Tensor) -> Encoded:

@@ -58,6 +58,6 @@ class TBPS(nn.Module):
         if table in weights:
             self.backbone.grow_token_table(len(weights[table]))
 
-    def temperature(self) -> tuple[Tensor, Tensor]:
+    def logit_scale_and_bias(self) -> tuple[Tensor, Tensor]:
         """(logit_scale, logit_bias) of the backbone."""
-        return self.backbone.temperature()
+        return self.backbone.logit_scale_and_bias()

@@ -131,7 +131,7 @@ def label(module: LitTBPS) -> None:
     module.labeller.take(Found(found, found), torch.arange(PAIRS))
     features = torch.randn(PAIRS, module.encoder.embed_dim, generator=torch.Generator().manual_seed(1))
     images, texts = (Modality(features.to(module.device), labels) for labels in found)
-    module.objective.fill(images, texts, seed=0)
+    module.objective.reset_prototypes(images, texts, seed=0)
 
 
 def losses(module: LitTBPS, batch: Batch) -> tuple[Features, LossReport]:

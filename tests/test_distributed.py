@@ -41,7 +41,7 @@ OF_PRESET = {
     "part_cmr": ["experiment=part_cmr"],
     "tbps_clip": [NARROW],
 }
-PRESETS = sorted(file.stem for file in (ROOT / "config" / "loss").glob("*.yaml"))
+PRESETS = sorted(file.stem for file in (ROOT / "config" / "loss").glob("[!_]*.yaml"))
 STEPS = {preset: [f"loss={preset}", *OF_PRESET.get(preset, ())] for preset in PRESETS}
 STEPS["grad_cache"] = ["loss=tbps_clip", NARROW, "grad_cache.micro_batch=2"]
 EXACT = "trainer.precision=64-true"  # in fp32 gradients differ by the rounding of another order of summing

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map_only
 from benchmarks.gpu_claims.bench import Bench
 from benchmarks.gpu_claims.steps import TINY, Trainee, composed
 from data.batch import Batch
-from model.features import alone
+from model.features import no_gather
 from utils.training.gather import gather_rows
 
 ROOT: Final = Path(__file__).parents[2]
@@ -58,7 +58,7 @@ def _compare(bench: Bench, name: str, way: str) -> None:
             bench.note(f"nccl does not take two processes on one card: {reason}")
             return
         raise RuntimeError(f"{reason}\n{text[-4000:]}")
-    expected = _gradients(_trainee(bench.device), alone, Whole)
+    expected = _gradients(_trainee(bench.device), no_gather, Whole)
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     gaps = {}
     for rank in range(2):
@@ -92,7 +92,7 @@ class Whole(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         total = self.module.objective(self.module.features(batch, gather=self._gather)).total
-        return total + 0 * torch.stack(self.module.encoder.temperature()).sum()  # as LitTBPS does for DDP
+        return total + 0 * torch.stack(self.module.encoder.logit_scale_and_bias()).sum()  # as LitTBPS does for DDP
 
 
 def _trainee(device: torch.device) -> Trainee:

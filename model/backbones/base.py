@@ -119,7 +119,7 @@ class Backbone(nn.Module):
         """Encodes token ids ``(B, L)``; `mask` ``(B, L)`` is true on tokens that are not padding."""
         raise NotImplementedError
 
-    def temperature(self) -> tuple[Tensor, Tensor]:
+    def logit_scale_and_bias(self) -> tuple[Tensor, Tensor]:
         """(logit_scale, logit_bias): scalars with gradient, the scale exponentiated."""
         scale = self.hub_model.logit_scale.squeeze().exp()
         if self.max_logit_scale is not None:

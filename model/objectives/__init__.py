@@ -1,6 +1,6 @@
 """Losses: pure functions of tensors, the terms that feed them, and the objective that sums the terms."""
 
-from model.objectives.base import Facts, LossReport, LossTerm, Objective, Stats
+from model.objectives.base import LossReport, LossTerm, ModelSpec, Objective, Stats
 from model.objectives.build import build_objective, check_needs
 from model.objectives.circle import (
     NCITC,
@@ -35,10 +35,10 @@ __all__ = [
     "RITC",
     "SDM",
     "CrossModalCircle",
-    "Facts",
     "InModalCircle",
     "LossReport",
     "LossTerm",
+    "ModelSpec",
     "Objective",
     "Ranking",
     "SimCLR",

@@ -1,6 +1,6 @@
 """LossTerm, Objective and LossReport: how losses are composed and reported."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -11,11 +11,11 @@ from model.features import Features
 from model.prototypes import Modality
 from utils.errors import UserError
 
-Stats = dict[str, Tensor]
+Stats = Callable[[], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Facts:
+class ModelSpec:
     """What a loss term may need to know of the composed model and data before training.
 
     slots: how many embeddings of each level a sample has, in the order of the blocks of `embedding`.
@@ -36,26 +36,27 @@ class LossTerm(nn.Module):
     `needs` names what the term reads from `Features`: views ("image", "image_aug", "text", ...), "pids", ...
     The datamodule builds exactly the views that the terms of the objective need. `reads_tokens` says whether
     the term looks at tokens, not only at embeddings and pooled features. Parameters of its own (a classifier,
-    a projector) are built from `facts`. `provides` names what other terms may read of it.
+    a projector) are built from `spec`. `provides` names what other terms may read of it.
 
-    Shape: ``forward(features) -> (scalar, {name: detached scalar})``.
+    Shape: ``forward(features) -> (scalar, stats)``. ``stats() -> {name: detached scalar}`` computes what to watch; it
+    is called right after `forward`, without gradient, and in the steps that log it only. `dict` watches nothing.
     """
 
     needs: frozenset[str] = frozenset({"image", "text"})
     provides: frozenset[str] = frozenset()
     reads_tokens: ClassVar[bool] = False
 
-    def __init__(self, *, facts: Facts, weight: float = 1.0) -> None:
+    def __init__(self, *, spec: ModelSpec, weight: float) -> None:
         super().__init__()
         self.weight = weight
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         raise NotImplementedError
 
-    def offer_to(self, features: Features) -> None:
-        """Offers what the term `provides`; runs before the first term of a step."""
+    def register_in(self, features: Features) -> None:
+        """Registers what the term `provides`; runs before the first term of a step."""
 
-    def fill(self, images: Modality, texts: Modality, seed: int) -> None:
+    def reset_prototypes(self, images: Modality, texts: Modality, seed: int) -> None:
         """Starts from new pseudo labels of the training set; terms that keep nothing of them do nothing."""
 
     def after_step(self, features: Features) -> None:
@@ -64,12 +65,12 @@ class LossTerm(nn.Module):
 
 @dataclass(frozen=True)
 class LossReport:
-    """The losses of one step: `total` with gradient; by term and detached, raw, weighted and stats."""
+    """The losses of one step: `total` with gradient; by term and detached, raw, weighted and stats, if asked for."""
 
     total: Tensor
     raw: dict[str, Tensor]
     weighted: dict[str, Tensor]
-    stats: dict[str, Stats]
+    stats: dict[str, dict[str, Tensor]]
 
 
 class Objective(nn.Module):
@@ -103,25 +104,28 @@ class Objective(nn.Module):
         """The union of what the terms provide to each other."""
         return frozenset().union(*(term.provides for term in self._terms().values()))
 
-    def forward(self, features: Features) -> LossReport:
+    def forward(self, features: Features, *, with_stats: bool = True) -> LossReport:
         features.expect(self.needs)
         for term in self._terms().values():
-            term.offer_to(features)
+            term.register_in(features)
         raw: dict[str, Tensor] = {}
         weighted: dict[str, Tensor] = {}
-        stats: dict[str, Stats] = {}
+        stats: dict[str, dict[str, Tensor]] = {}
         shares: list[Tensor] = []
         for name, term in self._terms().items():
             with features.fp32():
-                loss, stats[name] = term(features)
+                loss, stats_of_term = term(features)
+                if with_stats:
+                    with torch.no_grad():
+                        stats[name] = stats_of_term()
             shares.append(term.weight * loss)
             raw[name], weighted[name] = loss.detach(), shares[-1].detach()
         return LossReport(torch.stack(shares).sum(), raw, weighted, stats)
 
-    def fill(self, images: Modality, texts: Modality, seed: int) -> None:
+    def reset_prototypes(self, images: Modality, texts: Modality, seed: int) -> None:
         """Starts every term from new pseudo labels of the training set."""
         for term in self._terms().values():
-            term.fill(images, texts, seed)
+            term.reset_prototypes(images, texts, seed)
 
     def after_step(self, features: Features) -> None:
         """Lets every term learn, after the backward pass, from the features of the step."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
-from model.objectives.base import Facts, LossTerm, Objective
+from model.objectives.base import LossTerm, ModelSpec, Objective
 from utils.errors import UserError, nearest
 
 Make = Callable[..., LossTerm] | Mapping[str, Any]
@@ -18,20 +18,20 @@ PROVIDERS: Final[Mapping[str, str]] = {
 }
 
 
-def build_objective(terms: Mapping[str, Make], facts: Facts) -> Objective:
+def build_objective(terms: Mapping[str, Make], spec: ModelSpec) -> Objective:
     """Returns the objective of `terms`.
 
     Args:
-        terms: name -> partial that still takes `facts`, as Hydra instantiates `loss.terms`; a mapping of settings
+        terms: name -> partial that still takes `spec`, as Hydra instantiates `loss.terms`; a mapping of settings
             where there is no loss that they are for.
-        facts: of the composed model and data.
+        spec: of the composed model and data.
 
     Raises:
         UserError: there are no terms, or one of them cannot be built.
     """
     if not terms:
         raise UserError("loss.terms is empty: add a loss, e.g. +loss/term@loss.terms.nitc=nitc")
-    return Objective({name: _build_term(name, make, facts) for name, make in terms.items()})
+    return Objective({name: _build_term(name, make, spec) for name, make in terms.items()})
 
 
 def check_needs(objective: Objective, provided: Collection[str]) -> None:
@@ -54,7 +54,7 @@ def _remedy(need: str, provided: Collection[str]) -> str:
     return f"which is unknown; expected one of {', '.join(sorted(known))}.{nearest(need, known)}"
 
 
-def _build_term(name: str, make: Make, facts: Facts) -> LossTerm:
+def _build_term(name: str, make: Make, spec: ModelSpec) -> LossTerm:
     if isinstance(make, Mapping):
         term, settings = (
             f"loss.terms.{name}",
@@ -65,7 +65,7 @@ def _build_term(name: str, make: Make, facts: Facts) -> LossTerm:
             f"'+loss/term@{term}={name} {settings}', or drop the settings with '~{term}'"
         )
     try:
-        return make(facts=facts)
+        return make(spec=spec)
     except TypeError as error:
         raise UserError(f"loss.terms.{name} cannot be built: {error}") from error
     except UserError as error:

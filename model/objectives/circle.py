@@ -7,15 +7,17 @@ papers/circle_msiglip.md prints the loss without the offsets 1 - m and m; they a
 Embeddings are unit-norm ``(B, D)``, `pids` int64 ``(B,)``. Every function returns a scalar in fp32 or wider.
 """
 
-from typing import Final, Literal, Unpack
+from collections.abc import Sequence
+from functools import partial
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from model.features import Features
-from model.objectives.base import Stats
-from model.objectives.pairs import PairOptions, PairTerm, masked_mean, same_identity, similarities
+from model.objectives.base import LossTerm, ModelSpec, Stats
+from model.objectives.pairs import checked_views, masked_mean, mean_over_views, same_identity, similarities
 from utils.errors import UserError, nearest
 
 Scope = Literal["batch", "anchor"]
@@ -127,7 +129,7 @@ def _check_option(option: str, value: str, allowed: tuple[str, ...]) -> None:
         raise UserError(f"{option}: {value!r} given, expected {' or '.join(allowed)}.{nearest(value, allowed)}")
 
 
-def _hard_shares(similarity: Tensor, positive: Tensor, negative: Tensor, margin: float) -> Stats:
+def _hard_shares(similarity: Tensor, positive: Tensor, negative: Tensor, margin: float) -> dict[str, Tensor]:
     """Returns the share of positive pairs below 1 - margin and of negative pairs above margin."""
     return {
         "hard_positives": masked_mean((similarity < 1 - margin).float(), positive),
@@ -135,73 +137,80 @@ def _hard_shares(similarity: Tensor, positive: Tensor, negative: Tensor, margin:
     }
 
 
-class _CircleTerm(PairTerm):
-    """Holds what the Circle losses share; watches the pairs of images and texts.
+def _hard_cross_modal_shares(features: Features, view: str, margin: float) -> dict[str, Tensor]:
+    same = same_identity(features.pids)
+    return _hard_shares(similarities(features.embedding(view), features.embedding("text")), same, ~same, margin)
+
+
+class InModalCircle(LossTerm):
+    """Mean of `in_modal_circle` of the image branch (mean over its views) and of the text branch.
 
     Args:
-        margin: m; positives aim at 1 - m and above, negatives at m and below.
-        gamma: scale.
-        pair: facts, weight, views, as in `PairTerm`.
-    """
-
-    def __init__(self, *, margin: float, gamma: float, **pair: Unpack[PairOptions]) -> None:
-        super().__init__(**pair)
-        self.margin = margin
-        self.gamma = gamma
-
-    def pair_stats(self, image: Tensor, text: Tensor, features: Features) -> Stats:
-        same = same_identity(features.pids)
-        return _hard_shares(similarities(image, text), same, ~same, self.margin)
-
-
-class _ScopedCircle(_CircleTerm):
-    """A Circle loss over a batch or over each anchor's pairs.
-
-    Args:
-        scope: "batch" or "anchor".
+        margin, gamma, scope: as in `in_modal_circle`.
     """
 
     def __init__(
-        self, *, margin: float = 0.25, gamma: float = 128.0, scope: Scope = "batch", **pair: Unpack[PairOptions]
+        self, *, spec: ModelSpec, weight: float, views: Sequence[str], margin: float, gamma: float, scope: Scope
     ) -> None:
-        super().__init__(margin=margin, gamma=gamma, **pair)
+        super().__init__(spec=spec, weight=weight)
         _check_option("scope", scope, SCOPES)
-        self.scope = scope
+        self.views = checked_views(views)
+        self.needs = frozenset({*self.views, "text", "pids"})
+        self.margin = margin
+        self._loss = partial(in_modal_circle, margin=margin, gamma=gamma, scope=scope)
+
+    def forward(self, features: Features) -> tuple[Tensor, Stats]:
+        pids = features.pids
+
+        def loss(image: Tensor, text: Tensor) -> Tensor:
+            return torch.stack([self._loss(branch, pids) for branch in (image, text)]).mean()
+
+        def stats() -> dict[str, Tensor]:
+            image = features.embedding(self.views[0])
+            return _hard_shares(similarities(image, image), *_others(pids), self.margin)
+
+        return mean_over_views(loss, features, self.views), stats
 
 
-class InModalCircle(_ScopedCircle):
-    """Mean of `in_modal_circle` of the image branch (mean over its views) and of the text branch."""
-
-    def pair_loss(self, image: Tensor, text: Tensor, features: Features) -> Tensor:
-        branches = [
-            in_modal_circle(branch, features.pids, self.margin, self.gamma, self.scope) for branch in (image, text)
-        ]
-        return torch.stack(branches).mean()
-
-    def pair_stats(self, image: Tensor, text: Tensor, features: Features) -> Stats:
-        return _hard_shares(similarities(image, image), *_others(features.pids), self.margin)
-
-
-class CrossModalCircle(_ScopedCircle):
-    """`cross_modal_circle`."""
-
-    def pair_loss(self, image: Tensor, text: Tensor, features: Features) -> Tensor:
-        return cross_modal_circle(image, text, features.pids, self.margin, self.gamma, self.scope)
-
-
-class NCITC(_CircleTerm):
-    """`nc_itc`.
+class CrossModalCircle(LossTerm):
+    """`cross_modal_circle`, mean over image views.
 
     Args:
-        reduction: "mean" or "row".
+        margin, gamma, scope: as in `cross_modal_circle`.
     """
 
     def __init__(
-        self, *, margin: float = 0.35, gamma: float = 80.0, reduction: Reduction = "mean", **pair: Unpack[PairOptions]
+        self, *, spec: ModelSpec, weight: float, views: Sequence[str], margin: float, gamma: float, scope: Scope
     ) -> None:
-        super().__init__(margin=margin, gamma=gamma, **pair)
-        _check_option("reduction", reduction, REDUCTIONS)
-        self.reduction = reduction
+        super().__init__(spec=spec, weight=weight)
+        _check_option("scope", scope, SCOPES)
+        self.views = checked_views(views)
+        self.needs = frozenset({*self.views, "text", "pids"})
+        self.margin = margin
+        self._loss = partial(cross_modal_circle, margin=margin, gamma=gamma, scope=scope)
 
-    def pair_loss(self, image: Tensor, text: Tensor, features: Features) -> Tensor:
-        return nc_itc(image, text, features.pids, self.margin, self.gamma, self.reduction)
+    def forward(self, features: Features) -> tuple[Tensor, Stats]:
+        loss = mean_over_views(partial(self._loss, pids=features.pids), features, self.views)
+        return loss, lambda: _hard_cross_modal_shares(features, self.views[0], self.margin)
+
+
+class NCITC(LossTerm):
+    """`nc_itc`, mean over image views.
+
+    Args:
+        margin, gamma, reduction: as in `nc_itc`.
+    """
+
+    def __init__(
+        self, *, spec: ModelSpec, weight: float, views: Sequence[str], margin: float, gamma: float, reduction: Reduction
+    ) -> None:
+        super().__init__(spec=spec, weight=weight)
+        _check_option("reduction", reduction, REDUCTIONS)
+        self.views = checked_views(views)
+        self.needs = frozenset({*self.views, "text", "pids"})
+        self.margin = margin
+        self._loss = partial(nc_itc, margin=margin, gamma=gamma, reduction=reduction)
+
+    def forward(self, features: Features) -> tuple[Tensor, Stats]:
+        loss = mean_over_views(partial(self._loss, pids=features.pids), features, self.views)
+        return loss, lambda: _hard_cross_modal_shares(features, self.views[0], self.margin)

@@ -5,6 +5,7 @@ function returns a scalar in fp32 or wider.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final, Literal, get_args
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.features import Features
-from model.objectives.base import Facts, Stats
-from model.objectives.pairs import PairTerm, masked_mean, same_identity, similarities
+from model.objectives.base import LossTerm, ModelSpec, Stats
+from model.objectives.pairs import checked_views, masked_mean, mean_over_views, same_identity, similarities
 from utils.errors import UserError
 
 Pairs = Literal["all", "outliers"]
@@ -116,35 +117,33 @@ def citc(
     return inmodal_weight * within.square().mean() + intermodal_weight * (between - between.T).square().mean()
 
 
-class ITC(PairTerm):
-    """`itc` under the temperature of the backbone.
+class ITC(LossTerm):
+    """`itc` under the temperature of the backbone, mean over image views.
 
     Args:
         pairs: "all", or "outliers": those of which a side is in no cluster (CPCL, supplementary learning stage).
     """
 
-    reads_pids = False
-
-    def __init__(
-        self, *, facts: Facts, weight: float = 1.0, views: Sequence[str] = ("image",), pairs: Pairs = "all"
-    ) -> None:
-        super().__init__(facts=facts, weight=weight, views=views)
+    def __init__(self, *, spec: ModelSpec, weight: float, views: Sequence[str], pairs: Pairs) -> None:
+        super().__init__(spec=spec, weight=weight)
         if pairs not in PAIRS:
             raise UserError(f"pairs: {pairs!r} given, expected one of {', '.join(PAIRS)}")
         self.pairs = pairs
-        if pairs == "outliers":
-            self.needs |= {"image_labels", "text_labels"}
+        self.views = checked_views(views)
+        labels = {"image_labels", "text_labels"} if pairs == "outliers" else set()
+        self.needs = frozenset({*self.views, "text"} | labels)
 
-    def pair_loss(self, image: Tensor, text: Tensor, features: Features) -> Tensor:
-        scale, _ = features.temperature
-        if self.pairs == "all":
-            return itc(image, text, scale)
-        outliers = (features.labels("image_labels") < 0) | (features.labels("text_labels") < 0)
-        return itc(image, text, scale, outliers)
+    def forward(self, features: Features) -> tuple[Tensor, Stats]:
+        scale, _ = features.logit_scale_and_bias()
+        outliers = None
+        if self.pairs == "outliers":
+            outliers = (features.labels("image_labels") < 0) | (features.labels("text_labels") < 0)
+        loss = partial(itc, logit_scale=scale, chosen=outliers)
+        return mean_over_views(loss, features, self.views), dict
 
 
-class NITC(PairTerm):
-    """`nitc` under the temperature of the backbone; the soft-label ratio ramps up over the first epoch.
+class NITC(LossTerm):
+    """`nitc` under the temperature of the backbone, mean over image views; soft labels ramp up over the first epoch.
 
     Args:
         sigmoid: pairwise sigmoid instead of softmax.
@@ -152,69 +151,69 @@ class NITC(PairTerm):
     """
 
     def __init__(
-        self,
-        *,
-        facts: Facts,
-        sigmoid: bool,
-        weight: float = 1.0,
-        views: Sequence[str] = ("image",),
-        softlabel_ratio: float = 0.0,
+        self, *, spec: ModelSpec, weight: float, views: Sequence[str], sigmoid: bool, softlabel_ratio: float
     ) -> None:
-        super().__init__(facts=facts, weight=weight, views=views)
+        super().__init__(spec=spec, weight=weight)
         if not 0 <= softlabel_ratio <= 1:
             raise UserError(f"softlabel_ratio: {softlabel_ratio} given, expected a number from 0 to 1")
+        self.views = checked_views(views)
+        self.needs = frozenset({*self.views, "text", "pids"})
         self.sigmoid = sigmoid
         self.softlabel_ratio = softlabel_ratio
 
-    def pair_loss(self, image: Tensor, text: Tensor, features: Features) -> Tensor:
-        scale, bias = features.temperature
-        ratio = self.softlabel_ratio * min(features.epoch, 1.0)
-        return nitc(image, text, features.pids, scale, bias, sigmoid=self.sigmoid, softlabel_ratio=ratio)
+    def forward(self, features: Features) -> tuple[Tensor, Stats]:
+        scale, bias = features.logit_scale_and_bias()
+        loss = partial(
+            nitc,
+            pids=features.pids,
+            logit_scale=scale,
+            logit_bias=bias,
+            sigmoid=self.sigmoid,
+            softlabel_ratio=self.softlabel_ratio * min(features.epoch, 1.0),
+        )
 
-    def pair_stats(self, image: Tensor, text: Tensor, features: Features) -> Stats:
-        cosines, same = similarities(image, text), same_identity(features.pids)
-        return {"positive_cosine": masked_mean(cosines, same), "negative_cosine": masked_mean(cosines, ~same)}
+        def stats() -> dict[str, Tensor]:
+            cosines = similarities(features.embedding(self.views[0]), features.embedding("text"))
+            same = same_identity(features.pids)
+            return {"positive_cosine": masked_mean(cosines, same), "negative_cosine": masked_mean(cosines, ~same)}
+
+        return mean_over_views(loss, features, self.views), stats
 
 
-class RITC(PairTerm):
-    """`ritc` under the temperature of the backbone.
+class RITC(LossTerm):
+    """`ritc` under the temperature of the backbone, mean over image views.
 
     Args:
         eps: added to the targets before their logarithm.
     """
 
-    def __init__(
-        self, *, facts: Facts, weight: float = 1.0, views: Sequence[str] = ("image",), eps: float = 1e-2
-    ) -> None:
-        super().__init__(facts=facts, weight=weight, views=views)
+    def __init__(self, *, spec: ModelSpec, weight: float, views: Sequence[str], eps: float) -> None:
+        super().__init__(spec=spec, weight=weight)
+        self.views = checked_views(views)
+        self.needs = frozenset({*self.views, "text", "pids"})
         self.eps = eps
 
-    def pair_loss(self, image: Tensor, text: Tensor, features: Features) -> Tensor:
-        return ritc(image, text, features.pids, *features.temperature, eps=self.eps)
+    def forward(self, features: Features) -> tuple[Tensor, Stats]:
+        scale, bias = features.logit_scale_and_bias()
+        loss = partial(ritc, pids=features.pids, logit_scale=scale, logit_bias=bias, eps=self.eps)
+        return mean_over_views(loss, features, self.views), dict
 
 
-class CITC(PairTerm):
-    """`citc`.
+class CITC(LossTerm):
+    """`citc`, mean over image views.
 
     Args:
         inmodal_weight: of the difference between the two in-modal geometries.
         intermodal_weight: of the asymmetry of S.
     """
 
-    reads_pids = False
-
     def __init__(
-        self,
-        *,
-        facts: Facts,
-        weight: float = 1.0,
-        views: Sequence[str] = ("image",),
-        inmodal_weight: float = 0.25,
-        intermodal_weight: float = 0.25,
+        self, *, spec: ModelSpec, weight: float, views: Sequence[str], inmodal_weight: float, intermodal_weight: float
     ) -> None:
-        super().__init__(facts=facts, weight=weight, views=views)
-        self.inmodal_weight = inmodal_weight
-        self.intermodal_weight = intermodal_weight
+        super().__init__(spec=spec, weight=weight)
+        self.views = checked_views(views)
+        self.needs = frozenset({*self.views, "text"})
+        self._loss = partial(citc, inmodal_weight=inmodal_weight, intermodal_weight=intermodal_weight)
 
-    def pair_loss(self, image: Tensor, text: Tensor, features: Features) -> Tensor:
-        return citc(image, text, inmodal_weight=self.inmodal_weight, intermodal_weight=self.intermodal_weight)
+    def forward(self, features: Features) -> tuple[Tensor, Stats]:
+        return mean_over_views(self._loss, features, self.views), dict

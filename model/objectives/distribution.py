@@ -17,8 +17,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.features import Features
-from model.objectives.base import Facts, LossTerm, Stats
-from model.objectives.pairs import FORMS, PairTerm, at_least_fp32, same_identity, similarities
+from model.objectives.base import LossTerm, ModelSpec, Stats
+from model.objectives.pairs import (
+    FORMS,
+    at_least_fp32,
+    checked_views,
+    mean_over_views,
+    same_identity,
+    similarities,
+)
 from utils.errors import UserError, check_choice
 
 RELEASED_ALPHA: Final = 0.1
@@ -108,76 +115,73 @@ def divergences(logits: Tensor, pids: Tensor, eps: float) -> Tensor:
     return F.kl_div(log_target, logits.log_softmax(dim=1), reduction="none", log_target=True).sum(dim=1)
 
 
-def _unmatched_shares(image_logits: Tensor, text_logits: Tensor) -> Stats:
+def _unmatched_shares(image_logits: Tensor, text_logits: Tensor) -> dict[str, Tensor]:
     """Returns the share of images, and of texts, to which another pair's row is closer than their own."""
     shares = [(rows.amax(dim=1) > rows.diagonal()).float().mean() for rows in (image_logits, text_logits)]
     return {"unmatched_images": shares[0], "unmatched_texts": shares[1]}
 
 
-class SDM(PairTerm):
-    """`sdm`.
+class SDM(LossTerm):
+    """`sdm`, mean over image views.
 
     Args:
         logit_scale: fixed, 1 / tau.
     """
 
-    def __init__(
-        self,
-        *,
-        facts: Facts,
-        weight: float = 1.0,
-        views: Sequence[str] = ("image",),
-        logit_scale: float = 50.0,
-    ) -> None:
-        super().__init__(facts=facts, weight=weight, views=views)
+    def __init__(self, *, spec: ModelSpec, weight: float, views: Sequence[str], logit_scale: float) -> None:
+        super().__init__(spec=spec, weight=weight)
+        self.views = checked_views(views)
+        self.needs = frozenset({*self.views, "text", "pids"})
         self.logit_scale = logit_scale
 
-    def pair_loss(self, image: Tensor, text: Tensor, features: Features) -> Tensor:
-        return sdm(image, text, features.pids, self.logit_scale)
+    def forward(self, features: Features) -> tuple[Tensor, Stats]:
+        loss = partial(sdm, pids=features.pids, logit_scale=self.logit_scale)
 
-    def pair_stats(self, image: Tensor, text: Tensor, features: Features) -> Stats:
-        cosines = similarities(image, text)
-        return _unmatched_shares(cosines, cosines.T)
+        def stats() -> dict[str, Tensor]:
+            cosines = similarities(features.embedding(self.views[0]), features.embedding("text"))
+            return _unmatched_shares(cosines, cosines.T)
+
+        return mean_over_views(loss, features, self.views), stats
 
 
-class ASDM(SDM):
-    """`a_sdm`, or `released_a_sdm`.
+class ASDM(LossTerm):
+    """`a_sdm`, or `released_a_sdm`, mean over image views.
 
     Args:
+        logit_scale: fixed, 1 / tau.
         form: ``paper`` or ``released``.
         alpha: of ``paper``: how much more a row weighs whose own pair is not the closest; 10 (FMFA), 1 on RSTPReid.
     """
 
     def __init__(
-        self,
-        *,
-        facts: Facts,
-        weight: float = 1.0,
-        views: Sequence[str] = ("image",),
-        logit_scale: float = 50.0,
-        form: str = "paper",
-        alpha: float = 10.0,
+        self, *, spec: ModelSpec, weight: float, views: Sequence[str], logit_scale: float, form: str, alpha: float
     ) -> None:
-        super().__init__(facts=facts, weight=weight, views=views, logit_scale=logit_scale)
+        super().__init__(spec=spec, weight=weight)
         check_choice("form", form, FORMS)
         if alpha < 0:
             raise UserError(f"alpha: {alpha} given, expected 0 or more; 0 is plain SDM")
+        self.views = checked_views(views)
+        self.needs = frozenset({*self.views, "text", "pids"})
+        self.logit_scale = logit_scale
         self.form = form
         self.alpha = alpha
 
-    def pair_loss(self, image: Tensor, text: Tensor, features: Features) -> Tensor:
-        if self.form == "released":
-            return released_a_sdm(image, text, features.pids, self.logit_scale)
-        return a_sdm(image, text, features.pids, self.logit_scale, self.alpha)
+    def forward(self, features: Features) -> tuple[Tensor, Stats]:
+        chosen = released_a_sdm if self.form == "released" else partial(a_sdm, alpha=self.alpha)
+        loss = partial(chosen, pids=features.pids, logit_scale=self.logit_scale)
 
-    def pair_stats(self, image: Tensor, text: Tensor, features: Features) -> Stats:
-        cosines = similarities(image, text)
-        if self.form == "released":
-            weights = [released_weights(rows, features.pids) for rows in (cosines, cosines.T)]
-        else:
-            logits = self.logit_scale * cosines
-            weights = [adaptive_weights(rows.softmax(dim=1), self.alpha) for rows in (logits, logits.T)]
-        return {**_unmatched_shares(cosines, cosines.T), "mean_weight": torch.cat(weights).mean()}
+        def stats() -> dict[str, Tensor]:
+            cosines = similarities(features.embedding(self.views[0]), features.embedding("text"))
+            directions = (cosines, cosines.T)
+            if self.form == "released":
+                weights = [released_weights(rows, features.pids) for rows in directions]
+            else:
+                weights = [
+                    adaptive_weights((self.logit_scale * rows).softmax(dim=1), self.alpha) for rows in directions
+                ]
+            return {**_unmatched_shares(*directions), "mean_weight": torch.cat(weights).mean()}
+
+        return mean_over_views(loss, features, self.views), stats
 
 
 class CMPM(LossTerm):
@@ -187,5 +191,5 @@ class CMPM(LossTerm):
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         image, text = features.pooled("image"), features.pooled("text")
-        stats = _unmatched_shares(*_projections(image.detach(), text.detach()))
-        return features.compared(partial(cmpm, pids=features.pids), image, text), stats
+        loss = features.checkpointed(partial(cmpm, pids=features.pids), image, text)
+        return loss, lambda: _unmatched_shares(*_projections(image, text))

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from model.features import Encoded, Features, alone
-from model.objectives.base import Facts, LossTerm, Stats
+from model.features import Encoded, Features, no_gather
+from model.objectives.base import LossTerm, ModelSpec, Stats
 from model.objectives.pairs import FORMS, at_least_fp32, masked_mean
 from utils.errors import UserError, check_choice
 
@@ -27,7 +27,7 @@ def efa(
     sigma: float | None = None,
     *,
     chunk_size: int | None = 8,
-    gather: Callable[[Tensor], Tensor] = alone,
+    gather: Callable[[Tensor], Tensor] = no_gather,
 ) -> Tensor:
     """Returns the EFA loss, a scalar in fp32 or wider.
 
@@ -68,7 +68,7 @@ def released_efa(
     image_tokens: Tensor,
     *,
     chunk_size: int | None = 8,
-    gather: Callable[[Tensor], Tensor] = alone,
+    gather: Callable[[Tensor], Tensor] = no_gather,
 ) -> Tensor:
     """Returns the EFA loss as FMFA's released code computes it, a scalar in fp32 or wider.
 
@@ -194,17 +194,17 @@ class EFA(LossTerm):
     def __init__(
         self,
         *,
-        facts: Facts,
+        spec: ModelSpec,
+        weight: float,
+        form: str,
         margin_text: float,
         margin_image: float,
-        weight: float = 1.0,
-        form: str = "paper",
-        lambda_: float = 1.0,
-        tau: float = 1.0,
-        sigma: float | None = None,
-        chunk_size: int | None = 8,
+        lambda_: float,
+        tau: float,
+        sigma: float | None,
+        chunk_size: int | None,
     ) -> None:
-        super().__init__(facts=facts, weight=weight)
+        super().__init__(spec=spec, weight=weight)
         check_choice("form", form, FORMS)
         for option, value in (("lambda_", lambda_), ("tau", tau), ("chunk_size", chunk_size)):
             if value is not None and value <= 0:
@@ -218,7 +218,7 @@ class EFA(LossTerm):
         self.tau = tau
         self.sigma = sigma if form == "paper" else None
         self.chunk_size = chunk_size
-        self._patches = facts.patches
+        self._patches = spec.patches
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         image, text = features.image("image"), features.text("text")
@@ -238,10 +238,13 @@ class EFA(LossTerm):
                 chunk_size=self.chunk_size,
                 gather=features.gather,
             )
-        with torch.no_grad():
+
+        def stats() -> dict[str, Tensor]:
             kept = (patch_weights(text.tokens, patches, self.sigma) > 0).sum(dim=2)
             kept, mask = features.gather(kept), features.gather(text.mask)
-        return loss, {"patches_per_word": masked_mean(kept.float(), mask)}
+            return {"patches_per_word": masked_mean(kept.float(), mask)}
+
+        return loss, stats
 
     @torch.no_grad()
     def similarity_maps(self, text: Encoded, image: Encoded) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.features import Features
-from model.objectives.base import Facts, LossTerm, Stats
+from model.objectives.base import LossTerm, ModelSpec, Stats
 from model.objectives.pairs import at_least_fp32
 
 
@@ -54,20 +54,19 @@ class ID(LossTerm):
 
     provides = frozenset({"id_logits"})
 
-    def __init__(self, *, facts: Facts, weight: float = 1.0) -> None:
-        super().__init__(facts=facts, weight=weight)
-        parts = {"parts"} if len(facts.slots) > 1 else set()
+    def __init__(self, *, spec: ModelSpec, weight: float) -> None:
+        super().__init__(spec=spec, weight=weight)
+        parts = {"parts"} if len(spec.slots) > 1 else set()
         self.needs = frozenset({"image", "text", "pids"} | parts)
-        self.classifier = SlotClassifier(facts.pooled_dim, sum(facts.slots.values()), facts.num_classes)
+        self.classifier = SlotClassifier(spec.pooled_dim, sum(spec.slots.values()), spec.num_classes)
 
-    def offer_to(self, features: Features) -> None:
-        features.offer("id_logits", lambda view: self.classifier(features.slots(view)))
+    def register_in(self, features: Features) -> None:
+        features.register("id_logits", lambda view: self.classifier(features.slots(view)))
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
-        image, text = (features.derived("id_logits", view) for view in ("image", "text"))
+        image, text = (features.shared("id_logits", view) for view in ("image", "text"))
         pids = features.pids
-        stats = {
+        return id_loss(image, text, pids), lambda: {
             f"{modality}_accuracy": (logits.argmax(dim=2) == pids[:, None]).float().mean()
             for modality, logits in (("image", image), ("text", text))
         }
-        return id_loss(image, text, pids), stats

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers.activations import QuickGELUActivation
 
 from model.features import Features
-from model.objectives.base import Facts, LossTerm, Stats
+from model.objectives.base import LossTerm, ModelSpec, Stats
 from model.objectives.pairs import at_least_fp32
 
 NOT_PREDICTED: Final = -100  # what PyTorch's cross-entropy leaves out
@@ -105,12 +105,12 @@ class MLM(LossTerm):
     needs = frozenset({"image", "text_masked", "mlm_labels", "mlm_positions"})
     reads_tokens = True
 
-    def __init__(self, *, facts: Facts, weight: float = 1.0, attend_padding: bool | None = None) -> None:
-        super().__init__(facts=facts, weight=weight)
+    def __init__(self, *, spec: ModelSpec, weight: float, attend_padding: bool | None) -> None:
+        super().__init__(spec=spec, weight=weight)
         self.attend_padding = attend_padding
-        width = facts.pooled_dim
+        width = spec.pooled_dim
         self.interaction = InteractionEncoder(width, DEPTH)
-        dense, scores = nn.Linear(width, width), nn.Linear(width, facts.vocab_size)
+        dense, scores = nn.Linear(width, width), nn.Linear(width, spec.vocab_size)
         nn.init.normal_(dense.weight, std=(2 * width) ** -0.5)  # both as in the authors' code
         nn.init.normal_(scores.weight, std=(2 * DEPTH * width) ** -0.5)
         self.head = nn.Sequential(
@@ -124,10 +124,13 @@ class MLM(LossTerm):
             words = self.interaction(text.tokens, image.tokens, None if self.attend_padding else text.mask)
             scores = self.head(words.flatten(0, 1)[positions])  # (masked positions, V)
         wanted = labels.flatten()[positions]
-        hits = scores.detach().argmax(dim=1) == wanted
         masked = labels != NOT_PREDICTED
-        left_out = ~masked.any(dim=1)
-        sums = torch.stack([_entropy(scores, wanted), *(count.sum() for count in (masked, hits, left_out))])
-        total, predicted, right, unmasked = features.gather(sums[None]).sum(dim=0)
+        total, predicted = features.gather(torch.stack([_entropy(scores, wanted), masked.sum()])[None]).sum(dim=0)
         predicted = predicted.clamp_min(1)
-        return total / predicted, {"accuracy": (right / predicted).detach(), "captions_left_out": unmasked.detach()}
+
+        def stats() -> dict[str, Tensor]:
+            counts = torch.stack([(scores.argmax(dim=1) == wanted).sum(), (~masked.any(dim=1)).sum()]).float()
+            right, left_out = features.gather(counts[None]).sum(dim=0)
+            return {"accuracy": right / predicted.detach(), "captions_left_out": left_out}
+
+        return total / predicted, stats

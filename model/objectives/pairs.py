@@ -1,14 +1,12 @@
 """What losses over paired images and texts share: similarities, identity masks, multi-view supervision."""
 
-from collections.abc import Sequence
-from functools import partial
-from typing import ClassVar, Final, NotRequired, TypedDict
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from model.features import Features, at_least_fp32
-from model.objectives.base import Facts, LossTerm, Stats
 from utils.errors import UserError
 
 FORMS: Final = ("paper", "released")  # of a loss: as the paper writes it | as the authors' code computes it
@@ -29,45 +27,15 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return values.masked_fill(~mask, 0).sum() / mask.sum().clamp_min(1)
 
 
-class PairOptions(TypedDict):
-    """The arguments of `PairTerm`, for subclasses that hand them on."""
+def checked_views(views: Sequence[str]) -> tuple[str, ...]:
+    """Returns the image views of a loss, each of which is paired with "text"."""
+    if isinstance(views, str) or not views:
+        raise UserError(f"views: {views!r} given, expected a list of image views such as [image, image_aug]")
+    return tuple(views)
 
-    facts: Facts
-    weight: NotRequired[float]
-    views: NotRequired[Sequence[str]]
 
-
-class PairTerm(LossTerm):
-    """A loss of images and their texts, averaged over image views (multi-view supervision, TBPS-CLIP).
-
-    A subclass gives `pair_loss`, and says in `reads_pids` whether that looks at identities.
-
-    Args:
-        views: image views; each is paired with "text".
-    """
-
-    reads_pids: ClassVar[bool] = True
-
-    def __init__(self, *, facts: Facts, weight: float = 1.0, views: Sequence[str] = ("image",)) -> None:
-        super().__init__(facts=facts, weight=weight)
-        if isinstance(views, str) or not views:
-            raise UserError(f"views: {views!r} given, expected a list of image views such as [image, image_aug]")
-        self.views = tuple(views)
-        self.needs = frozenset({*self.views, "text"} | ({"pids"} if self.reads_pids else set()))
-
-    def forward(self, features: Features) -> tuple[Tensor, Stats]:
-        text = features.embedding("text")
-        images = [features.embedding(view) for view in self.views]
-        compare = partial(self.pair_loss, features=features)
-        losses = [features.compared(compare, image, text) for image in images]
-        with torch.no_grad():
-            stats = self.pair_stats(images[0], text, features)
-        return torch.stack(losses).mean(), stats
-
-    def pair_loss(self, image: Tensor, text: Tensor, features: Features) -> Tensor:
-        """Returns the scalar loss of one image view and the texts, both ``(B, E)``."""
-        raise NotImplementedError
-
-    def pair_stats(self, image: Tensor, text: Tensor, features: Features) -> Stats:
-        """Returns the scalars to watch, of the first view; runs without gradient."""
-        return {}
+def mean_over_views(loss: Callable[[Tensor, Tensor], Tensor], features: Features, views: Sequence[str]) -> Tensor:
+    """Returns the mean over image views of ``loss(image, text)`` (multi-view supervision, TBPS-CLIP)."""
+    text = features.embedding("text")
+    images = [features.embedding(view) for view in views]
+    return torch.stack([features.checkpointed(loss, image, text) for image in images]).mean()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.features import Features
-from model.objectives.base import Facts, LossTerm, Stats
+from model.objectives.base import LossTerm, ModelSpec, Stats
 from model.objectives.distribution import divergences
 from model.objectives.pairs import masked_mean, same_identity, similarities
 from model.prototypes import Modality, PrototypeMemory
@@ -89,21 +89,21 @@ class PCM(LossTerm):
     def __init__(
         self,
         *,
-        facts: Facts,
-        weight: float = 1.0,
-        matching: Matching = "cross_modal",
-        temperature: float = 0.02,
-        momentum: float = 0.9,
-        start: Start = "mean",
+        spec: ModelSpec,
+        weight: float,
+        matching: Matching,
+        temperature: float,
+        momentum: float,
+        start: Start,
     ) -> None:
-        super().__init__(facts=facts, weight=weight)
+        super().__init__(spec=spec, weight=weight)
         if matching not in MATCHINGS:
             raise UserError(f"matching: {matching!r} given, expected one of {', '.join(MATCHINGS)}")
         if temperature < MIN_TEMPERATURE:
             raise UserError(f"temperature: {temperature} given, expected at least {MIN_TEMPERATURE}")
         self.matching = matching
-        self.image_memory = PrototypeMemory(facts.embed_dim, momentum=momentum, start=start)
-        self.text_memory = PrototypeMemory(facts.embed_dim, momentum=momentum, start=start)
+        self.image_memory = PrototypeMemory(spec.embed_dim, momentum=momentum, start=start)
+        self.text_memory = PrototypeMemory(spec.embed_dim, momentum=momentum, start=start)
         self.image_log_temperature = nn.Parameter(torch.tensor(temperature).log())
         self.text_log_temperature = nn.Parameter(torch.tensor(temperature).log())
 
@@ -113,10 +113,10 @@ class PCM(LossTerm):
         to_images = (self.image_memory.prototypes, image_labels, _temperature(self.image_log_temperature))
         to_texts = (self.text_memory.prototypes, text_labels, _temperature(self.text_log_temperature))
         of_image, of_text = (to_texts, to_images) if self.matching == "cross_modal" else (to_images, to_texts)
-        loss = features.compared(pcm, image, *of_image) + features.compared(pcm, text, *of_text)
-        return loss, {"image_temperature": to_images[2].detach(), "text_temperature": to_texts[2].detach()}
+        loss = features.checkpointed(pcm, image, *of_image) + features.checkpointed(pcm, text, *of_text)
+        return loss, lambda: {"image_temperature": to_images[2].detach(), "text_temperature": to_texts[2].detach()}
 
-    def fill(self, images: Modality, texts: Modality, seed: int) -> None:
+    def reset_prototypes(self, images: Modality, texts: Modality, seed: int) -> None:
         """Starts both memories from new pseudo labels; `seed` draws the members of `start="member"`."""
         self.image_memory.fill(*images, seed=seed)
         self.text_memory.fill(*texts, seed=seed)
@@ -137,19 +137,18 @@ class ICPM(LossTerm):
 
     needs = frozenset({"image", "text", "image_labels", "text_labels"})
 
-    def __init__(self, *, facts: Facts, weight: float = 1.0, logit_scale: float = 50.0) -> None:
-        super().__init__(facts=facts, weight=weight)
+    def __init__(self, *, spec: ModelSpec, weight: float, logit_scale: float) -> None:
+        super().__init__(spec=spec, weight=weight)
         self.logit_scale = logit_scale
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         image_labels, text_labels = _labels(features)
         image, text = features.embedding("image"), features.embedding("text")
-        stats = {
+        compare = partial(icpm, logit_scale=self.logit_scale)
+        return features.checkpointed(compare, image, text, image_labels, text_labels), lambda: {
             f"{name}_positives": same_identity(_outliers_apart(labels)).float().sum(dim=1).mean()
             for name, labels in (("image", image_labels), ("text", text_labels))
         }
-        compare = partial(icpm, logit_scale=self.logit_scale)
-        return features.compared(compare, image, text, image_labels, text_labels), stats
 
 
 def _temperature(logarithm: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.features import Features
-from model.objectives.base import Facts, LossTerm, Stats
+from model.objectives.base import LossTerm, ModelSpec, Stats
 from model.objectives.pairs import at_least_fp32, same_identity
 from utils.errors import UserError, nearest
 
@@ -114,23 +114,23 @@ class Ranking(LossTerm):
     def __init__(
         self,
         *,
-        facts: Facts,
-        weight: float = 1.0,
-        margin: float = 0.2,
-        reduction: Reduction = "sum",
-        skip: Sequence[str] = (),
+        spec: ModelSpec,
+        weight: float,
+        margin: float,
+        reduction: Reduction,
+        skip: Sequence[str],
     ) -> None:
-        super().__init__(facts=facts, weight=weight)
+        super().__init__(spec=spec, weight=weight)
         _check(margin, reduction)
         self.margin = margin
         self.reduction = reduction
-        self.slots = Slots(facts, [level for level in LEVELS if level not in _checked("skip", skip)])
+        self.slots = Slots(spec, [level for level in LEVELS if level not in _checked("skip", skip)])
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         image, text = (self.slots.of(features.embedding(view)) for view in ("image", "text"))
         compare = partial(_hinges, image_margin=self.margin, text_margin=self.margin)
-        hinges = features.compared(compare, image, text, features.pids)
-        return _reduced(hinges, self.reduction), {"active": _active(hinges)}
+        hinges = features.checkpointed(compare, image, text, features.pids)
+        return _reduced(hinges, self.reduction), lambda: {"active": _active(hinges)}
 
 
 class CMR(LossTerm):
@@ -146,46 +146,51 @@ class CMR(LossTerm):
     def __init__(
         self,
         *,
-        facts: Facts,
-        weight: float = 1.0,
-        margin: float = 0.2,
-        reduction: Reduction = "sum",
-        levels: Sequence[str] = ("fine",),
+        spec: ModelSpec,
+        weight: float,
+        margin: float,
+        reduction: Reduction,
+        levels: Sequence[str],
     ) -> None:
-        super().__init__(facts=facts, weight=weight)
+        super().__init__(spec=spec, weight=weight)
         _check(margin, reduction)
         self.margin = margin
         self.reduction = reduction
-        self.slots = Slots(facts, _checked("levels", levels))
+        self.slots = Slots(spec, _checked("levels", levels))
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         image, text = (self.slots.of(features.embedding(view)) for view in ("image", "text"))
-        logits = (self.slots.of(features.derived("id_logits", view)) for view in ("image", "text"))
+        logits = (self.slots.of(features.shared("id_logits", view)) for view in ("image", "text"))
         common = [commonality(scores.softmax(dim=-1)) for scores in logits]
-        hinges = features.compared(_hinges, image, text, features.pids, *(self.margin * (1 - c) for c in common))
-        stats = {
-            f"{modality}_commonality_{name}": share
-            for modality, of_modality in zip(("image", "text"), common, strict=True)
-            for name, share in zip(self.slots.names, of_modality.mean(dim=0), strict=True)
-        }
-        return _reduced(hinges, self.reduction), {"active": _active(hinges), **stats}
+        hinges = features.checkpointed(_hinges, image, text, features.pids, *(self.margin * (1 - c) for c in common))
+        return (
+            _reduced(hinges, self.reduction),
+            lambda: (
+                {"active": _active(hinges)}
+                | {
+                    f"{modality}_commonality_{name}": share
+                    for modality, of_modality in zip(("image", "text"), common, strict=True)
+                    for name, share in zip(self.slots.names, of_modality.mean(dim=0), strict=True)
+                }
+            ),
+        )
 
 
 class Slots:
     """Which of a head's embeddings belong to some levels.
 
     Args:
-        facts: of the composed model.
+        spec: of the composed model.
         levels: those wanted; one that the head lacks has no embeddings.
 
     names: of the embeddings, "coarse_1", ..., in the order of `of`.
     """
 
-    def __init__(self, facts: Facts, levels: Sequence[str]) -> None:
-        counts = {level: count for level, count in facts.slots.items() if level in levels}
+    def __init__(self, spec: ModelSpec, levels: Sequence[str]) -> None:
+        counts = {level: count for level, count in spec.slots.items() if level in levels}
         self.names = [f"{level}_{number + 1}" for level, count in counts.items() for number in range(count)]
-        self._sizes = list(facts.slots.values())
-        self._chosen = [level in levels for level in facts.slots]
+        self._sizes = list(spec.slots.values())
+        self._chosen = [level in levels for level in spec.slots]
 
     def of(self, rows: Tensor) -> Tensor:
         """Returns ``(B, K, D)``, the K slots of the levels, from all of them: ``(B, slots, D)`` or side by side."""

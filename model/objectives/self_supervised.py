@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from model.features import Features
-from model.objectives.base import Facts, LossTerm, Stats
+from model.objectives.base import LossTerm, ModelSpec, Stats
 from model.objectives.pairs import at_least_fp32
 from utils.errors import UserError
 
@@ -60,28 +60,28 @@ class SimCLR(LossTerm):
     def __init__(
         self,
         *,
-        facts: Facts,
-        weight: float = 1.0,
-        temperature: float = 0.1,
-        hidden_dim: int | None = None,
-        hidden_layers: int = 2,
-        out_dim: int | None = 256,
-        batch_norm: bool = True,
+        spec: ModelSpec,
+        weight: float,
+        temperature: float,
+        hidden_dim: int | None,
+        hidden_layers: int,
+        out_dim: int | None,
+        batch_norm: bool,
     ) -> None:
-        super().__init__(facts=facts, weight=weight)
+        super().__init__(spec=spec, weight=weight)
         for option, value in (("hidden_dim", hidden_dim), ("hidden_layers", hidden_layers), ("out_dim", out_dim)):
             if value is not None and value < 1:
                 raise UserError(f"{option}: {value} given, expected at least 1")
         self.temperature = temperature
-        width, layers = facts.pooled_dim, OrderedDict[str, nn.Module]()
+        width, layers = spec.pooled_dim, OrderedDict[str, nn.Module]()
         for layer in range(1, hidden_layers + 1):
-            hidden = hidden_dim or min(8 * facts.pooled_dim, 4096)
+            hidden = hidden_dim or min(8 * spec.pooled_dim, 4096)
             layers[f"layer{layer}"] = nn.Linear(width, hidden)
             if batch_norm:
                 layers[f"norm{layer}"] = nn.BatchNorm1d(hidden, track_running_stats=False)
             layers[f"relu{layer}"] = nn.ReLU(inplace=True)
             width = hidden
-        layers[f"layer{hidden_layers + 1}"] = nn.Linear(width, out_dim or facts.pooled_dim)
+        layers[f"layer{hidden_layers + 1}"] = nn.Linear(width, out_dim or spec.pooled_dim)
         self.simclr_projector = nn.Sequential(layers)
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
@@ -89,5 +89,4 @@ class SimCLR(LossTerm):
         with features.amp():
             projections = self.simclr_projector(views)
         a, b = at_least_fp32(projections).chunk(2)
-        agreement = F.cosine_similarity(a.detach(), b.detach()).mean()
-        return simclr(a, b, self.temperature), {"view_cosine": agreement}
+        return simclr(a, b, self.temperature), lambda: {"view_cosine": F.cosine_similarity(a, b).mean()}

@@ -49,7 +49,7 @@ def pretrain(
             order = torch.randperm(len(images), generator=random)
         rows, order = order[:BATCH_SIZE], order[BATCH_SIZE:]
         image = encoder.encode_image(images[rows]).embedding
-        scale, _ = encoder.temperature()
+        scale, _ = encoder.logit_scale_and_bias()
         losses = []
         for ids, mask in texts:
             chosen = torch.randint(ids.shape[1], rows.shape, generator=random)
@@ -98,7 +98,7 @@ def _fit_temperature(backbone: Backbone, image: Tensor, text: Tensor) -> None:
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = nitc(image, text, pairs, *backbone.temperature(), sigmoid=True)
+        loss = nitc(image, text, pairs, *backbone.logit_scale_and_bias(), sigmoid=True)
         loss.backward()
         return loss
 

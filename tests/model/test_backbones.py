@@ -81,7 +81,7 @@ def test_tokens_live_in_the_space_of_pooled_and_the_mask_marks_content(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_temperature_has_gradient(hub_folders: dict[str, Path], family: str) -> None:
     backbone = load(hub_folders, family)
-    scale, bias = backbone.temperature()
+    scale, bias = backbone.logit_scale_and_bias()
     assert scale.item() == pytest.approx(backbone.hub_model.logit_scale.exp().item())
     (scale + bias).backward()
     assert backbone.hub_model.logit_scale.grad.item() == pytest.approx(scale.item())
@@ -93,7 +93,7 @@ def test_temperature_has_gradient(hub_folders: dict[str, Path], family: str) -> 
 def test_clip_scale_stops_at_100(hub_folders: dict[str, Path]) -> None:
     backbone = load(hub_folders, "clip")
     torch.nn.init.constant_(backbone.hub_model.logit_scale, 6.0)
-    assert backbone.temperature()[0].item() == 100
+    assert backbone.logit_scale_and_bias()[0].item() == 100
 
 
 def test_freezing(hub_folders: dict[str, Path]) -> None:

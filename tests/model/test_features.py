@@ -36,7 +36,7 @@ class CountingEncoder(nn.Module):
         self.calls.texts.append(len(ids))
         return self._encode(self.language(ids))
 
-    def temperature(self) -> tuple[Tensor, Tensor]:
+    def logit_scale_and_bias(self) -> tuple[Tensor, Tensor]:
         return torch.tensor(10.0), torch.tensor(-1.0)
 
     def _encode(self, tokens: Tensor) -> Encoded:
@@ -155,7 +155,7 @@ def test_slots_are_the_embeddings_before_they_are_normalised(encoder: CountingEn
     assert calls.images == [BATCH, 2 * BATCH]
 
 
-def test_what_a_loss_offers_is_computed_once_for_each_view_that_is_asked_for(encoder: CountingEncoder) -> None:
+def test_what_a_loss_registers_is_computed_once_for_each_view_that_is_asked_for(encoder: CountingEncoder) -> None:
     features = make(encoder)
     computed: list[str] = []
 
@@ -163,15 +163,23 @@ def test_what_a_loss_offers_is_computed_once_for_each_view_that_is_asked_for(enc
         computed.append(view)
         return 2 * features.pooled(view)
 
-    features.offer("double", double)
+    features.register("double", double)
     assert computed == []
     for _ in range(2):
-        assert torch.equal(features.derived("double", "image"), 2 * features.pooled("image"))
-    assert torch.equal(features.derived("double", "text"), 2 * features.pooled("text"))
+        assert torch.equal(features.shared("double", "image"), 2 * features.pooled("image"))
+    assert torch.equal(features.shared("double", "text"), 2 * features.pooled("text"))
     assert computed == ["image", "text"]
     assert features.accessed == {"image", "text", "double"}
-    with pytest.raises(LookupError, match="no loss offers 'half': a loss that reads it must list 'half' in needs"):
-        features.derived("half", "image")
+    with pytest.raises(LookupError, match="no loss registers 'half': a loss that reads it must list 'half' in needs"):
+        features.shared("half", "image")
+
+
+def test_what_a_loss_registers_cannot_replace_the_features_themselves(encoder: CountingEncoder) -> None:
+    features, untouched = make(encoder), make(encoder)
+    for name in ("pooled", "embedding", "slots"):
+        features.register(name, lambda view: torch.zeros(1))
+        assert torch.equal(features.shared(name, "image"), torch.zeros(1))
+        assert torch.equal(getattr(features, name)("image"), getattr(untouched, name)("image"))
 
 
 def test_encoding_runs_under_the_amp_mode_of_the_step(encoder: CountingEncoder) -> None:

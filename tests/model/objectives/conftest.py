@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.features import Encoded, Features, PartEncoded
-from model.objectives import Facts
+from model.objectives import ModelSpec
 
 CONFIG = Path(__file__).parents[3] / "config"
 WIDTH, VOCABULARY, LENGTH, PATCH = 8, 32, 5, 4
@@ -40,7 +40,7 @@ class TinyEncoder(nn.Module):
     def encode_text(self, ids: Tensor, mask: Tensor) -> Encoded:
         return self._encode(self.language(ids), mask)
 
-    def temperature(self) -> tuple[Tensor, Tensor]:
+    def logit_scale_and_bias(self) -> tuple[Tensor, Tensor]:
         return self.log_scale.exp(), self.bias
 
     def _encode(self, tokens: Tensor, mask: Tensor) -> Encoded:
@@ -74,14 +74,14 @@ def part_encoder() -> PartEncoder:
 
 
 @pytest.fixture
-def facts() -> Facts:
-    return Facts(embed_dim=WIDTH, pooled_dim=WIDTH, num_classes=6, vocab_size=VOCABULARY)
+def spec() -> ModelSpec:
+    return ModelSpec(embed_dim=WIDTH, pooled_dim=WIDTH, num_classes=6, vocab_size=VOCABULARY)
 
 
 @pytest.fixture
-def part_facts() -> Facts:
+def part_spec() -> ModelSpec:
     """Of `part_encoder`."""
-    return Facts(sum(SLOTS.values()) * WIDTH, WIDTH, num_classes=6, vocab_size=VOCABULARY, slots=SLOTS)
+    return ModelSpec(sum(SLOTS.values()) * WIDTH, WIDTH, num_classes=6, vocab_size=VOCABULARY, slots=SLOTS)
 
 
 @pytest.fixture

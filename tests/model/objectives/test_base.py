@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from model.features import Encoded, Encoder, Features
-from model.objectives import ITC, Facts, LossTerm, Objective, Stats
+from model.objectives import ITC, LossTerm, ModelSpec, Objective, Stats
+from tests.model.objectives.make_term import make_term
 
 PIDS = torch.tensor([0, 0, 1])
 
@@ -17,22 +18,22 @@ MakeFeatures = Callable[..., Features]
 class MeanOf(LossTerm):
     """The mean of a view's squared embeddings."""
 
-    def __init__(self, view: str, *, facts: Facts, weight: float = 1.0) -> None:
-        super().__init__(facts=facts, weight=weight)
+    def __init__(self, view: str, *, spec: ModelSpec, weight: float = 1.0) -> None:
+        super().__init__(spec=spec, weight=weight)
         self.view = view
         self.needs = frozenset({view})
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         assert not torch.is_autocast_enabled("cpu")
         embedding = features.embedding(self.view).float()
-        return embedding.square().mean() + embedding.sum(), {"largest": embedding.detach().max()}
+        return embedding.square().mean() + embedding.sum(), lambda: {"largest": embedding.max()}
 
 
-def test_the_report_holds_total_raw_weighted_and_stats(facts: Facts, make_features: MakeFeatures) -> None:
-    objective = Objective({"a": MeanOf("image", facts=facts, weight=0.5), "b": MeanOf("text", facts=facts, weight=2.0)})
+def test_the_report_holds_total_raw_weighted_and_stats(spec: ModelSpec, make_features: MakeFeatures) -> None:
+    objective = Objective({"a": MeanOf("image", spec=spec, weight=0.5), "b": MeanOf("text", spec=spec, weight=2.0)})
     features = make_features(PIDS)
     report = objective(features)
-    raw = {name: MeanOf(view, facts=facts)(features)[0] for name, view in (("a", "image"), ("b", "text"))}
+    raw = {name: MeanOf(view, spec=spec)(features)[0] for name, view in (("a", "image"), ("b", "text"))}
     assert report.total.requires_grad
     torch.testing.assert_close(report.total, 0.5 * raw["a"] + 2 * raw["b"])
     torch.testing.assert_close(report.weighted["b"], 2 * raw["b"].detach())
@@ -40,15 +41,35 @@ def test_the_report_holds_total_raw_weighted_and_stats(facts: Facts, make_featur
     assert torch.equal(report.stats["a"]["largest"], features.embedding("image").max())
 
 
-def test_needs_are_the_union_and_nothing_else_is_read(facts: Facts, make_features: MakeFeatures) -> None:
-    objective = Objective({"a": MeanOf("image_aug", facts=facts), "b": ITC(facts=facts)})
+def test_statistics_are_computed_when_they_are_asked_for_only(
+    spec: ModelSpec, make_features: MakeFeatures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[bool] = []
+
+    def forward(self: MeanOf, features: Features) -> tuple[Tensor, Stats]:
+        def stats() -> dict[str, Tensor]:
+            computed.append(torch.is_grad_enabled())
+            return {}
+
+        return features.embedding(self.view).sum(), stats
+
+    monkeypatch.setattr(MeanOf, "forward", forward)
+    objective = Objective({"a": MeanOf("image", spec=spec)})
+    assert objective(make_features(PIDS), with_stats=False).stats == {}
+    assert computed == []
+    objective(make_features(PIDS))
+    assert computed == [False]
+
+
+def test_needs_are_the_union_and_nothing_else_is_read(spec: ModelSpec, make_features: MakeFeatures) -> None:
+    objective = Objective({"a": MeanOf("image_aug", spec=spec), "b": make_term(ITC, spec)})
     features = make_features(PIDS)
     objective(features)
     assert objective.needs == features.accessed == {"image", "image_aug", "text"}
 
 
-def test_losses_run_in_fp32_and_encoding_under_amp(facts: Facts, make_features: MakeFeatures) -> None:
-    objective = Objective({"a": MeanOf("image", facts=facts)})
+def test_losses_run_in_fp32_and_encoding_under_amp(spec: ModelSpec, make_features: MakeFeatures) -> None:
+    objective = Objective({"a": MeanOf("image", spec=spec)})
     with torch.autocast("cpu", torch.bfloat16):
         features = make_features(PIDS)
         report = objective(features)
@@ -58,7 +79,7 @@ def test_losses_run_in_fp32_and_encoding_under_amp(facts: Facts, make_features: 
 
 
 def test_the_images_of_all_terms_go_through_one_vision_pass(
-    facts: Facts, make_features: MakeFeatures, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+    spec: ModelSpec, make_features: MakeFeatures, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches: list[int] = []
     encode_image = encoder.encode_image
@@ -68,6 +89,6 @@ def test_the_images_of_all_terms_go_through_one_vision_pass(
         return encode_image(pixels)
 
     monkeypatch.setattr(encoder, "encode_image", counted)
-    objective = Objective({"a": MeanOf("image", facts=facts), "b": MeanOf("image_ss2", facts=facts)})
+    objective = Objective({"a": MeanOf("image", spec=spec), "b": MeanOf("image_ss2", spec=spec)})
     objective(make_features(PIDS))
     assert batches == [2 * len(PIDS)]

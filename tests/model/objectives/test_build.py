@@ -4,7 +4,8 @@ from functools import partial
 
 import pytest
 
-from model.objectives import ITC, NITC, Facts, LossTerm, Objective, build_objective, check_needs
+from model.objectives import ITC, NITC, LossTerm, ModelSpec, Objective, build_objective, check_needs
+from tests.model.objectives.make_term import make_term
 from utils.errors import UserError
 
 PROVIDED = {"image", "image_aug", "text", "text_masked"}
@@ -13,34 +14,36 @@ PROVIDED = {"image", "image_aug", "text", "text_masked"}
 class Needy(LossTerm):
     """Needs what it is told to."""
 
-    def __init__(self, *needs: str, facts: Facts) -> None:
-        super().__init__(facts=facts)
+    def __init__(self, *needs: str, spec: ModelSpec) -> None:
+        super().__init__(spec=spec, weight=1.0)
         self.needs = frozenset(needs)
 
 
-def test_terms_keep_their_names_weights_and_order(facts: Facts) -> None:
-    objective = build_objective({"b": partial(ITC, weight=0.5), "a": partial(NITC, sigmoid=True)}, facts)
+def test_terms_keep_their_names_weights_and_order(spec: ModelSpec) -> None:
+    itc = partial(ITC, weight=0.5, views=["image"], pairs="all")
+    nitc = partial(NITC, weight=1.0, views=["image"], sigmoid=True, softlabel_ratio=0.0)
+    objective = build_objective({"b": itc, "a": nitc}, spec)
     assert list(objective.terms) == ["b", "a"]
     assert objective.terms["b"].weight == 0.5
     assert objective.needs == {"image", "text", "pids"}
 
 
-def test_no_terms(facts: Facts) -> None:
+def test_no_terms(spec: ModelSpec) -> None:
     with pytest.raises(UserError, match=r"loss\.terms is empty"):
-        build_objective({}, facts)
+        build_objective({}, spec)
 
 
-def test_errors_name_the_term_and_the_key(facts: Facts) -> None:
+def test_errors_name_the_term_and_the_key(spec: ModelSpec) -> None:
     with pytest.raises(UserError, match=r"loss\.terms\.nitc cannot be built: .*'gama'"):
-        build_objective({"nitc": partial(NITC, sigmoid=True, gama=3)}, facts)  # type: ignore[call-arg]
+        build_objective({"nitc": partial(NITC, sigmoid=True, gama=3)}, spec)  # type: ignore[call-arg]
     with pytest.raises(UserError, match=r"loss\.terms\.stray cannot be built"):
-        build_objective({"stray": {"weight": 1.0}}, facts)
+        build_objective({"stray": {"weight": 1.0}}, spec)
     with pytest.raises(UserError, match=r"^loss\.terms\.mine\.views: 'image' given"):
-        build_objective({"mine": partial(ITC, views="image")}, facts)
+        build_objective({"mine": partial(ITC, weight=1.0, views="image", pairs="all")}, spec)
 
 
-def test_met_needs_pass(facts: Facts) -> None:
-    check_needs(Objective({"nitc": NITC(facts=facts, sigmoid=True)}), {*PROVIDED, "pids"})
+def test_met_needs_pass(spec: ModelSpec) -> None:
+    check_needs(Objective({"nitc": make_term(NITC, spec, sigmoid=True)}), {*PROVIDED, "pids"})
 
 
 @pytest.mark.parametrize(
@@ -52,13 +55,13 @@ def test_met_needs_pass(facts: Facts) -> None:
         ("parts", "head=part"),
     ],
 )
-def test_an_unmet_need_names_the_term_and_the_option_that_provides_it(need: str, option: str, facts: Facts) -> None:
-    objective = Objective({"fine": ITC(facts=facts), "pcm": Needy("image", need, facts=facts)})
+def test_an_unmet_need_names_the_term_and_the_option_that_provides_it(need: str, option: str, spec: ModelSpec) -> None:
+    objective = Objective({"fine": make_term(ITC, spec), "pcm": Needy("image", need, spec=spec)})
     with pytest.raises(UserError, match=f"loss.terms.pcm needs '{need}', which this run lacks: set {option}"):
         check_needs(objective, PROVIDED)
 
 
-def test_an_unknown_need_names_the_nearest_known_one(facts: Facts) -> None:
-    objective = Objective({"itc": ITC(facts=facts, views=["image_agu"])})
+def test_an_unknown_need_names_the_nearest_known_one(spec: ModelSpec) -> None:
+    objective = Objective({"itc": make_term(ITC, spec, views=["image_agu"])})
     with pytest.raises(UserError, match=r"needs 'image_agu', which is unknown.* Did you mean 'image_aug'\?"):
         check_needs(objective, PROVIDED)

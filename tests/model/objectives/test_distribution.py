@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.features import Features
-from model.objectives import ASDM, CMPM, SDM, Facts, a_sdm, cmpm, sdm
+from model.objectives import ASDM, CMPM, SDM, ModelSpec, a_sdm, cmpm, sdm
 from model.objectives.distribution import adaptive_weights, released_a_sdm
+from tests.model.objectives.make_term import make_term
 from utils.errors import UserError
 
 DIM = 16
@@ -179,54 +180,54 @@ def test_finite_on_opposite_and_equal_rows_and_computed_in_fp32(name: str) -> No
     torch.testing.assert_close(loss, FAST[name](image.float(), text.float(), torch.arange(6)))
 
 
-def test_terms_count_pairs_that_are_closer_to_another(facts: Facts, make_features: MakeFeatures) -> None:
+def test_terms_count_pairs_that_are_closer_to_another(spec: ModelSpec, make_features: MakeFeatures) -> None:
     pids = torch.tensor([0, 0, 1, 1, 2])
     features = make_features(pids)
     cosines = (features.embedding("image") @ features.embedding("text").T).tolist()
     images = sum(max(cosines[i]) > cosines[i][i] for i in range(5)) / 5
     texts = sum(max(row[i] for row in cosines) > cosines[i][i] for i in range(5)) / 5
-    _, stats = SDM(facts=facts)(features)
-    assert {name: value.item() for name, value in stats.items()} == pytest.approx(
+    _, stats = make_term(SDM, spec)(features)
+    assert {name: value.item() for name, value in stats().items()} == pytest.approx(
         {"unmatched_images": images, "unmatched_texts": texts}
     )
-    loss, stats = ASDM(facts=facts, logit_scale=SCALE, alpha=2.0)(features)
-    assert stats["unmatched_images"].item() == pytest.approx(images)
+    loss, stats = make_term(ASDM, spec, logit_scale=SCALE, alpha=2.0)(features)
+    assert stats()["unmatched_images"].item() == pytest.approx(images)
     logits = SCALE * torch.tensor(cosines)
     weights = torch.cat([adaptive_weights(p.softmax(dim=1), 2.0) for p in (logits, logits.T)])
-    torch.testing.assert_close(stats["mean_weight"], weights.mean())
+    torch.testing.assert_close(stats()["mean_weight"], weights.mean())
     torch.testing.assert_close(loss, a_sdm(features.embedding("image"), features.embedding("text"), pids, SCALE, 2.0))
 
 
 def test_the_released_form_takes_the_first_of_a_persons_rows_and_no_alpha(
-    facts: Facts, make_features: MakeFeatures
+    spec: ModelSpec, make_features: MakeFeatures
 ) -> None:
     pids = torch.tensor([0, 0, 1, 1, 2])
     features = make_features(pids)
     image, text = features.embedding("image"), features.embedding("text")
-    loss, stats = ASDM(facts=facts, logit_scale=SCALE, form="released", alpha=7.0)(features)
+    loss, stats = make_term(ASDM, spec, logit_scale=SCALE, form="released", alpha=7.0)(features)
     torch.testing.assert_close(loss, released_a_sdm(image, text, pids, SCALE))
     cosines = (image @ text.T).tolist()
     first = [0, 0, 2, 2, 4]
     weights = [0.1 * (max(cosines[i]) - cosines[i][first[i]]) + 1 for i in range(5)]
     weights += [0.1 * (max(row[i] for row in cosines) - cosines[first[i]][i]) + 1 for i in range(5)]
-    assert stats["mean_weight"].item() == pytest.approx(sum(weights) / 10)
+    assert stats()["mean_weight"].item() == pytest.approx(sum(weights) / 10)
 
 
-def test_a_form_that_there_is_not_is_refused(facts: Facts) -> None:
+def test_a_form_that_there_is_not_is_refused(spec: ModelSpec) -> None:
     with pytest.raises(UserError, match=r"^form=papers is unknown; expected paper or released"):
-        ASDM(facts=facts, form="papers")
+        make_term(ASDM, spec, form="papers")
 
 
-def test_cmpm_reads_pooled_features(facts: Facts, make_features: MakeFeatures) -> None:
+def test_cmpm_reads_pooled_features(spec: ModelSpec, make_features: MakeFeatures) -> None:
     pids = torch.tensor([0, 0, 1])
     features = make_features(pids)
-    loss, _ = CMPM(facts=facts)(features)
+    loss, _ = make_term(CMPM, spec)(features)
     torch.testing.assert_close(loss, cmpm(features.pooled("image"), features.pooled("text"), pids))
 
 
-def test_a_negative_alpha_is_refused(facts: Facts) -> None:
+def test_a_negative_alpha_is_refused(spec: ModelSpec) -> None:
     with pytest.raises(UserError, match=r"alpha: -1 given, expected 0 or more"):
-        ASDM(facts=facts, alpha=-1)
+        make_term(ASDM, spec, alpha=-1)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from model.features import Encoded, Encoder, Features
-from model.objectives import EFA, Facts, Objective, efa
+from model.objectives import EFA, ModelSpec, Objective, efa
 from model.objectives.efa import patch_weights, relative_similarities, released_efa
 from tests.memory import LargestTensor
+from tests.model.objectives.make_term import make_term
 from utils.errors import UserError
 
 LENGTH, PATCHES, WIDTH = 6, 7, 16
@@ -143,16 +144,16 @@ def test_the_released_form_of_one_pair_is_zero_and_connected() -> None:
     assert all(not gradient.any() for gradient in torch.autograd.grad(loss, inputs))
 
 
-def test_the_released_form_has_its_own_constants(facts: Facts, make_features: MakeFeatures) -> None:
+def test_the_released_form_has_its_own_constants(spec: ModelSpec, make_features: MakeFeatures) -> None:
     features = make_features(torch.arange(4))
-    term = EFA(facts=facts, form="released", margin_text=5.0, margin_image=6.0, lambda_=2.0, tau=0.5, sigma=0.3)
+    term = make_term(EFA, spec, form="released", margin_text=5.0, margin_image=6.0, lambda_=2.0, tau=0.5, sigma=0.3)
     text, image = features.text(), features.image()
     torch.testing.assert_close(term(features)[0], released_efa(text.tokens, image.tokens))
     after = term.similarity_maps(text, image)[1]
     weights = patch_weights(text.tokens, image.tokens).masked_fill(~text.mask[:, :, None], 0)
     torch.testing.assert_close(after / after.sum(dim=2, keepdim=True).clamp_min(1e-12), weights)
     with pytest.raises(UserError, match=r"^form=published is unknown; expected paper or released"):
-        EFA(facts=facts, form="published", margin_text=0.1, margin_image=0.1)
+        make_term(EFA, spec, form="published", margin_text=0.1, margin_image=0.1)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 4, 9, 20])
@@ -216,9 +217,9 @@ def test_patches_are_scaled_cut_and_shared_out_per_word() -> None:
     torch.testing.assert_close(patch_weights(words, patches, sigma=2 / 3), at_two_thirds)
 
 
-def of_images(facts: Facts) -> Facts:
+def of_images(spec: ModelSpec) -> ModelSpec:
     """Those of images as `encoded_pairs` has them."""
-    return replace(facts, patches=PATCHES)
+    return replace(spec, patches=PATCHES)
 
 
 def encoded_pairs(batch: int) -> tuple[Encoded, Encoded]:
@@ -230,10 +231,10 @@ def encoded_pairs(batch: int) -> tuple[Encoded, Encoded]:
 
 @pytest.mark.parametrize("sigma", [None, 0.6])
 def test_the_loss_of_patches_mixed_by_the_maps_is_the_loss(
-    sigma: float | None, facts: Facts, monkeypatch: pytest.MonkeyPatch
+    sigma: float | None, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text, image = encoded_pairs(5)
-    maps = EFA(facts=of_images(facts), margin_text=0.1, margin_image=0.8, sigma=sigma).similarity_maps(text, image)
+    maps = make_term(EFA, of_images(spec), margin_text=0.1, margin_image=0.8, sigma=sigma).similarity_maps(text, image)
     inputs = (text.tokens, image.tokens[:, 1:], text.mask, *MARGINS)
     loss = efa(*inputs, sigma=sigma)
     other = efa(*inputs, sigma=0.9)
@@ -248,10 +249,10 @@ def test_the_loss_of_patches_mixed_by_the_maps_is_the_loss(
 
 @pytest.mark.parametrize(("sigma", "threshold"), [(None, 1 / PATCHES), (0.6, 0.6)])
 def test_maps_are_scaled_per_word_then_cut_and_blank_for_padding(
-    sigma: float | None, threshold: float, facts: Facts
+    sigma: float | None, threshold: float, spec: ModelSpec
 ) -> None:
     text, image = encoded_pairs(5)
-    before, after = EFA(facts=of_images(facts), margin_text=0.1, margin_image=0.8, sigma=sigma).similarity_maps(
+    before, after = make_term(EFA, of_images(spec), margin_text=0.1, margin_image=0.8, sigma=sigma).similarity_maps(
         text, image
     )
     assert before.shape == after.shape == (5, LENGTH, PATCHES)
@@ -266,8 +267,8 @@ def test_maps_are_scaled_per_word_then_cut_and_blank_for_padding(
         )
 
 
-def test_a_map_is_of_its_own_pair_and_moves_with_words_and_patches(facts: Facts) -> None:
-    term = EFA(facts=of_images(facts), margin_text=0.1, margin_image=0.8, sigma=0.6)
+def test_a_map_is_of_its_own_pair_and_moves_with_words_and_patches(spec: ModelSpec) -> None:
+    term = make_term(EFA, of_images(spec), margin_text=0.1, margin_image=0.8, sigma=0.6)
     text, image = encoded_pairs(4)
     maps = term.similarity_maps(text, image)
     order = torch.tensor([2, 0, 3, 1])
@@ -326,10 +327,10 @@ def test_half_precision_tokens_are_compared_in_fp32() -> None:
 
 
 def test_the_term_leaves_out_cls_and_counts_patches(
-    facts: Facts, make_features: MakeFeatures, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+    spec: ModelSpec, make_features: MakeFeatures, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pids = torch.arange(4)
-    term = EFA(facts=replace(facts, patches=2), margin_text=0.1, margin_image=0.8, lambda_=2.0, tau=0.5, sigma=0.3)
+    term = make_term(EFA, replace(spec, patches=2), margin_text=0.1, margin_image=0.8, lambda_=2.0, tau=0.5, sigma=0.3)
     features = make_features(pids)
     image, text = features.image(), features.text()
     expected = efa(text.tokens, image.tokens, text.mask, 0.1, 0.8, 2.0, 0.5, 0.3)
@@ -345,11 +346,11 @@ def test_the_term_leaves_out_cls_and_counts_patches(
     monkeypatch.setattr(encoder, "encode_image", with_cls)
     loss, stats = term(make_features(pids))
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(stats["patches_per_word"], kept.float().mean())
+    torch.testing.assert_close(stats()["patches_per_word"], kept.float().mean())
 
 
-def test_amp_recomputes_in_fp32(facts: Facts, make_features: MakeFeatures) -> None:
-    term = EFA(facts=facts, margin_text=0.1, margin_image=0.1, chunk_size=1)
+def test_amp_recomputes_in_fp32(spec: ModelSpec, make_features: MakeFeatures) -> None:
+    term = make_term(EFA, spec, margin_text=0.1, margin_image=0.1, chunk_size=1)
     with torch.autocast("cpu", torch.bfloat16):
         features = make_features(torch.arange(4))
         report = Objective({"efa": term})(features)
@@ -365,7 +366,7 @@ def test_amp_recomputes_in_fp32(facts: Facts, make_features: MakeFeatures) -> No
 @pytest.mark.parametrize(
     ("option", "value"), [("sigma", 1.5), ("sigma", -0.1), ("tau", 0.0), ("lambda_", -1.0), ("chunk_size", 0)]
 )
-def test_settings_that_cannot_be_are_refused(option: str, value: float, facts: Facts) -> None:
+def test_settings_that_cannot_be_are_refused(option: str, value: float, spec: ModelSpec) -> None:
     settings: dict[str, Any] = {"margin_text": 0.1, "margin_image": 0.1, option: value}
     with pytest.raises(UserError, match=rf"^{option}: {value} given, expected a number"):
-        EFA(facts=facts, **settings)
+        make_term(EFA, spec, **settings)

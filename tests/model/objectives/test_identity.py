@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.features import Features
-from model.objectives import ID, Facts, Objective, id_loss
+from model.objectives import ID, ModelSpec, Objective, id_loss
+from tests.model.objectives.make_term import make_term
 from utils.errors import UserError
 
 CLASSES = 6
@@ -57,34 +58,34 @@ def test_half_precision_scores_are_compared_in_fp32() -> None:
     torch.testing.assert_close(loss, id_loss(image.float(), text.float(), pids))
 
 
-def test_one_classifier_serves_both_modalities(facts: Facts, make_features: MakeFeatures) -> None:
-    term = ID(facts=facts)
+def test_one_classifier_serves_both_modalities(spec: ModelSpec, make_features: MakeFeatures) -> None:
+    term = make_term(ID, spec)
     assert [(name, tuple(p.shape)) for name, p in term.named_parameters()] == [
-        ("classifier.weight", (facts.num_classes, facts.pooled_dim)),
-        ("classifier.bias", (facts.num_classes,)),
+        ("classifier.weight", (spec.num_classes, spec.pooled_dim)),
+        ("classifier.bias", (spec.num_classes,)),
     ]
     pids = torch.tensor([0, 0, 1, 5])
     features = make_features(pids)
     image, text = (F.linear(features.pooled(view), *term.classifier.parameters()) for view in ("image", "text"))
-    term.offer_to(features)
+    term.register_in(features)
     loss, stats = term(features)
     torch.testing.assert_close(loss, id_loss(image, text, pids))
     for name, logits in (("image_accuracy", image), ("text_accuracy", text)):
         hits = sum(row.argmax().item() == pid for row, pid in zip(logits, pids.tolist(), strict=True))
-        assert stats[name].item() == pytest.approx(hits / 4)
+        assert stats()[name].item() == pytest.approx(hits / 4)
 
 
-def test_starts_undecided_and_close_to_zero(make_features: MakeFeatures, facts: Facts) -> None:
+def test_starts_undecided_and_close_to_zero(make_features: MakeFeatures, spec: ModelSpec) -> None:
     torch.manual_seed(0)
-    wide = ID(facts=Facts(embed_dim=64, pooled_dim=512, num_classes=1000, vocab_size=1))
+    wide = make_term(ID, ModelSpec(embed_dim=64, pooled_dim=512, num_classes=1000, vocab_size=1))
     assert wide.classifier.weight.std().item() == pytest.approx(0.001, rel=0.01)
     assert torch.equal(wide.classifier.bias, torch.zeros(1000))
-    loss = Objective({"id": ID(facts=facts)})(make_features(torch.arange(6))).total
-    assert loss.item() == pytest.approx(torch.tensor(float(facts.num_classes)).log().item(), abs=0.01)
+    loss = Objective({"id": make_term(ID, spec)})(make_features(torch.arange(6))).total
+    assert loss.item() == pytest.approx(torch.tensor(float(spec.num_classes)).log().item(), abs=0.01)
 
 
-def test_classifies_in_fp32_under_amp(facts: Facts, make_features: MakeFeatures) -> None:
-    term = ID(facts=facts)
+def test_classifies_in_fp32_under_amp(spec: ModelSpec, make_features: MakeFeatures) -> None:
+    term = make_term(ID, spec)
     seen: list[torch.dtype] = []
     term.classifier.register_forward_hook(lambda *call: seen.append(call[2].dtype))
     with torch.autocast("cpu", torch.bfloat16):
@@ -94,13 +95,13 @@ def test_classifies_in_fp32_under_amp(facts: Facts, make_features: MakeFeatures)
 
 
 def test_every_slot_has_a_classifier_of_its_own(
-    part_facts: Facts, make_features: MakeFeatures, part_encoder: nn.Module
+    part_spec: ModelSpec, make_features: MakeFeatures, part_encoder: nn.Module
 ) -> None:
-    term, pids = ID(facts=part_facts), torch.tensor([0, 0, 1, 5])
+    term, pids = make_term(ID, part_spec), torch.tensor([0, 0, 1, 5])
     features = make_features(pids, encoder=part_encoder)
     loss = Objective({"id": term})(features).total
     weights, biases = term.classifier.weight.split(CLASSES), term.classifier.bias.split(CLASSES)
-    assert len(weights) == sum(part_facts.slots.values())
+    assert len(weights) == sum(part_spec.slots.values())
     expected = torch.zeros(())
     for slot, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         image, text = (F.linear(features.slots(view)[:, slot], weight, bias) for view in ("image", "text"))
@@ -109,6 +110,6 @@ def test_every_slot_has_a_classifier_of_its_own(
     assert term.needs == {"image", "text", "pids", "parts"}
 
 
-def test_two_terms_do_not_provide_the_same(facts: Facts) -> None:
+def test_two_terms_do_not_provide_the_same(spec: ModelSpec) -> None:
     with pytest.raises(UserError, match=r"loss.terms.id and loss.terms.id_too both provide 'id_logits'"):
-        Objective({"id": ID(facts=facts), "id_too": ID(facts=facts)})
+        Objective({"id": make_term(ID, spec), "id_too": make_term(ID, spec)})

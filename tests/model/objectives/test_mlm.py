@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from data.batch import NOT_PREDICTED as MARKED_IN_BATCHES
 from model.features import Encoded, Encoder, Features
-from model.objectives import MLM, Facts, Objective, mlm_loss
+from model.objectives import MLM, ModelSpec, Objective, mlm_loss
 from model.objectives.mlm import NOT_PREDICTED, InteractionEncoder
+from tests.model.objectives.make_term import make_term
 
 VOCABULARY, LENGTH, PATCHES, WIDTH = 11, 5, 3, 128
 PIDS = torch.tensor([0, 0, 1, 1, 2])
@@ -153,7 +154,7 @@ def test_padding_never_matters(interaction: InteractionEncoder) -> None:
 def test_every_weight_starts_as_in_the_released_code() -> None:
     """Std of a normal, bound of a uniform, or constant, of the 64 tensors of width 512 and depth 4."""
     torch.manual_seed(0)
-    term = MLM(facts=Facts(embed_dim=512, pooled_dim=512, num_classes=1, vocab_size=2_000))
+    term = make_term(MLM, ModelSpec(embed_dim=512, pooled_dim=512, num_classes=1, vocab_size=2_000))
     assert term.interaction.cross_attention.num_heads == 8
     normals = {
         "in_proj_weight": 512**-0.5,
@@ -187,9 +188,9 @@ def test_every_weight_starts_as_in_the_released_code() -> None:
 
 
 @pytest.fixture
-def term(facts: Facts) -> MLM:
+def term(spec: ModelSpec) -> MLM:
     torch.manual_seed(0)
-    return MLM(facts=facts)
+    return make_term(MLM, spec)
 
 
 def features_with(labels: Tensor, encoder: Encoder, padding: int = 0) -> Features:
@@ -255,7 +256,7 @@ def test_a_batch_without_a_masked_word_gives_a_zero_that_is_connected(term: MLM,
         gradients = torch.autograd.grad(loss, inputs)
     assert loss == 0
     assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients)
-    assert stats == {"accuracy": 0, "captions_left_out": 3}
+    assert stats() == {"accuracy": 0, "captions_left_out": 3}
 
 
 def test_statistics_count_hits_and_captions_without_a_masked_word(term: MLM, encoder: Encoder) -> None:
@@ -269,8 +270,8 @@ def test_statistics_count_hits_and_captions_without_a_masked_word(term: MLM, enc
     hits = [bool(best[i, j] == labels[i, j]) for i, j in masked]
     _, stats = term(features_with(labels, encoder))
     assert 0 < sum(hits) < len(hits)
-    assert stats["accuracy"].item() == pytest.approx(sum(hits) / len(hits))
-    assert stats["captions_left_out"] == 1
+    assert stats()["accuracy"].item() == pytest.approx(sum(hits) / len(hits))
+    assert stats()["captions_left_out"] == 1
 
 
 def test_runs_under_amp_and_compares_in_fp32(term: MLM, make_features: MakeFeatures) -> None:

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.features import Encoder, Features
-from model.objectives import Facts, sdm
+from model.objectives import ModelSpec, sdm
 from model.objectives.base import LossTerm
 from model.objectives.prototypes import ICPM, MATCHINGS, PCM, icpm, pcm
 from model.prototypes import Modality
+from tests.model.objectives.make_term import make_term
 from utils.errors import UserError
 
 DIM = 8
@@ -142,33 +143,37 @@ def make_labelled(encoder: Encoder) -> MakeFeatures:
     return make
 
 
-def filled(facts: Facts, **options: object) -> PCM:
-    term = PCM(facts=facts, **options)  # type: ignore[arg-type]
+def filled(spec: ModelSpec, **options: object) -> PCM:
+    term = make_term(PCM, spec, **options)  # type: ignore[arg-type]
     images, texts = Modality(units(9, 3), torch.arange(9) % 3), Modality(units(9, 4), torch.arange(9) % 4)
-    term.fill(images, texts, seed=0)
+    term.reset_prototypes(images, texts, seed=0)
     return term
 
 
 @pytest.mark.parametrize("matching", MATCHINGS)
-def test_pcm_term_sums_both_directions(matching: str, facts: Facts, make_labelled: MakeFeatures) -> None:
-    term, features = filled(facts, matching=matching, temperature=0.1), make_labelled(IMAGE_LABELS, TEXT_LABELS)
+def test_pcm_term_sums_both_directions(matching: str, spec: ModelSpec, make_labelled: MakeFeatures) -> None:
+    term, features = filled(spec, matching=matching, temperature=0.1), make_labelled(IMAGE_LABELS, TEXT_LABELS)
     loss, stats = term(features)
     image, text = features.embedding("image"), features.embedding("text")
     to_images, to_texts = (image, text) if matching == "single_modal" else (text, image)
     expected = pcm(to_images, term.image_memory.prototypes, IMAGE_LABELS.where(CLUSTERED, -1), 0.1)
     expected = expected + pcm(to_texts, term.text_memory.prototypes, TEXT_LABELS.where(CLUSTERED, -1), 0.1)
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(stats["image_temperature"], torch.tensor(0.1))
+    torch.testing.assert_close(stats()["image_temperature"], torch.tensor(0.1))
 
 
 @pytest.mark.parametrize(
     "labels", [(IMAGE_LABELS, TEXT_LABELS), (OUTLIERS, OUTLIERS)], ids=["clusters", "outliers-only"]
 )
-@pytest.mark.parametrize("make", [filled, lambda facts: ICPM(facts=facts)], ids=["pcm", "icpm"])
+@pytest.mark.parametrize("make", [filled, lambda spec: make_term(ICPM, spec)], ids=["pcm", "icpm"])
 def test_terms_reach_both_towers_and_their_own_parameters(
-    make: MakeTerm, labels: tuple[Tensor, Tensor], facts: Facts, make_labelled: MakeFeatures, encoder: torch.nn.Module
+    make: MakeTerm,
+    labels: tuple[Tensor, Tensor],
+    spec: ModelSpec,
+    make_labelled: MakeFeatures,
+    encoder: torch.nn.Module,
 ) -> None:
-    term, features = make(facts), make_labelled(*labels)
+    term, features = make(spec), make_labelled(*labels)
     loss, stats = term(features)
     loss.backward()
     assert loss.isfinite()
@@ -177,42 +182,42 @@ def test_terms_reach_both_towers_and_their_own_parameters(
         assert isinstance(parameter, Tensor)
         assert parameter.grad is not None
         assert parameter.grad.isfinite().all()
-    assert all(stat.shape == () and stat.isfinite() and not stat.requires_grad for stat in stats.values())
+    assert all(stat.shape == () and stat.isfinite() and not stat.requires_grad for stat in stats().values())
 
 
-def test_after_a_step_the_memories_follow_their_own_modality(facts: Facts, make_labelled: MakeFeatures) -> None:
-    term, features = filled(facts), make_labelled(IMAGE_LABELS, TEXT_LABELS)
-    expected = filled(facts)
+def test_after_a_step_the_memories_follow_their_own_modality(spec: ModelSpec, make_labelled: MakeFeatures) -> None:
+    term, features = filled(spec), make_labelled(IMAGE_LABELS, TEXT_LABELS)
+    expected = filled(spec)
     term(features)[0].backward()
     term.after_step(features)
     expected.image_memory.update(features.embedding("image"), IMAGE_LABELS.where(CLUSTERED, -1))
     expected.text_memory.update(features.embedding("text"), TEXT_LABELS.where(CLUSTERED, -1))
     assert torch.equal(term.image_memory.prototypes, expected.image_memory.prototypes)
     assert torch.equal(term.text_memory.prototypes, expected.text_memory.prototypes)
-    assert not torch.equal(term.image_memory.prototypes, filled(facts).image_memory.prototypes)
+    assert not torch.equal(term.image_memory.prototypes, filled(spec).image_memory.prototypes)
 
 
-def test_the_prototypes_are_saved_and_come_back(facts: Facts) -> None:
-    saved, loaded = filled(facts), PCM(facts=facts)
+def test_the_prototypes_are_saved_and_come_back(spec: ModelSpec) -> None:
+    saved, loaded = filled(spec), make_term(PCM, spec)
     loaded.load_state_dict(saved.state_dict())
     assert loaded.image_memory.prototypes.shape == (3, DIM)
     assert torch.equal(loaded.text_memory.prototypes, saved.text_memory.prototypes)
 
 
-def test_a_temperature_is_learned_but_never_below_its_bound(facts: Facts, make_labelled: MakeFeatures) -> None:
-    term = filled(facts, temperature=0.01)
+def test_a_temperature_is_learned_but_never_below_its_bound(spec: ModelSpec, make_labelled: MakeFeatures) -> None:
+    term = filled(spec, temperature=0.01)
     term.image_log_temperature.data -= 1
     _, stats = term(make_labelled(IMAGE_LABELS, TEXT_LABELS))
-    torch.testing.assert_close(stats["image_temperature"], torch.tensor(0.01))
+    torch.testing.assert_close(stats()["image_temperature"], torch.tensor(0.01))
 
 
-def test_icpm_term_is_icpm(facts: Facts, make_labelled: MakeFeatures) -> None:
+def test_icpm_term_is_icpm(spec: ModelSpec, make_labelled: MakeFeatures) -> None:
     features = make_labelled(IMAGE_LABELS, TEXT_LABELS)
-    loss, stats = ICPM(facts=facts, logit_scale=SCALE)(features)
+    loss, stats = make_term(ICPM, spec, logit_scale=SCALE)(features)
     image, text = features.embedding("image"), features.embedding("text")
     torch.testing.assert_close(loss, icpm(image, text, IMAGE_LABELS, TEXT_LABELS, SCALE))
-    torch.testing.assert_close(stats["image_positives"], torch.tensor(10 / 6))
-    torch.testing.assert_close(stats["text_positives"], torch.tensor(8 / 6))
+    torch.testing.assert_close(stats()["image_positives"], torch.tensor(10 / 6))
+    torch.testing.assert_close(stats()["text_positives"], torch.tensor(8 / 6))
 
 
 @pytest.mark.parametrize(
@@ -223,6 +228,6 @@ def test_icpm_term_is_icpm(facts: Facts, make_labelled: MakeFeatures) -> None:
         ({"momentum": 2.0}, "momentum: 2.0 given"),
     ],
 )
-def test_misspelt_options_stop_before_training(options: dict[str, object], message: str, facts: Facts) -> None:
+def test_misspelt_options_stop_before_training(options: dict[str, object], message: str, spec: ModelSpec) -> None:
     with pytest.raises(UserError, match=message):
-        filled(facts, **options)
+        filled(spec, **options)

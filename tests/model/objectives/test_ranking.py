@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.features import Features
-from model.objectives import CMR, ID, Facts, Objective, Ranking, check_needs, cmr_loss, commonality, ranking_loss
+from model.objectives import CMR, ID, ModelSpec, Objective, Ranking, check_needs, cmr_loss, commonality, ranking_loss
 from model.objectives.build import build_objective
+from tests.model.objectives.make_term import make_term
 from utils.errors import UserError
 
 CLASSES, PARTS = 7, 3
@@ -176,24 +177,24 @@ def blocks(features: Features, view: str, levels: str) -> Tensor:
 
 @pytest.mark.parametrize(("skip", "levels"), [((), "gcf"), (("fine",), "gc"), (("coarse", "fine"), "g")])
 def test_ranking_takes_the_levels_that_are_left(
-    skip: tuple[str, ...], levels: str, part_facts: Facts, features: Features
+    skip: tuple[str, ...], levels: str, part_spec: ModelSpec, features: Features
 ) -> None:
-    loss, stats = Ranking(facts=part_facts, skip=skip, margin=0.3)(features)
+    loss, stats = make_term(Ranking, part_spec, skip=skip, margin=0.3)(features)
     image, text = (blocks(features, view, levels) for view in ("image", "text"))
     torch.testing.assert_close(loss, ranking_loss(image, text, PIDS, margin=0.3))
-    assert 0 < stats["active"] <= 1
+    assert 0 < stats()["active"] <= 1
 
 
 @pytest.mark.parametrize(("levels", "letters"), [(["fine"], "f"), (["coarse", "fine"], "cf")])
 def test_cmr_reads_the_scores_of_the_id_term(
-    levels: list[str], letters: str, part_facts: Facts, features: Features
+    levels: list[str], letters: str, part_spec: ModelSpec, features: Features
 ) -> None:
     torch.manual_seed(0)
-    term, identity = CMR(facts=part_facts, levels=levels, margin=0.3), ID(facts=part_facts)
+    term, identity = make_term(CMR, part_spec, levels=levels, margin=0.3), make_term(ID, part_spec)
     nn.init.normal_(identity.classifier.weight)
     report = Objective({"cmr": term, "id": identity})(features)
     places = [place for place, level in enumerate("gccfff") if level in letters]
-    probs = [features.derived("id_logits", view)[:, places].softmax(dim=2) for view in ("image", "text")]
+    probs = [features.shared("id_logits", view)[:, places].softmax(dim=2) for view in ("image", "text")]
     image, text = (blocks(features, view, letters) for view in ("image", "text"))
     torch.testing.assert_close(report.raw["cmr"], cmr_loss(image, text, PIDS, *probs, margin=0.3).detach())
     every = ["coarse_1", "coarse_2", "fine_1", "fine_2", "fine_3"]
@@ -204,22 +205,22 @@ def test_cmr_reads_the_scores_of_the_id_term(
 
 
 def test_a_head_without_fine_embeddings_leaves_cmr_a_connected_zero(
-    make_features: MakeFeatures, part_encoder: nn.Module, part_facts: Facts
+    make_features: MakeFeatures, part_encoder: nn.Module, part_spec: ModelSpec
 ) -> None:
-    few = Facts(48, 8, num_classes=6, vocab_size=32, slots={"global": 1, "coarse": 5, "fine": 0})
-    objective = Objective({"cmr": CMR(facts=few), "id": ID(facts=few)})
+    few = ModelSpec(48, 8, num_classes=6, vocab_size=32, slots={"global": 1, "coarse": 5, "fine": 0})
+    objective = Objective({"cmr": make_term(CMR, few), "id": make_term(ID, few)})
     report = objective(make_features(PIDS, encoder=part_encoder))
     assert report.raw["cmr"] == 0
     report.total.backward()
 
 
-def test_without_a_part_head_or_classifiers_training_does_not_start(facts: Facts, part_facts: Facts) -> None:
+def test_without_a_part_head_or_classifiers_training_does_not_start(spec: ModelSpec, part_spec: ModelSpec) -> None:
     provided = {"image", "text", "pids"}
     with pytest.raises(UserError, match=r"loss.terms.cmr needs 'parts', which this run lacks: set head=part"):
-        check_needs(Objective({"cmr": CMR(facts=facts), "id": ID(facts=facts)}), provided)
+        check_needs(Objective({"cmr": make_term(CMR, spec), "id": make_term(ID, spec)}), provided)
     with pytest.raises(UserError, match=r"loss.terms.cmr needs 'id_logits', .*: set \+loss/term@loss.terms.id=id"):
-        check_needs(Objective({"cmr": CMR(facts=part_facts)}), {*provided, "parts"})
-    check_needs(Objective({"cmr": CMR(facts=part_facts), "id": ID(facts=part_facts)}), {*provided, "parts"})
+        check_needs(Objective({"cmr": make_term(CMR, part_spec)}), {*provided, "parts"})
+    check_needs(Objective({"cmr": make_term(CMR, part_spec), "id": make_term(ID, part_spec)}), {*provided, "parts"})
 
 
 @pytest.mark.parametrize(
@@ -231,11 +232,11 @@ def test_without_a_part_head_or_classifiers_training_does_not_start(facts: Facts
     ],
 )
 def test_what_cmr_does_not_rank_ranking_does(
-    override: str, ranked: list[str], compose_loss: ComposeLoss, part_facts: Facts
+    override: str, ranked: list[str], compose_loss: ComposeLoss, part_spec: ModelSpec
 ) -> None:
     loss = compose_loss("loss=part_cmr", override).loss
     assert loss.terms.ranking.skip == ranked
-    assert set(build_objective(instantiate(loss.terms), part_facts).terms) == set(loss.terms)
+    assert set(build_objective(instantiate(loss.terms), part_spec).terms) == set(loss.terms)
 
 
 @pytest.mark.parametrize(
@@ -246,6 +247,6 @@ def test_what_cmr_does_not_rank_ranking_does(
         ({"levels": ["fin"]}, r"levels: 'fin' given, expected global, coarse, fine\. Did you mean 'fine'"),
     ],
 )
-def test_misspelt_options_stop_before_training(options: dict, sentence: str, part_facts: Facts) -> None:
+def test_misspelt_options_stop_before_training(options: dict, sentence: str, part_spec: ModelSpec) -> None:
     with pytest.raises(UserError, match=sentence):
-        CMR(facts=part_facts, **options)
+        make_term(CMR, part_spec, **options)

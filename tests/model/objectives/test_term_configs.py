@@ -13,12 +13,13 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from model.features import Features
-from model.objectives import ID, Facts, LossTerm, Objective, build_objective
+from model.objectives import ID, LossTerm, ModelSpec, Objective, build_objective
 from model.prototypes import Modality
+from tests.model.objectives.make_term import make_term
 
 LOSS = Path(__file__).parents[3] / "config" / "loss"
 TERMS = sorted(path.stem for path in (LOSS / "term").glob("*.yaml"))
-PRESETS = sorted(path.stem for path in LOSS.glob("*.yaml"))
+PRESETS = sorted(path.stem for path in LOSS.glob("[!_]*.yaml"))
 REPEATED = torch.tensor([0, 0, 1, 1, 2, 2])
 TOWERS = {
     "vision": {"image", "image_aug", "image_ss1", "image_ss2"},
@@ -29,15 +30,15 @@ MakeFeatures = Callable[..., Features]
 ComposeLoss = Callable[..., DictConfig]
 
 
-def build(loss: DictConfig, facts: Facts) -> Objective:
+def build(loss: DictConfig, spec: ModelSpec) -> Objective:
     """Returns the objective of `loss`, after a clustering of six persons."""
     for term in loss.terms.values():
         if "hidden_dim" in term:
             term.hidden_dim = 16
-    objective = build_objective(instantiate(loss.terms), facts)
+    objective = build_objective(instantiate(loss.terms), spec)
     draw = torch.Generator().manual_seed(2)
-    samples = [Modality(torch.randn(12, facts.embed_dim, generator=draw), torch.arange(12) % 6) for _ in range(2)]
-    objective.fill(*samples, seed=0)
+    samples = [Modality(torch.randn(12, spec.embed_dim, generator=draw), torch.arange(12) % 6) for _ in range(2)]
+    objective.reset_prototypes(*samples, seed=0)
     return objective
 
 
@@ -52,15 +53,15 @@ class Case:
 
 @pytest.fixture
 def make_case(
-    compose_loss: ComposeLoss, facts: Facts, part_facts: Facts, encoder: nn.Module, part_encoder: nn.Module
+    compose_loss: ComposeLoss, spec: ModelSpec, part_spec: ModelSpec, encoder: nn.Module, part_encoder: nn.Module
 ) -> Callable[[str], Case]:
     def make(name: str) -> Case:
         torch.manual_seed(0)
         loss = compose_loss("loss.softlabel_ratio=0.5", f"+loss/term@loss.terms.tested={name}").loss
-        parts = "parts" in build(loss, facts).needs
-        term = build(loss, part_facts if parts else facts).terms["tested"]
+        parts = "parts" in build(loss, spec).needs
+        term = build(loss, part_spec if parts else spec).terms["tested"]
         assert isinstance(term, LossTerm)
-        helpers = {"id": ID(facts=part_facts)} if "id_logits" in term.needs else {}
+        helpers = {"id": make_term(ID, part_spec)} if "id_logits" in term.needs else {}
         return Case(term, Objective({name: term, **helpers}), part_encoder if parts else encoder)
 
     return make
@@ -131,8 +132,8 @@ def test_term_on_a_batch_that_lacks_a_kind_of_pair(
 def test_preset(
     preset: str,
     compose_loss: ComposeLoss,
-    facts: Facts,
-    part_facts: Facts,
+    spec: ModelSpec,
+    part_spec: ModelSpec,
     make_features: MakeFeatures,
     encoder: nn.Module,
     part_encoder: nn.Module,
@@ -140,9 +141,9 @@ def test_preset(
     loss = compose_loss(f"loss={preset}").loss
     assert loss.name == preset
     assert 0 <= loss.softlabel_ratio <= 1
-    objective = build(loss, facts)
+    objective = build(loss, spec)
     if "parts" in objective.needs:
-        objective, encoder = build(loss, part_facts), part_encoder
+        objective, encoder = build(loss, part_spec), part_encoder
     features = make_features(REPEATED, epoch=0.5, encoder=encoder)
     report = objective(features)
     report.total.backward()

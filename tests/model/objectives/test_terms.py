@@ -12,8 +12,8 @@ from model.objectives import (
     NCITC,
     NITC,
     CrossModalCircle,
-    Facts,
     InModalCircle,
+    ModelSpec,
     Objective,
     SimCLR,
     cross_modal_circle,
@@ -21,6 +21,7 @@ from model.objectives import (
     itc,
     nitc,
 )
+from tests.model.objectives.make_term import make_term
 from utils.errors import UserError
 
 PIDS = torch.tensor([0, 0, 1, 1, 2])
@@ -29,50 +30,50 @@ MVS = ("image", "image_aug")
 MakeFeatures = Callable[..., Features]
 
 
-def test_needs_follow_from_the_views(facts: Facts) -> None:
-    assert NITC(facts=facts, sigmoid=True).needs == {"image", "text", "pids"}
-    assert NITC(facts=facts, sigmoid=True, views=MVS).needs == {"image", "image_aug", "text", "pids"}
-    assert ITC(facts=facts, views=["image_aug"]).needs == {"image_aug", "text"}
+def test_needs_follow_from_the_views(spec: ModelSpec) -> None:
+    assert make_term(NITC, spec, sigmoid=True).needs == {"image", "text", "pids"}
+    assert make_term(NITC, spec, sigmoid=True, views=MVS).needs == {"image", "image_aug", "text", "pids"}
+    assert make_term(ITC, spec, views=["image_aug"]).needs == {"image_aug", "text"}
 
 
 @pytest.mark.parametrize("views", [[], "image", None])
-def test_views_must_be_a_list_of_views(views: object, facts: Facts) -> None:
+def test_views_must_be_a_list_of_views(views: object, spec: ModelSpec) -> None:
     with pytest.raises(UserError, match=r"views: .* expected a list of image views"):
-        ITC(facts=facts, views=views)  # type: ignore[arg-type]
+        make_term(ITC, spec, views=views)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.5])
-def test_the_softlabel_ratio_is_a_share(ratio: float, facts: Facts) -> None:
+def test_the_softlabel_ratio_is_a_share(ratio: float, spec: ModelSpec) -> None:
     with pytest.raises(UserError, match=f"softlabel_ratio: {ratio} given"):
-        NITC(facts=facts, sigmoid=True, softlabel_ratio=ratio)
+        make_term(NITC, spec, sigmoid=True, softlabel_ratio=ratio)
 
 
-def test_misspelt_options_stop_before_training(facts: Facts) -> None:
+def test_misspelt_options_stop_before_training(spec: ModelSpec) -> None:
     with pytest.raises(UserError, match="scope"):
-        CrossModalCircle(facts=facts, scope="anker")  # type: ignore[arg-type]
+        make_term(CrossModalCircle, spec, scope="anker")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="reduction"):
-        NCITC(facts=facts, reduction="sum")  # type: ignore[arg-type]
+        make_term(NCITC, spec, reduction="sum")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("sigmoid", [True, False])
 @pytest.mark.parametrize(("epoch", "ratio"), [(0.0, 0.0), (0.25, 0.1), (1.0, 0.4), (7.5, 0.4)])
 def test_soft_labels_ramp_up_over_the_first_epoch(
-    epoch: float, ratio: float, sigmoid: bool, facts: Facts, make_features: MakeFeatures
+    epoch: float, ratio: float, sigmoid: bool, spec: ModelSpec, make_features: MakeFeatures
 ) -> None:
     features = make_features(PIDS, epoch=epoch)
-    loss, _ = NITC(facts=facts, sigmoid=sigmoid, softlabel_ratio=0.4)(features)
+    loss, _ = make_term(NITC, spec, sigmoid=sigmoid, softlabel_ratio=0.4)(features)
     image, text = features.embedding("image"), features.embedding("text")
-    expected = nitc(image, text, PIDS, *features.temperature, sigmoid=sigmoid, softlabel_ratio=ratio)
+    expected = nitc(image, text, PIDS, *features.logit_scale_and_bias(), sigmoid=sigmoid, softlabel_ratio=ratio)
     torch.testing.assert_close(loss, expected)
 
 
 def test_multi_view_supervision_averages_over_views_and_trains_the_augmented_one(
-    facts: Facts, make_features: MakeFeatures
+    spec: ModelSpec, make_features: MakeFeatures
 ) -> None:
     features = make_features(PIDS)
     image, aug, text = (features.embedding(view) for view in ("image", "image_aug", "text"))
     aug.retain_grad()
-    loss, _ = CrossModalCircle(facts=facts, views=MVS)(features)
+    loss, _ = make_term(CrossModalCircle, spec, views=MVS)(features)
     expected = (cross_modal_circle(image, text, PIDS) + cross_modal_circle(aug, text, PIDS)) / 2
     torch.testing.assert_close(loss, expected)
     loss.backward()
@@ -80,35 +81,35 @@ def test_multi_view_supervision_averages_over_views_and_trains_the_augmented_one
     assert aug.grad.abs().sum() > 0
 
 
-def test_in_modal_circle_averages_the_image_and_the_text_branch(facts: Facts, make_features: MakeFeatures) -> None:
+def test_in_modal_circle_averages_the_image_and_the_text_branch(spec: ModelSpec, make_features: MakeFeatures) -> None:
     features = make_features(PIDS)
-    loss, _ = InModalCircle(facts=facts, views=MVS, scope="anchor")(features)
+    loss, _ = make_term(InModalCircle, spec, views=MVS, scope="anchor")(features)
     of_view = {v: in_modal_circle(features.embedding(v), PIDS, scope="anchor") for v in (*MVS, "text")}
     expected = (of_view["image"] + of_view["image_aug"]) / 4 + of_view["text"] / 2
     torch.testing.assert_close(loss, expected)
 
 
-def test_temperature_is_trained(facts: Facts, make_features: MakeFeatures, encoder: nn.Module) -> None:
-    loss, _ = NITC(facts=facts, sigmoid=True)(make_features(PIDS))
+def test_temperature_is_trained(spec: ModelSpec, make_features: MakeFeatures, encoder: nn.Module) -> None:
+    loss, _ = make_term(NITC, spec, sigmoid=True)(make_features(PIDS))
     loss.backward()
     assert all(p.grad is not None and p.grad != 0 for n, p in encoder.named_parameters() if n in {"log_scale", "bias"})
 
 
-def test_statistics_describe_positive_and_negative_pairs(facts: Facts, make_features: MakeFeatures) -> None:
+def test_statistics_describe_positive_and_negative_pairs(spec: ModelSpec, make_features: MakeFeatures) -> None:
     features = make_features(PIDS)
     cosines = (features.embedding("image") @ features.embedding("text").T).tolist()
     positives = [cosines[i][j] for i in range(5) for j in range(5) if PIDS[i] == PIDS[j]]
     negatives = [cosines[i][j] for i in range(5) for j in range(5) if PIDS[i] != PIDS[j]]
-    _, stats = NITC(facts=facts, sigmoid=True)(features)
-    assert stats["positive_cosine"].item() == pytest.approx(sum(positives) / len(positives), abs=1e-6)
-    assert stats["negative_cosine"].item() == pytest.approx(sum(negatives) / len(negatives), abs=1e-6)
-    _, stats = CrossModalCircle(facts=facts, margin=0.3)(features)
-    assert stats["hard_positives"].item() == pytest.approx(sum(s < 0.7 for s in positives) / len(positives))
-    assert stats["hard_negatives"].item() == pytest.approx(sum(s > 0.3 for s in negatives) / len(negatives))
+    _, stats = make_term(NITC, spec, sigmoid=True)(features)
+    assert stats()["positive_cosine"].item() == pytest.approx(sum(positives) / len(positives), abs=1e-6)
+    assert stats()["negative_cosine"].item() == pytest.approx(sum(negatives) / len(negatives), abs=1e-6)
+    _, stats = make_term(CrossModalCircle, spec, margin=0.3)(features)
+    assert stats()["hard_positives"].item() == pytest.approx(sum(s < 0.7 for s in positives) / len(positives))
+    assert stats()["hard_negatives"].item() == pytest.approx(sum(s > 0.3 for s in negatives) / len(negatives))
 
 
-def test_simclr_parameters_can_be_told_apart_by_name(facts: Facts) -> None:
-    objective = Objective({"self_supervision": SimCLR(facts=facts, hidden_dim=16)})
+def test_simclr_parameters_can_be_told_apart_by_name(spec: ModelSpec) -> None:
+    objective = Objective({"self_supervision": make_term(SimCLR, spec, hidden_dim=16)})
     names = [name for name, _ in objective.named_parameters()]
     assert len(names) == 10
     assert all("simclr" in name for name in names)
@@ -122,20 +123,20 @@ def test_simclr_parameters_can_be_told_apart_by_name(facts: Facts) -> None:
         ({"hidden_layers": 3, "out_dim": 4}, "64 BatchNorm1d ReLU 64 BatchNorm1d ReLU 64 BatchNorm1d ReLU 4"),
     ],
 )
-def test_the_projector_of_simclr_is_what_its_options_say(options: dict, modules: str, facts: Facts) -> None:
-    projector = SimCLR(facts=facts, **options).simclr_projector
+def test_the_projector_of_simclr_is_what_its_options_say(options: dict, modules: str, spec: ModelSpec) -> None:
+    projector = make_term(SimCLR, spec, **options).simclr_projector
     found = [str(m.out_features) if isinstance(m, torch.nn.Linear) else type(m).__name__ for m in projector]
     assert " ".join(found) == modules
 
 
 @pytest.mark.parametrize("option", ["hidden_dim", "hidden_layers", "out_dim"])
-def test_a_projector_without_width_or_layers_is_refused(option: str, facts: Facts) -> None:
+def test_a_projector_without_width_or_layers_is_refused(option: str, spec: ModelSpec) -> None:
     with pytest.raises(UserError, match=f"^{option}: 0 given, expected at least 1"):
-        SimCLR(facts=facts, **{option: 0})
+        make_term(SimCLR, spec, **{option: 0})
 
 
-def test_simclr_projects_under_amp_and_compares_in_fp32(facts: Facts, make_features: MakeFeatures) -> None:
-    term = SimCLR(facts=facts, hidden_dim=16, out_dim=4)
+def test_simclr_projects_under_amp_and_compares_in_fp32(spec: ModelSpec, make_features: MakeFeatures) -> None:
+    term = make_term(SimCLR, spec, hidden_dim=16, out_dim=4)
     projected: list[torch.Tensor] = []
     term.simclr_projector.register_forward_hook(lambda *call: projected.append(call[2]))
     with torch.autocast("cpu", torch.bfloat16):
@@ -144,19 +145,19 @@ def test_simclr_projects_under_amp_and_compares_in_fp32(facts: Facts, make_featu
     assert report.total.dtype == torch.float32
 
 
-def test_simclr_accepts_a_batch_of_one(facts: Facts, make_features: MakeFeatures) -> None:
-    loss, _ = SimCLR(facts=facts, hidden_dim=16)(make_features(PIDS[:1]))
+def test_simclr_accepts_a_batch_of_one(spec: ModelSpec, make_features: MakeFeatures) -> None:
+    loss, _ = make_term(SimCLR, spec, hidden_dim=16)(make_features(PIDS[:1]))
     assert loss == 0
     assert loss.requires_grad
 
 
 def test_itc_of_outliers_takes_the_pairs_of_which_a_side_is_in_no_cluster(
-    facts: Facts, make_features: MakeFeatures
+    spec: ModelSpec, make_features: MakeFeatures
 ) -> None:
     features = make_features(torch.tensor([0, -1, 1, 0, -1]))  # the labels of both sides
-    term = ITC(facts=facts, pairs="outliers")
+    term = make_term(ITC, spec, pairs="outliers")
     assert term.needs == {"image", "text", "image_labels", "text_labels"}
     image, text = features.embedding("image")[[1, 4]], features.embedding("text")[[1, 4]]
-    torch.testing.assert_close(term(features)[0], itc(image, text, features.temperature[0]))
+    torch.testing.assert_close(term(features)[0], itc(image, text, features.logit_scale_and_bias()[0]))
     with pytest.raises(UserError, match="pairs: 'some' given, expected one of all, outliers"):
-        ITC(facts=facts, pairs="some")  # type: ignore[arg-type]
+        make_term(ITC, spec, pairs="some")  # type: ignore[arg-type]

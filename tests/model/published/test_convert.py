@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from model.backbones import Backbone, load_backbone
 from model.features import Features
 from model.heads import GlobalHead
-from model.objectives import ID, MLM, SDM, Facts, Objective
+from model.objectives import ID, MLM, SDM, ModelSpec, Objective
 from model.published.convert import convert
 from model.published.converted import load_heads, mask_row, ranking_notes, write_converted
 from model.published.file import read_state
 from model.tbps import TBPS
+from tests.model.objectives.make_term import make_term
 from tests.model.openai_clip import EMBED, LENGTH, PATCH, VOCABULARY, Irra, Rde
 from utils.checkpoints.folder import read_interpolation
 from utils.errors import UserError
@@ -76,10 +77,10 @@ def test_features_and_scores_equal_the_architecture_written_out(irra: Irra, tmp_
     torch.testing.assert_close(text.tokens, irra.base_model.encode_text(ids), **close)
     ends = irra.base_model.encode_text(ids)[torch.arange(3), ids.argmax(dim=1)]
     torch.testing.assert_close(text.pooled, ends, **close)
-    assert backbone.temperature()[0].item() == pytest.approx(50)
+    assert backbone.logit_scale_and_bias()[0].item() == pytest.approx(50)
 
-    facts = Facts(EMBED, EMBED, num_classes=7, vocab_size=VOCABULARY)
-    objective = Objective({"mlm": MLM(facts=facts), "id": ID(facts=facts)}).eval()
+    spec = ModelSpec(EMBED, EMBED, num_classes=7, vocab_size=VOCABULARY)
+    objective = Objective({"mlm": make_term(MLM, spec), "id": make_term(ID, spec)}).eval()
     lines = load_heads(objective, tmp_path / "converted")
     assert [line.split(" starts from ")[0] for line in lines] == ["mlm", "id"]
     assert not any("but not" in line for line in lines)
@@ -109,7 +110,9 @@ def test_the_loss_of_a_published_head_on_padded_captions_is_that_of_the_architec
     expected = nn.functional.cross_entropy(scores[:, 2], labels[:, 2])
 
     def loss(attend_padding: bool | None) -> Tensor:
-        term = MLM(facts=Facts(EMBED, EMBED, num_classes=7, vocab_size=VOCABULARY), attend_padding=attend_padding)
+        term = make_term(
+            MLM, ModelSpec(EMBED, EMBED, num_classes=7, vocab_size=VOCABULARY), attend_padding=attend_padding
+        )
         load_heads(Objective({"mlm": term}), tmp_path / "converted")
         positions = (labels != -100).flatten().nonzero()[:, 0]
         padded = ids.masked_fill(~mask, VOCABULARY - 1)  # as transformers' tokenizer does
@@ -130,7 +133,7 @@ def test_the_mask_token_of_a_published_head_is_the_third_row_from_the_end(irra: 
     torch.save(irra.base_model.state_dict(), tmp_path / "clip.pt")
     backbone_of(tmp_path / "clip.pt", tmp_path / "plain")
     assert mask_row(tmp_path / "plain", VOCABULARY) is None
-    term = MLM(facts=Facts(EMBED, EMBED, num_classes=7, vocab_size=VOCABULARY))
+    term = make_term(MLM, ModelSpec(EMBED, EMBED, num_classes=7, vocab_size=VOCABULARY))
     assert load_heads(Objective({"mlm": term}), tmp_path / "plain") == []
     assert not term.attend_padding
 
@@ -155,8 +158,8 @@ def test_at_another_size_positions_are_resized_from_the_published_grid(irra: Irr
 
 def test_heads_of_other_sizes_stay_as_they_are_and_are_named(irra: Irra, tmp_path: Path) -> None:
     backbone_of(saved(irra, tmp_path / "a.pth"), tmp_path / "converted")
-    facts = Facts(EMBED, EMBED, num_classes=1_003, vocab_size=VOCABULARY)
-    objective = Objective({"sdm": SDM(facts=facts), "id": ID(facts=facts)})
+    spec = ModelSpec(EMBED, EMBED, num_classes=1_003, vocab_size=VOCABULARY)
+    objective = Objective({"sdm": make_term(SDM, spec), "id": make_term(ID, spec)})
     before = {name: value.clone() for name, value in objective.state_dict().items()}
     [line] = load_heads(objective, tmp_path / "converted")
     assert "classifier.weight is 7 x 128, here 1,003 x 128" in line
@@ -227,7 +230,7 @@ def test_a_scale_and_a_square_grid_are_kept(tmp_path: Path) -> None:
     state = model.base_model.state_dict() | {"logit_scale": torch.tensor(4.6)} | sizes
     torch.save(state, tmp_path / "clip.pt")
     backbone = backbone_of(tmp_path / "clip.pt", tmp_path / "converted", (12, 12))
-    assert backbone.temperature()[0].item() == pytest.approx(99.48, abs=0.1)
+    assert backbone.logit_scale_and_bias()[0].item() == pytest.approx(99.48, abs=0.1)
     assert {file.name for file in (tmp_path / "converted").iterdir()} == {
         "config.json",
         "model.safetensors",
