@@ -1,6 +1,7 @@
 """What the terms add to the functions: views, ramp, temperature, projector, statistics."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ from torch import nn
 
 from model.features import Features
 from model.objectives import (
+    ASDM,
     ITC,
     NCITC,
     NITC,
+    SDM,
     CrossModalCircle,
     Facts,
     InModalCircle,
@@ -20,7 +23,9 @@ from model.objectives import (
     in_modal_circle,
     itc,
     nitc,
+    simclr,
 )
+from model.objectives.base import LossTerm
 from utils.errors import UserError
 
 PIDS = torch.tensor([0, 0, 1, 1, 2])
@@ -107,6 +112,36 @@ def test_statistics_describe_positive_and_negative_pairs(facts: Facts, make_feat
     assert stats["hard_negatives"].item() == pytest.approx(sum(s > 0.3 for s in negatives) / len(negatives))
 
 
+def test_hard_pairs_within_a_modality_are_those_of_different_images(facts: Facts, make_features: MakeFeatures) -> None:
+    features = make_features(PIDS)
+    image, text = features.embedding("image"), features.embedding("text")
+    shares = []
+    for rows, others in ((image, image), (text, text), (image, text)):
+        cosines = (rows @ others.T).tolist()
+        pairs = [(i, j) for i in range(5) for j in range(5) if i != j]
+        positives = [cosines[i][j] for i, j in pairs if PIDS[i] == PIDS[j]]
+        negatives = [cosines[i][j] for i, j in pairs if PIDS[i] != PIDS[j]]
+        shares.append([sum(s < 0.7 for s in positives) / 4, sum(s > 0.3 for s in negatives) / 16])
+    _, stats = InModalCircle(facts=facts, margin=0.3)(features)
+    assert [stats["hard_positives"].item(), stats["hard_negatives"].item()] == pytest.approx(shares[0])
+    assert shares[0] not in shares[1:], "the texts would give the same"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [partial(NITC, sigmoid=True), CrossModalCircle, InModalCircle, SDM, ASDM],
+    ids=["nitc", "cross_modal_circle", "in_modal_circle", "sdm", "a_sdm"],
+)
+def test_statistics_of_several_views_are_those_of_the_first(
+    make: Callable[..., LossTerm], facts: Facts, make_features: MakeFeatures
+) -> None:
+    features = make_features(PIDS)
+    expected, others = (make(facts=facts, views=[view])(features)[1] for view in MVS)
+    _, stats = make(facts=facts, views=MVS)(features)
+    assert stats == expected
+    assert stats != others, "the views have the same statistics"
+
+
 def test_simclr_parameters_can_be_told_apart_by_name(facts: Facts) -> None:
     objective = Objective({"self_supervision": SimCLR(facts=facts, hidden_dim=16)})
     names = [name for name, _ in objective.named_parameters()]
@@ -144,6 +179,16 @@ def test_simclr_projects_under_amp_and_compares_in_fp32(facts: Facts, make_featu
     assert report.total.dtype == torch.float32
 
 
+def test_simclr_compares_both_views_behind_its_projector_at_its_own_temperature(
+    facts: Facts, make_features: MakeFeatures
+) -> None:
+    term, features = SimCLR(facts=facts, hidden_dim=16, temperature=0.7), make_features(PIDS)
+    views = torch.cat([features.pooled("image_ss1"), features.pooled("image_ss2")])
+    a, b = term.simclr_projector(views).chunk(2)
+    torch.testing.assert_close(term(features)[0], simclr(a, b, 0.7))
+    assert simclr(a, b, 0.7) != simclr(a, b)
+
+
 def test_simclr_accepts_a_batch_of_one(facts: Facts, make_features: MakeFeatures) -> None:
     loss, _ = SimCLR(facts=facts, hidden_dim=16)(make_features(PIDS[:1]))
     assert loss == 0
@@ -153,10 +198,11 @@ def test_simclr_accepts_a_batch_of_one(facts: Facts, make_features: MakeFeatures
 def test_itc_of_outliers_takes_the_pairs_of_which_a_side_is_in_no_cluster(
     facts: Facts, make_features: MakeFeatures
 ) -> None:
-    features = make_features(torch.tensor([0, -1, 1, 0, -1]))  # the labels of both sides
+    labels = {"image_labels": torch.tensor([0, -1, 1, 0, -1]), "text_labels": torch.tensor([-1, 2, 0, 1, -1])}
+    features = make_features(PIDS, **labels)
     term = ITC(facts=facts, pairs="outliers")
     assert term.needs == {"image", "text", "image_labels", "text_labels"}
-    image, text = features.embedding("image")[[1, 4]], features.embedding("text")[[1, 4]]
+    image, text = (features.embedding(view)[[0, 1, 4]] for view in ("image", "text"))
     torch.testing.assert_close(term(features)[0], itc(image, text, features.temperature[0]))
     with pytest.raises(UserError, match="pairs: 'some' given, expected one of all, outliers"):
         ITC(facts=facts, pairs="some")  # type: ignore[arg-type]
