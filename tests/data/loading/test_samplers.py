@@ -1,4 +1,4 @@
-from itertools import chain, pairwise
+from itertools import chain, pairwise, permutations
 
 import numpy as np
 import pytest
@@ -58,6 +58,15 @@ class TestEverySampler:
         assert all(indices(a) != indices(b) for a, b in pairwise(first))
         seeds = [draw.seed for batches in first for batch in batches for draw in batch]
         assert len(set(seeds)) == len(seeds)
+
+    def test_every_pair_comes_directly_after_every_other_in_some_epoch(self, kind: str) -> None:
+        samplers: dict[str, EpochSampler] = {
+            "random": RandomSampler(6, 6, seed=0),
+            "staged": StagedSampler(np.ones(6, dtype=np.int64), 6, seed=0),
+            "identity": IdentitySampler(np.arange(6) // 3, np.arange(6), 6, 3, seed=0),
+        }
+        neighbours = {pair for batches in epochs(samplers[kind], 150) for pair in pairwise(indices(batches))}
+        assert neighbours == set(permutations(range(6), 2))
 
     def test_the_next_epoch_is_not_that_of_the_next_seed(self, kind: str) -> None:
         assert indices(epochs(make(kind, seed=5), 2)[1]) != indices(epochs(make(kind, seed=6), 1)[0])

@@ -86,9 +86,9 @@ def part_spec() -> ModelSpec:
 
 @pytest.fixture
 def make_features(encoder: TinyEncoder) -> MakeFeatures:
-    """``make_features(pids (B,), epoch=0.0, encoder=encoder)`` -> features of B random samples with every view."""
+    """``make_features(pids (B,), epoch=0.0, encoder=encoder, **labels)`` -> B random samples with every view."""
 
-    def make(pids: Tensor, epoch: float = 0.0, encoder: TinyEncoder = encoder) -> Features:
+    def make(pids: Tensor, epoch: float = 0.0, encoder: TinyEncoder = encoder, **own: Tensor) -> Features:
         draw = torch.Generator().manual_seed(1)
         size = (len(pids), 3, 2 * PATCH, PATCH)
         images = {v: torch.randint(256, size, generator=draw, dtype=torch.uint8) for v in IMAGE_VIEWS}
@@ -97,7 +97,7 @@ def make_features(encoder: TinyEncoder) -> MakeFeatures:
         words = torch.where(torch.arange(LENGTH) < 1, ids["text"], -100)  # to predict: the first of each
         labels = {"pids": pids, "image_labels": pids, "text_labels": pids}
         labels |= {"mlm_labels": words, "mlm_positions": torch.arange(len(pids)) * LENGTH}
-        return Features(encoder, images, {v: (ids[v], mask) for v in TEXT_VIEWS}, labels, epoch=epoch)
+        return Features(encoder, images, {v: (ids[v], mask) for v in TEXT_VIEWS}, labels | own, epoch=epoch)
 
     return make
 

@@ -46,7 +46,7 @@ def slow_joint(words: list[Tensor], patches: list[Tensor], sigma: float) -> list
         relative = [(s - low) / (high - low) for s in inner]
         kept = [(s, patch) for s, patch in zip(relative, patches, strict=True) if s >= sigma]
         total = sum(s for s, _ in kept)
-        joint.append(sum((s / total * patch for s, patch in kept), torch.zeros(WIDTH, dtype=torch.float64)))
+        joint.append(sum((s / total * patch for s, patch in kept), torch.zeros_like(word)))
     return joint
 
 
@@ -317,6 +317,32 @@ def test_a_margin_moves_its_own_two_directions_by_itself_over_tau() -> None:
     text, image, mask = tokens(5, LENGTH, 1), tokens(5, PATCHES, 2), words_of(5)
     without = efa(text, image, mask, 0.0, 0.0, tau=0.5)
     torch.testing.assert_close(efa(text, image, mask, 0.2, 0.7, tau=0.5), without + 2 * (0.2 + 0.7) / 0.5)
+
+
+def test_the_term_gives_each_margin_to_its_own_two_directions(
+    spec: ModelSpec, make_features: MakeFeatures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is the same with both exchanged: a margin is added to it whatever the direction."""
+    ranked: list[tuple[Tensor, float]] = []
+
+    def watched(hard: Tensor, margin: float, tau: float) -> Tensor:
+        ranked.append((hard, margin))
+        return hard.sum()
+
+    monkeypatch.setattr(sys.modules[EFA.__module__], "_ranking", watched)
+    features = make_features(torch.arange(3))
+    make_term(EFA, spec, margin_text=0.1, margin_image=0.8)(features)
+    text, image = features.text(), features.image()
+    captions = [list(words[mask].double()) for words, mask in zip(text.tokens, text.mask, strict=True)]
+    images = [list(patches.double()) for patches in image.tokens]
+    joints = [slow_joint(*pair, 1 / image.tokens.shape[1]) for pair in zip(captions, images, strict=True)]
+    directions = [(captions, joints, 0.1), (joints, captions, 0.1), (images, joints, 0.8), (joints, images, 0.8)]
+    for (hard, given), (anchors, others, margin) in zip(ranked, directions, strict=True):
+        expected = [[slow_hard(anchor, other, 1.0) for other in others] for anchor in anchors]
+        torch.testing.assert_close(
+            hard.double(), torch.stack([torch.stack(row) for row in expected]), rtol=0, atol=1e-5
+        )
+        assert given == margin
 
 
 def test_half_precision_tokens_are_compared_in_fp32() -> None:

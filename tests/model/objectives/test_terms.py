@@ -8,9 +8,11 @@ from torch import nn
 
 from model.features import Features
 from model.objectives import (
+    ASDM,
     ITC,
     NCITC,
     NITC,
+    SDM,
     CrossModalCircle,
     InModalCircle,
     ModelSpec,
@@ -20,7 +22,9 @@ from model.objectives import (
     in_modal_circle,
     itc,
     nitc,
+    simclr,
 )
+from model.objectives.base import LossTerm
 from tests.model.objectives.make_term import make_term
 from utils.errors import UserError
 
@@ -108,6 +112,37 @@ def test_statistics_describe_positive_and_negative_pairs(spec: ModelSpec, make_f
     assert stats()["hard_negatives"].item() == pytest.approx(sum(s > 0.3 for s in negatives) / len(negatives))
 
 
+def test_hard_pairs_within_a_modality_are_those_of_different_images(
+    spec: ModelSpec, make_features: MakeFeatures
+) -> None:
+    features = make_features(PIDS)
+    image, text = features.embedding("image"), features.embedding("text")
+    shares = []
+    for rows, others in ((image, image), (text, text), (image, text)):
+        cosines = (rows @ others.T).tolist()
+        pairs = [(i, j) for i in range(5) for j in range(5) if i != j]
+        positives = [cosines[i][j] for i, j in pairs if PIDS[i] == PIDS[j]]
+        negatives = [cosines[i][j] for i, j in pairs if PIDS[i] != PIDS[j]]
+        shares.append([sum(s < 0.7 for s in positives) / 4, sum(s > 0.3 for s in negatives) / 16])
+    _, stats = make_term(InModalCircle, spec, margin=0.3)(features)
+    assert [stats()[name].item() for name in ("hard_positives", "hard_negatives")] == pytest.approx(shares[0])
+    assert shares[0] not in shares[1:], "the texts would give the same"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(NITC, {"sigmoid": True}), (CrossModalCircle, {}), (InModalCircle, {}), (SDM, {}), (ASDM, {})],
+)
+def test_statistics_of_several_views_are_those_of_the_first(
+    kind: type[LossTerm], options: dict[str, bool], spec: ModelSpec, make_features: MakeFeatures
+) -> None:
+    features = make_features(PIDS)
+    expected, others = (make_term(kind, spec, views=[view], **options)(features)[1]() for view in MVS)
+    stats = make_term(kind, spec, views=MVS, **options)(features)[1]()
+    assert stats == expected
+    assert stats != others, "the views have the same statistics"
+
+
 def test_simclr_parameters_can_be_told_apart_by_name(spec: ModelSpec) -> None:
     objective = Objective({"self_supervision": make_term(SimCLR, spec, hidden_dim=16)})
     names = [name for name, _ in objective.named_parameters()]
@@ -145,6 +180,16 @@ def test_simclr_projects_under_amp_and_compares_in_fp32(spec: ModelSpec, make_fe
     assert report.total.dtype == torch.float32
 
 
+def test_simclr_compares_both_views_behind_its_projector_at_its_own_temperature(
+    spec: ModelSpec, make_features: MakeFeatures
+) -> None:
+    term, features = make_term(SimCLR, spec, hidden_dim=16, temperature=0.7), make_features(PIDS)
+    views = torch.cat([features.pooled("image_ss1"), features.pooled("image_ss2")])
+    a, b = term.simclr_projector(views).chunk(2)
+    torch.testing.assert_close(term(features)[0], simclr(a, b, 0.7))
+    assert simclr(a, b, 0.7) != simclr(a, b)
+
+
 def test_simclr_accepts_a_batch_of_one(spec: ModelSpec, make_features: MakeFeatures) -> None:
     loss, _ = make_term(SimCLR, spec, hidden_dim=16)(make_features(PIDS[:1]))
     assert loss == 0
@@ -154,10 +199,11 @@ def test_simclr_accepts_a_batch_of_one(spec: ModelSpec, make_features: MakeFeatu
 def test_itc_of_outliers_takes_the_pairs_of_which_a_side_is_in_no_cluster(
     spec: ModelSpec, make_features: MakeFeatures
 ) -> None:
-    features = make_features(torch.tensor([0, -1, 1, 0, -1]))  # the labels of both sides
+    labels = {"image_labels": torch.tensor([0, -1, 1, 0, -1]), "text_labels": torch.tensor([-1, 2, 0, 1, -1])}
+    features = make_features(PIDS, **labels)
     term = make_term(ITC, spec, pairs="outliers")
     assert term.needs == {"image", "text", "image_labels", "text_labels"}
-    image, text = features.embedding("image")[[1, 4]], features.embedding("text")[[1, 4]]
+    image, text = (features.embedding(view)[[0, 1, 4]] for view in ("image", "text"))
     torch.testing.assert_close(term(features)[0], itc(image, text, features.logit_scale_and_bias()[0]))
     with pytest.raises(UserError, match="pairs: 'some' given, expected one of all, outliers"):
         make_term(ITC, spec, pairs="some")  # type: ignore[arg-type]
