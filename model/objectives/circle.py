@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from model.features import Features
 from model.objectives.base import LossTerm, ModelSpec, Stats
 from model.objectives.pairs import checked_views, masked_mean, mean_over_views, same_identity, similarities
-from utils.errors import UserError, nearest
+from utils.errors import check_choice
 
 Scope = Literal["batch", "anchor"]
 Reduction = Literal["mean", "row"]
@@ -35,7 +35,7 @@ def in_modal_circle(
     loss); "anchor" is one per sample over its B - 1 others, mean over samples that have both a positive and a
     negative. Without positives or without negatives: zero, connected to the graph.
     """
-    _check_option("scope", scope, SCOPES)
+    check_choice("scope", scope, SCOPES)
     similarity = similarities(embeddings, embeddings)
     positive, negative = _others(pids)
     if scope == "batch":
@@ -57,7 +57,7 @@ def cross_modal_circle(
     over the texts and one per text over the images, mean over anchors that have both kinds, mean of both
     directions. Without negatives: zero, connected to the graph.
     """
-    _check_option("scope", scope, SCOPES)
+    check_choice("scope", scope, SCOPES)
     similarity = similarities(image, text)
     same = same_identity(pids)
     if scope == "batch":
@@ -80,7 +80,7 @@ def nc_itc(
     and gamma alpha_n (s - m) where y = 0 (papers/circle_msiglip.md, strategy 2). Decision: reduction "mean"
     averages over all B x B entries, "row" sums over a row and averages over rows, as N-ITC does.
     """
-    _check_option("reduction", reduction, REDUCTIONS)
+    check_choice("reduction", reduction, REDUCTIONS)
     similarity = similarities(image, text)
     same = same_identity(pids)
     logits = torch.where(same, _positive_logits(similarity, margin, gamma), _negative_logits(similarity, margin, gamma))
@@ -124,11 +124,6 @@ def _others(pids: Tensor) -> tuple[Tensor, Tensor]:
     return same & ~torch.eye(len(pids), dtype=torch.bool, device=pids.device), ~same
 
 
-def _check_option(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(f"{option}: {value!r} given, expected {' or '.join(allowed)}.{nearest(value, allowed)}")
-
-
 def _hard_shares(similarity: Tensor, positive: Tensor, negative: Tensor, margin: float) -> dict[str, Tensor]:
     """Returns the share of positive pairs below 1 - margin and of negative pairs above margin."""
     return {
@@ -153,7 +148,7 @@ class InModalCircle(LossTerm):
         self, *, spec: ModelSpec, weight: float, views: Sequence[str], margin: float, gamma: float, scope: Scope
     ) -> None:
         super().__init__(spec=spec, weight=weight)
-        _check_option("scope", scope, SCOPES)
+        check_choice("scope", scope, SCOPES)
         self.views = checked_views(views)
         self.needs = frozenset({*self.views, "text", "pids"})
         self.margin = margin
@@ -183,7 +178,7 @@ class CrossModalCircle(LossTerm):
         self, *, spec: ModelSpec, weight: float, views: Sequence[str], margin: float, gamma: float, scope: Scope
     ) -> None:
         super().__init__(spec=spec, weight=weight)
-        _check_option("scope", scope, SCOPES)
+        check_choice("scope", scope, SCOPES)
         self.views = checked_views(views)
         self.needs = frozenset({*self.views, "text", "pids"})
         self.margin = margin
@@ -205,7 +200,7 @@ class NCITC(LossTerm):
         self, *, spec: ModelSpec, weight: float, views: Sequence[str], margin: float, gamma: float, reduction: Reduction
     ) -> None:
         super().__init__(spec=spec, weight=weight)
-        _check_option("reduction", reduction, REDUCTIONS)
+        check_choice("reduction", reduction, REDUCTIONS)
         self.views = checked_views(views)
         self.needs = frozenset({*self.views, "text", "pids"})
         self.margin = margin

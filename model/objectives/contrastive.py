@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from model.features import Features
 from model.objectives.base import LossTerm, ModelSpec, Stats
 from model.objectives.pairs import checked_views, masked_mean, mean_over_views, same_identity, similarities
-from utils.errors import UserError
+from utils.errors import UserError, check_choice
 
 Pairs = Literal["all", "outliers"]
 PAIRS: Final = get_args(Pairs)
@@ -126,8 +126,7 @@ class ITC(LossTerm):
 
     def __init__(self, *, spec: ModelSpec, weight: float, views: Sequence[str], pairs: Pairs) -> None:
         super().__init__(spec=spec, weight=weight)
-        if pairs not in PAIRS:
-            raise UserError(f"pairs: {pairs!r} given, expected one of {', '.join(PAIRS)}")
+        check_choice("pairs", pairs, PAIRS)
         self.pairs = pairs
         self.views = checked_views(views)
         labels = {"image_labels", "text_labels"} if pairs == "outliers" else set()

@@ -17,7 +17,7 @@ from model.objectives.distribution import divergences
 from model.objectives.pairs import masked_mean, same_identity, similarities
 from model.prototypes import Modality, PrototypeMemory
 from model.prototypes.memory import Start
-from utils.errors import UserError
+from utils.errors import UserError, check_choice
 
 Matching = Literal["cross_modal", "single_modal"]
 MATCHINGS: Final = get_args(Matching)
@@ -87,18 +87,10 @@ class PCM(LossTerm):
     needs = frozenset({"image", "text", "image_labels", "text_labels"})
 
     def __init__(
-        self,
-        *,
-        spec: ModelSpec,
-        weight: float,
-        matching: Matching,
-        temperature: float,
-        momentum: float,
-        start: Start,
+        self, *, spec: ModelSpec, weight: float, matching: Matching, temperature: float, momentum: float, start: Start
     ) -> None:
         super().__init__(spec=spec, weight=weight)
-        if matching not in MATCHINGS:
-            raise UserError(f"matching: {matching!r} given, expected one of {', '.join(MATCHINGS)}")
+        check_choice("matching", matching, MATCHINGS)
         if temperature < MIN_TEMPERATURE:
             raise UserError(f"temperature: {temperature} given, expected at least {MIN_TEMPERATURE}")
         self.matching = matching

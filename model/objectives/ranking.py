@@ -12,7 +12,7 @@ from torch import Tensor
 from model.features import Features
 from model.objectives.base import LossTerm, ModelSpec, Stats
 from model.objectives.pairs import at_least_fp32, same_identity
-from utils.errors import UserError, nearest
+from utils.errors import UserError, check_choice
 
 LEVELS: Final = ("global", "coarse", "fine")
 REDUCTIONS: Final = ("sum", "mean")
@@ -112,13 +112,7 @@ class Ranking(LossTerm):
     needs = frozenset({"image", "text", "pids"})
 
     def __init__(
-        self,
-        *,
-        spec: ModelSpec,
-        weight: float,
-        margin: float,
-        reduction: Reduction,
-        skip: Sequence[str],
+        self, *, spec: ModelSpec, weight: float, margin: float, reduction: Reduction, skip: Sequence[str]
     ) -> None:
         super().__init__(spec=spec, weight=weight)
         _check(margin, reduction)
@@ -144,13 +138,7 @@ class CMR(LossTerm):
     needs = frozenset({"image", "text", "pids", "parts", "id_logits"})
 
     def __init__(
-        self,
-        *,
-        spec: ModelSpec,
-        weight: float,
-        margin: float,
-        reduction: Reduction,
-        levels: Sequence[str],
+        self, *, spec: ModelSpec, weight: float, margin: float, reduction: Reduction, levels: Sequence[str]
     ) -> None:
         super().__init__(spec=spec, weight=weight)
         _check(margin, reduction)
@@ -207,12 +195,10 @@ def _active(hinges: Tensor) -> Tensor:
 def _check(margin: float, reduction: str) -> None:
     if margin < 0:
         raise UserError(f"margin: {margin} given, expected a cosine of 0 or more")
-    if reduction not in REDUCTIONS:
-        raise UserError(f"reduction: {reduction!r} given, expected sum or mean.{nearest(reduction, REDUCTIONS)}")
+    check_choice("reduction", reduction, REDUCTIONS)
 
 
 def _checked(option: str, levels: Sequence[str]) -> Sequence[str]:
     for level in levels:
-        if level not in LEVELS:
-            raise UserError(f"{option}: {level!r} given, expected {', '.join(LEVELS)}.{nearest(level, LEVELS)}")
+        check_choice(option, level, LEVELS)
     return levels

@@ -199,9 +199,9 @@ def test_value_at_the_optimum() -> None:
 
 def test_misspelt_options_are_named() -> None:
     rows, pids = unit_rows(2, 1), torch.arange(2)
-    with pytest.raises(UserError, match=r"scope: 'anchors' given, expected batch or anchor. Did you mean 'anchor'"):
+    with pytest.raises(UserError, match=r"scope=anchors is unknown; expected batch or anchor. Did you mean 'anchor'"):
         in_modal_circle(rows, pids, scope="anchors")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="scope"):
         cross_modal_circle(rows, rows, pids, scope="row")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="reduction: 'sum' given, expected mean or row"):
+    with pytest.raises(UserError, match="reduction=sum is unknown; expected mean or row"):
         nc_itc(rows, rows, pids, reduction="sum")  # type: ignore[arg-type]

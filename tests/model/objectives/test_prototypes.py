@@ -223,7 +223,7 @@ def test_icpm_term_is_icpm(spec: ModelSpec, make_labelled: MakeFeatures) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"matching": "cross"}, "matching: 'cross' given, expected one of cross_modal, single_modal"),
+        ({"matching": "cross"}, "matching=cross is unknown; expected cross_modal or single_modal"),
         ({"temperature": 0.0}, "temperature: 0.0 given"),
         ({"momentum": 2.0}, "momentum: 2.0 given"),
     ],

@@ -243,8 +243,8 @@ def test_what_cmr_does_not_rank_ranking_does(
     ("options", "sentence"),
     [
         ({"margin": -1}, "margin: -1 given"),
-        ({"reduction": "median"}, r"reduction: 'median' given, expected sum or mean\."),
-        ({"levels": ["fin"]}, r"levels: 'fin' given, expected global, coarse, fine\. Did you mean 'fine'"),
+        ({"reduction": "median"}, r"reduction=median is unknown; expected sum or mean\."),
+        ({"levels": ["fin"]}, r"levels=fin is unknown; expected global or coarse or fine\. Did you mean 'fine'"),
     ],
 )
 def test_misspelt_options_stop_before_training(options: dict, sentence: str, part_spec: ModelSpec) -> None:

@@ -205,5 +205,5 @@ def test_itc_of_outliers_takes_the_pairs_of_which_a_side_is_in_no_cluster(
     assert term.needs == {"image", "text", "image_labels", "text_labels"}
     image, text = (features.embedding(view)[[0, 1, 4]] for view in ("image", "text"))
     torch.testing.assert_close(term(features)[0], itc(image, text, features.logit_scale_and_bias()[0]))
-    with pytest.raises(UserError, match="pairs: 'some' given, expected one of all, outliers"):
+    with pytest.raises(UserError, match="pairs=some is unknown; expected all or outliers"):
         make_term(ITC, spec, pairs="some")  # type: ignore[arg-type]
