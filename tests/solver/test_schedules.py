@@ -73,6 +73,15 @@ def test_by_epoch_drops_at_milestones():
     assert used == pytest.approx([LR] * 2 + [LR / 10] * 4 + [LR / 100] * 2)
 
 
+def test_a_warm_up_or_a_milestone_between_two_steps_is_at_the_nearer_one():
+    used = rates(9, name="multistep", steps_per_epoch=3, max_epochs=3, warmup_epochs=0.9, milestones=[1.9], factor=0.5)
+    warmed = [START, START + (LR - START) / 3, START + (LR - START) * 2 / 3]
+    assert used == pytest.approx([*warmed, *[LR] * 3, *[LR / 2] * 3], rel=1e-12)
+    used = rates(9, name="cosine", steps_per_epoch=3, max_epochs=3, warmup_epochs="30%")  # 0.9 epochs
+    assert used[:4] == pytest.approx([*warmed, LR], rel=1e-12)
+    assert used[4] < LR
+
+
 def test_a_warm_up_may_be_a_share_of_all_epochs():
     length = {"name": "cosine", "steps_per_epoch": 3, "max_epochs": 60}
     assert rates(180, warmup_epochs="20%", **length) == rates(180, warmup_epochs=12, **length)

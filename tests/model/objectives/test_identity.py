@@ -75,6 +75,16 @@ def test_one_classifier_serves_both_modalities(spec: ModelSpec, make_features: M
         assert stats()[name].item() == pytest.approx(hits / 4)
 
 
+def test_accuracy_counts_the_samples_whose_own_identity_scores_highest(
+    spec: ModelSpec, make_features: MakeFeatures
+) -> None:
+    term, features = make_term(ID, spec), make_features(torch.tensor([0, 0, 0, 5]))
+    term.classifier.bias.data[0] = 9  # the others are close to zero
+    term.register_in(features)
+    _, stats = term(features)
+    assert {name: value.item() for name, value in stats().items()} == {"image_accuracy": 0.75, "text_accuracy": 0.75}
+
+
 def test_starts_undecided_and_close_to_zero(make_features: MakeFeatures, spec: ModelSpec) -> None:
     torch.manual_seed(0)
     wide = make_term(ID, ModelSpec(embed_dim=64, pooled_dim=512, num_classes=1000, vocab_size=1))

@@ -115,6 +115,16 @@ def test_kmeans_gives_duplicates_one_cluster_and_numbers_without_gaps() -> None:
     assert labels.view(5, 3).unique(dim=0).shape == (1, 3)
 
 
+def test_a_cluster_of_kmeans_that_loses_all_its_samples_keeps_its_centre() -> None:
+    """Both start at one of two duplicates, and the first takes all; once its mean has moved, the second has them."""
+    first, second, other = torch.randperm(3, generator=torch.Generator().manual_seed(0)).tolist()
+    features = torch.empty(3, 2)
+    features[[first, second]] = torch.tensor([1.0, 0.0])
+    features[other] = torch.tensor([0.5, 0.75**0.5])
+    labels = kmeans(features, 2, seed=0)
+    assert [labels[first], labels[second], labels[other]] == [1, 1, 0]
+
+
 @pytest.mark.parametrize("clusters", [1, 6])
 def test_kmeans_at_its_limits(clusters: int) -> None:
     assert kmeans(drawn(1, 6, 8), clusters, seed=0).unique().tolist() == list(range(clusters))
