@@ -80,7 +80,7 @@ def save_ranks(folder: str | Path, ranks: Mapping[str, Ranks], pids: Mapping[str
         ranks: by direction.
         pids: the identities of its queries ``(Q,)``, by direction.
     """
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for direction, own in ranks.items():
         for part, array in zip(PARTS, (own.values, own.counts, pids[direction]), strict=True):
             arrays[f"{direction}_{part}"] = array
