@@ -203,20 +203,18 @@ class TBPSDataModule(L.LightningDataModule):
                 "tokenizer and weights in the checkpoint folder do not belong together; fill it again."
             )
 
-    @property
-    def test_captions(self) -> list[str]:
-        """The captions of the test split, in the order of its evaluation."""
-        return [caption.text for caption in captions_of(self.dataset.test)]
+    def captions(self, split: str) -> list[str]:
+        """Returns the captions of a split, in the order of its evaluation."""
+        return [caption.text for caption in captions_of(getattr(self.dataset, split))]
 
-    @property
-    def test_image_paths(self) -> list[Path]:
-        """The image files of the test split, in the order of its evaluation."""
-        return [record.image_path for record in self.dataset.test]
+    def image_paths(self, split: str) -> list[Path]:
+        """Returns the image files of a split, in the order of its evaluation."""
+        return [record.image_path for record in getattr(self.dataset, split)]
 
     def test_pair(self, caption: int) -> Batch:
-        """Returns a caption of the test split, by its place in `test_captions`, with its image: a batch of one.
+        """Returns a caption of the test split, by its place in `captions`, with its image: a batch of one.
 
-        `INDEX` is the place of the image in `test_image_paths`.
+        `INDEX` is the place of the image in `image_paths`.
         """
         image, text = captions_of(self.dataset.test)[caption]
         return {

@@ -4,7 +4,6 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,7 +36,10 @@ from utils.checkpoints.weights import frozen_names, load_weights, refused_to_con
 from utils.errors import UserError, check_positive
 from utils.memory.plan import Traced, processes
 from utils.memory.trace import fake_gpu, measure_step
-from utils.ranking.retrieval import RetrievalMetrics, both_directions
+from utils.ranking.metrics import STANDARD, Metric, RetrievalMetrics, measure
+from utils.ranking.positives import Ranks
+from utils.ranking.rerank import Reranker
+from utils.ranking.retrieval import Retrieval
 from utils.training.gather import gather_rows
 from utils.training.precision import AUTOCAST, autocast, encoding_precision
 from utils.training.progress import Bar
@@ -47,35 +49,27 @@ MakeScheduler = Callable[..., LRScheduler]
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Encodings:
-    """One encoded split, in the order of its records: embeddings ``(N, E)`` unit norm, raw ids ``(N,)``."""
-
-    images: Tensor
-    image_pids: Tensor
-    texts: Tensor
-    text_pids: Tensor
-
-    def metrics(self) -> dict[str, RetrievalMetrics]:
-        """Text-to-image ("t2i") and image-to-text ("i2t") retrieval."""
-        t2i, i2t = both_directions(self.texts, self.images, self.text_pids, self.image_pids)
-        return {"t2i": t2i, "i2t": i2t}
-
-
 class LitRanker(L.LightningModule):
     """Encodes a split and ranks it in both directions. Knows no losses.
 
     Args:
         encoder: what is evaluated.
         precision: in which it encodes, see `encoding_precision`.
+        measures: the metrics by name, functions of the ranks.
+
+    Attributes:
+        retrieval: the last split that was ranked.
+        ranks, metrics: what that gave, by direction.
     """
 
-    encodings: Encodings
+    retrieval: Retrieval
+    ranks: dict[str, Ranks]
     metrics: dict[str, RetrievalMetrics]
 
-    def __init__(self, encoder: TBPS, precision: str) -> None:
+    def __init__(self, encoder: TBPS, precision: str, measures: Mapping[str, Metric] = STANDARD) -> None:
         super().__init__()
         self.encoder = encoder
+        self.measures = measures
         self._precision = precision
         self._encoded: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {IMAGE: [], TEXT: []}
 
@@ -99,7 +93,7 @@ class LitRanker(L.LightningModule):
         self._encode(batch)
 
     @torch.no_grad()
-    def encode(self, loaders: Iterable[DataLoader[Batch]]) -> Encodings:
+    def encode(self, loaders: Iterable[DataLoader[Batch]]) -> Retrieval:
         """Returns the split of these evaluation loaders, encoded as for ranking; all processes take part."""
         modes = {module: module.training for module in self.modules()}
         self.eval()
@@ -109,7 +103,7 @@ class LitRanker(L.LightningModule):
                     self._encode(self.trainer.strategy.batch_to_device(batch))
         for module, mode in modes.items():
             module.training = mode
-        return self._collected()
+        return Retrieval(*self._collect(IMAGE), *self._collect(TEXT))
 
     def on_validation_epoch_end(self) -> None:
         self._rank("val")
@@ -127,19 +121,18 @@ class LitRanker(L.LightningModule):
         self._encoded[modality].append((batch[INDEX], batch[PIDS], encoded.embedding))
 
     def _rank(self, split: str) -> None:
-        self.encodings = self._collected()
-        self.metrics = self.encodings.metrics()
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        described = data.captions(split), data.image_paths(split)
+        self.retrieval = Retrieval(*self._collect(IMAGE), *self._collect(TEXT), *described)
+        self.ranks = self.retrieval.ranks()
+        self.metrics = {direction: measure(ranks, self.measures) for direction, ranks in self.ranks.items()}
         # trainer.validate ranks the chosen checkpoint once more, which is no point of the curve over training.
         is_on_curve = self.trainer.state.fn != TrainerFn.VALIDATING
         for name, value in self.figures(split).items():
             self.log(name, value, logger=is_on_curve)
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if data.dataset.limits:  # logs hold numbers only: these say that the split was cut
             for direction, metrics in self.metrics.items():
                 self.log(f"{split}/{direction}/queries", float(metrics.queries), logger=is_on_curve)
-
-    def _collected(self) -> Encodings:
-        return Encodings(*self._collect(IMAGE), *self._collect(TEXT))
 
     def _collect(self, modality: str) -> tuple[Tensor, Tensor]:
         """Returns (embeddings ``(N, E)``, pids ``(N,)``) of all processes, in the order of the split."""
@@ -161,7 +154,7 @@ class LitTBPS(LitRanker):
         make_optimizer: named parameters -> optimizer with named groups.
         make_scheduler: (optimizer, steps_per_epoch=, max_epochs=) -> per-step schedule.
         config: the resolved config as plain containers; travels in every checkpoint.
-        precision: as of `LitRanker`.
+        precision, measures: as of `LitRanker`.
         seed: with the number of the batch, fixes dropout, so a resumed run repeats it.
         log_every_n_steps: how often figures leave the device.
         labeller: gives the pairs pseudo labels, where training does without identities.
@@ -180,8 +173,9 @@ class LitTBPS(LitRanker):
         log_every_n_steps: int,
         labeller: Labeller | None = None,
         micro_batch: int | None = None,
+        measures: Mapping[str, Metric] = STANDARD,
     ) -> None:
-        super().__init__(encoder, precision)
+        super().__init__(encoder, precision, measures)
         self.objective = objective
         self.labeller = labeller
         self.strict_loading = False
@@ -423,7 +417,20 @@ def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
         log_every_n_steps=cfg.trainer.log_every_n_steps,
         labeller=None if cfg.pseudo_label.name == "none" else instantiate(cfg.pseudo_label),
         micro_batch=micro_batch,
+        measures=build_measures(cfg.evaluation),
     )
+
+
+def build_measures(evaluation: DictConfig) -> dict[str, Metric]:
+    """Returns the metrics of `cfg.evaluation` by name; one that is null is left out."""
+    found = instantiate(evaluation.metrics, _convert_="all")
+    return {name: metric for name, metric in found.items() if metric is not None}
+
+
+def build_reranker(evaluation: DictConfig) -> Reranker | None:
+    """Returns the re-ranker that `cfg.evaluation` names, None where it names none."""
+    name = evaluation.rerank
+    return None if name == "none" else instantiate(evaluation.rerankers[name])
 
 
 def trace_step(cfg: DictConfig, batch_size: int) -> Traced:

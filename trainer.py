@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,14 +34,12 @@ from utils.training.stopped_run import arguments_of_slurm, continued_when_stoppe
 
 if TYPE_CHECKING:
     import lightning as L
-    from torch import Tensor
 
-    from data.batch import Batch
     from lightning_data import TBPSDataModule
     from lightning_models import LitRanker, LitTBPS
     from utils.continuing.continued import Continued
+    from utils.ranking.rerank import Reranker
     from utils.report.run_record import RunRecord
-    from utils.report.run_report import RunReport
 
 CONFIG_DIR = Path(__file__).parent / "config"
 
@@ -59,7 +56,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     path = find_checkpoint(cfg.output_dir, cfg.run_name, cfg.ckpt_path)
 
     from lightning_data import build_data
-    from lightning_models import build_encoder, build_module
+    from lightning_models import build_encoder, build_module, build_reranker
     from model.backbones.lora import save_adapters
     from model.objectives import check_needs
     from model.published.converted import load_heads, mask_row
@@ -75,6 +72,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     encoder = build_encoder(cfg)
     data.check_token_ids(encoder.backbone.vocab_size)
     module = build_module(cfg, encoder, num_classes=data.num_classes)
+    reranker = build_reranker(cfg.evaluation)
     check_needs(module.objective, data.provides | encoder.provides)
     data.set_views(module.objective.needs, mask_row(Path(cfg.backbone.folder), encoder.backbone.vocab_size))
     encoder.backbone.grow_token_table(data.max_token_id + 1)  # by a mask token, where the tokenizer had none
@@ -106,7 +104,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     trainer.validate(module, datamodule=data, verbose=False)
     metrics = module.figures("val")
     trainer.test(module, datamodule=data, verbose=False)
-    _report(cfg, trainer, module, data, record.of_test(best, tested))
+    _report(cfg, trainer, module, data, record.of_test(best, tested), reranker)
     return metrics | module.figures("test")
 
 
@@ -123,7 +121,7 @@ def test(cfg: DictConfig) -> dict[str, float]:
     path = find_checkpoint(cfg.output_dir, cfg.run_name, cfg.ckpt_path)
 
     from lightning_data import build_data
-    from lightning_models import LitRanker, build_encoder
+    from lightning_models import LitRanker, build_encoder, build_measures, build_reranker
     from model.published.converted import ranking_notes
     from utils.checkpoints.weights import encoder_weights, load_weights, read_checkpoint
     from utils.report.run_record import RunRecord
@@ -143,7 +141,8 @@ def test(cfg: DictConfig) -> dict[str, float]:
     for note in ranking_notes(Path(cfg.backbone.folder), data.num_classes):
         print(f"note    {note}", flush=True)
 
-    module = LitRanker(encoder, cfg.evaluation.precision)
+    module = LitRanker(encoder, cfg.evaluation.precision, build_measures(cfg.evaluation))
+    reranker = build_reranker(cfg.evaluation)
     trainer = _trainer(cfg, data)
     data.check_loading()
     if trainer.is_global_zero:
@@ -156,7 +155,7 @@ def test(cfg: DictConfig) -> dict[str, float]:
     record = RunRecord(cfg, data.provenance)
     _start_loggers(trainer, cfg, data, record)
     trainer.test(module, datamodule=data, verbose=False)
-    _report(cfg, trainer, module, data, record.of_test(path, checkpoint))
+    _report(cfg, trainer, module, data, record.of_test(path, checkpoint), reranker)
     return module.figures("test")
 
 
@@ -318,86 +317,39 @@ def _say_precision(cfg: DictConfig, trainer: L.Trainer) -> None:
 
 
 def _report(
-    cfg: DictConfig, trainer: L.Trainer, module: LitRanker, data: TBPSDataModule, record: dict[str, Any]
+    cfg: DictConfig,
+    trainer: L.Trainer,
+    module: LitRanker,
+    data: TBPSDataModule,
+    record: dict[str, Any],
+    reranker: Reranker | None,
 ) -> None:
-    """Prints and saves what the test found, and shows how test queries rank and how similar pairs are."""
-    from lightning_models import LitTBPS
-    from utils.report.plots.clusters import outliers_picture, tsne_picture
-    from utils.report.plots.pictures import rank_queries, spread
-    from utils.report.plots.similarity import pair_similarities
+    """Prints, saves and draws what the test found, and what `reranker`, if there is one, makes of it."""
+    from hydra.utils import instantiate
+
+    from utils.ranking.rerank import rerank
     from utils.report.run_report import RunReport
+    from utils.report.tested import Tested
 
     if not trainer.is_global_zero:
         return
-    facts = _run_facts(cfg, data)
-    record |= {"encoded_in": module.encodes_in}
-    report = RunReport(cfg.run_dir, facts, trainer.loggers, trainer.global_step, record)
-    found, captions = module.eval().encodings, data.test_captions
-    report.metrics(module.metrics, pair_similarities(found.texts, found.images, found.text_pids, found.image_pids))
-    some = spread(len(captions), cfg.shown_queries)
-    if some:
-        report.ranked(
-            rank_queries(
-                found.texts[some],
-                found.images,
-                found.text_pids[some],
-                found.image_pids,
-                [captions[i] for i in some],
-                data.test_image_paths,
-            )
-        )
-        if isinstance(module, LitTBPS):
-            says_most = max(some, key=lambda i: len(set(captions[i].lower().split())))
-            _draw_word_maps(report, module, data, says_most)
-        _draw_parts(report, module, data, some)
-    if isinstance(module, LitTBPS) and module.labeller is not None:
-        report.draw("outliers.png", outliers_picture, module.labeller.history, cfg.pseudo_label.every_n_epochs)
-    title = f"{facts['strategy']} on {facts['dataset']}: ten persons of the test split"
-    report.draw("tsne.png", tsne_picture, found.images, found.texts, found.image_pids, found.text_pids, title)
+    record |= {"encoded_in": module.eval().encodes_in}
+    report = RunReport(cfg.run_dir, trainer.loggers, trainer.global_step, record)
+    tested = Tested(
+        _run_facts(cfg, data),
+        module.retrieval,
+        module.ranks,
+        module.metrics,
+        None if reranker is None else rerank(module.retrieval, module.ranks["t2i"], reranker, module.measures),
+        shown_queries=cfg.shown_queries,
+        module=module,
+        data=data,
+    )
+    report.metrics(tested)
+    for name, plot in instantiate(cfg.evaluation.plots, _convert_="all").items():
+        if plot is not None:
+            report.draw(name, plot, tested)
     report.close()
-
-
-def _on_device(pair: Batch, module: LitRanker) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns pixels, token ids and mask of a batch, where `module` is."""
-    from data.batch import IMAGE, TEXT
-
-    return pair[IMAGE].to(module.device), *(part.to(module.device) for part in pair[TEXT])
-
-
-def _draw_word_maps(report: RunReport, module: LitTBPS, data: TBPSDataModule, caption: int) -> None:
-    """Draws what EFA, where it is a loss, compares of a test caption and its image: words with patches."""
-    from torchvision.transforms.v2.functional import to_pil_image
-
-    from data.batch import IMAGE, TEXT
-    from data.text.words import rarest, words_of
-    from model.heads.attention_maps import word_maps
-    from utils.report.plots.similarity import word_maps_picture
-
-    pair, captions = data.test_pair(caption), data.test_captions
-    maps = word_maps(module.objective, module.encoder, *_on_device(pair, module))
-    if maps is not None:
-        photo, grid = to_pil_image(pair[IMAGE][0]), module.encoder.backbone.grid
-        words = rarest(words_of(data.tokenize.tokenizer, pair[TEXT].ids[0].tolist()), captions)
-        report.draw("word_maps.jpg", word_maps_picture, photo, captions[caption], words, *maps, grid)
-
-
-def _draw_parts(report: RunReport, module: LitRanker, data: TBPSDataModule, captions: Iterable[int]) -> None:
-    """Draws what a part head, where there is one with parts, attends to in test captions and their images."""
-    from data.batch import INDEX, TEXT
-    from data.text.words import words_of
-    from model.heads.attention_maps import part_attention
-    from utils.report.plots.parts import PartAttention, attention_picture
-
-    samples = []
-    for caption in captions:
-        pair = data.test_pair(caption)
-        attention = part_attention(module.encoder, *_on_device(pair, module))
-        if attention is None:
-            return
-        words = words_of(data.tokenize.tokenizer, pair[TEXT].ids[0].tolist())
-        path, grid = data.test_image_paths[int(pair[INDEX])], module.encoder.backbone.grid
-        samples.append(PartAttention(path=path, words=words, grid=grid, foreground=attention[0], of_words=attention[1]))
-    report.draw("part_attention.jpg", attention_picture, samples)
 
 
 if __name__ == "__main__":

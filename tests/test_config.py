@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -16,6 +17,7 @@ from data.annotations.layouts import LAYOUTS
 from data.batch import VIEWS
 from data.views.augmentation import Augmentation
 from data.views.build import Views
+from lightning_models import build_measures, build_reranker
 from model.backbones import Backbone
 from model.backbones.lora import add_lora
 from model.objectives import ModelSpec, build_objective
@@ -24,6 +26,8 @@ from model.tbps import TBPS
 from solver.groups import split_parameters
 from utils.config.resolvers import register_resolvers
 from utils.errors import UserError
+from utils.ranking.metrics import measure
+from utils.ranking.positives import Ranks
 from utils.report.loggers import build_loggers
 
 register_resolvers()
@@ -109,6 +113,17 @@ def check_trainer(cfg: DictConfig, folders: dict[str, Path]) -> None:
 
 def check_callbacks(cfg: DictConfig, folders: dict[str, Path]) -> None:
     assert all(isinstance(callback, L.Callback) for callback in instantiate(cfg.callbacks).values())
+
+
+def check_evaluation(cfg: DictConfig, folders: dict[str, Path]) -> None:
+    ranks = Ranks.of([np.array([2, 3]), np.array([1])])
+    assert measure(ranks, build_measures(cfg.evaluation)) == measure(ranks)
+    for name in cfg.evaluation.rerankers:
+        cfg.evaluation.rerank = name
+        reranker = build_reranker(cfg.evaluation)
+        assert reranker is not None
+        assert reranker.name == name
+    assert all(callable(plot) for plot in instantiate(cfg.evaluation.plots, _convert_="all").values())
 
 
 def check_logger(cfg: DictConfig, folders: dict[str, Path]) -> None:

@@ -404,8 +404,8 @@ class TestDescription:
 
     def test_what_a_picture_of_results_shows(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
         data = TBPSDataModule(dataset, **settings)
-        assert data.test_captions == ["a bag", "red"] * 10
-        assert data.test_image_paths == [record.image_path for record in dataset.test]
+        assert data.captions("test") == ["a bag", "red"] * 10
+        assert data.image_paths("test") == [record.image_path for record in dataset.test]
         pair = data.test_pair(7)
         images, captions = (list(loader) for loader in data.test_dataloader())
         assert torch.equal(pair["image"][0], torch.cat([batch["image"] for batch in images])[3])

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from utils.errors import UserError
+from utils.errors import UserError, nearest
 
 # Whole numbers, and the least that each may be.
 WHOLE: Final = {
@@ -93,8 +93,19 @@ def _wrong(cfg: DictConfig) -> Iterator[str]:
                 f"trainer.{option}: {_shown(value)} given, expected a number of batches (1 or more), a share (above "
                 "0.0, 1.0 for all) or null for all"
             )
+    rerankers = ["none", *cfg.evaluation.rerankers]
+    if cfg.evaluation.rerank not in rerankers:
+        name = str(cfg.evaluation.rerank)
+        yield f"evaluation.rerank={name}: no such re-ranker.{nearest(name, rerankers)} Choose {' or '.join(rerankers)}"
     if not training:
         return
+    monitor = str(OmegaConf.select(cfg, "callbacks.last.monitor"))
+    metric = monitor.rpartition("/")[2]
+    if monitor.startswith(("val/t2i/", "val/i2t/")) and cfg.evaluation.metrics.get(metric) is None:
+        yield (
+            f"callbacks.last.monitor={monitor}: evaluation.metrics has no {metric}; choose one of "
+            f"{', '.join(name for name, value in cfg.evaluation.metrics.items() if value is not None)}"
+        )
     epochs, every = cfg.trainer.max_epochs, cfg.trainer.check_val_every_n_epoch
     if not _whole(epochs, 1):
         yield (

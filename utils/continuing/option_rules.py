@@ -76,6 +76,10 @@ RULES: Final = (
             "trainer.deterministic",
             "trainer.benchmark",
             "shown_queries",
+            "evaluation.metrics.*",
+            "evaluation.rerank",
+            "evaluation.rerankers.*",
+            "evaluation.plots.*",
             "img_size_str",
             "dataset.label",
             "optimizer.name",
@@ -117,6 +121,8 @@ BEFORE: Final = {
     "backbone.pos_interpolation": "bicubic",
     "evaluation.precision": "trainer",
 }
+# Groups that there were not -> the option that holds for checkpoints without them.
+GROUPS_BEFORE: Final = {"evaluation": "default"}
 
 _CONTINUED: Final = {
     "here": "this command's, never the checkpoint's",

@@ -32,12 +32,13 @@ from utils.continuing.composed import (
     read_record,
     with_composed,
 )
-from utils.continuing.option_rules import BEFORE, rule_of
+from utils.continuing.option_rules import BEFORE, GROUPS_BEFORE, rule_of
 from utils.continuing.plain_values import ForeignValueError, Skip, flat, is_derived, is_plain, lay_over, same, shown
 from utils.errors import UserError
 
 OF_THE_MODEL = ("img_size_str", "img_size", "backbone", "head", "lora")
 NAMED_BY_USERS = ("loss.terms", "optimizer.param_groups")  # mappings whose keys are no fixed list
+MAY_LACK = (*NAMED_BY_USERS, "evaluation.metrics", "evaluation.plots")  # what a checkpoint lacks there, it was without
 INTERPOLATION = "dataset.interpolation"
 ABSENT = object()
 
@@ -155,7 +156,7 @@ class _TrainedConfig:
             UserError: it gives another option to a group that is fixed.
         """
         known, here = self.record.choices, given_choices()
-        choices = dict(known)
+        choices = {**(GROUPS_BEFORE if self._sections is None else {}), **known}
         if not self._is_recorded and self._sections is None:
             same_loss = here.get("loss") == known.get("loss")
             choices = {group: here[group] for group in here if same_loss or not group.startswith(TERM)} | choices
@@ -195,7 +196,7 @@ class _TrainedConfig:
             for key in ours.keys() & theirs.keys()
             if is_derived(ours[key]) and not skip(key) and same(_resolved(as_trained, key), theirs[key])
         }
-        laid = lay_over(unresolved, self.plain, lambda key: skip(key) or key in derived, NAMED_BY_USERS)
+        laid = lay_over(unresolved, self.plain, lambda key: skip(key) or key in derived, MAY_LACK)
         config = OmegaConf.create(laid)
         OmegaConf.set_struct(config, True)
         return config

@@ -1,23 +1,76 @@
-"""What ranking yields. Imports nothing heavy, so that reports start at once."""
+"""Metrics as functions of ranks, by name. Imports nothing heavy, so that reports start at once.
 
+A metric takes the `Ranks` of Q queries, each with a positive, and returns a value for every query, from 0 to 1: an
+array ``(Q,)``. `evaluation.metrics` of the config names those that are computed.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-METRICS = ("R1", "R5", "R10", "mAP", "mINP")
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from utils.ranking.positives import Ranks
+
+Metric = Callable[["Ranks"], "NDArray[Any]"]
+
 DIRECTIONS = ("t2i", "i2t")
 
 
 @dataclass(frozen=True)
 class RetrievalMetrics:
-    """Percentages over the `queries` that were ranked; `skipped` more had no positive in the gallery."""
+    """Percentages over the `queries` that were ranked, by name: also as attributes, such as `.R1` and `.mAP`.
 
-    R1: float
-    R5: float
-    R10: float
-    mAP: float  # noqa: N815
-    mINP: float  # noqa: N815
+    `skipped` more queries had no positive in the gallery.
+    """
+
+    values: Mapping[str, float]
     queries: int
     skipped: int = 0
 
+    def __getattr__(self, name: str) -> float:
+        if name in (values := self.__dict__.get("values", {})):
+            return values[name]
+        raise AttributeError(f"no metric {name!r} here, only {', '.join(values)}")
+
     def as_dict(self) -> dict[str, float]:
-        """The five percentages by name."""
-        return {name: getattr(self, name) for name in METRICS}
+        """The percentages by name."""
+        return dict(self.values)
+
+    def as_row(self) -> dict[str, float]:
+        """The percentages by name and the numbers of queries, as files keep them."""
+        return {**self.values, "queries": self.queries, "skipped": self.skipped}
+
+
+def recall(ranks: "Ranks", k: int) -> "NDArray[Any]":
+    """Returns R@k: whether a positive is among the first k."""
+    return ranks.first <= k
+
+
+def average_precision(ranks: "Ranks") -> "NDArray[Any]":
+    """Returns AP: the mean over the positives of i / r_i, r_i being the rank of the i-th."""
+    return ranks.mean(ranks.place / ranks.values)
+
+
+def inverse_negative_penalty(ranks: "Ranks") -> "NDArray[Any]":
+    """Returns INP: K / r_K, r_K being the rank of the last of K positives (AGW, Ye et al., TPAMI 2021)."""
+    return ranks.counts / ranks.last
+
+
+STANDARD: Mapping[str, Metric] = {
+    "R1": partial(recall, k=1),
+    "R5": partial(recall, k=5),
+    "R10": partial(recall, k=10),
+    "mAP": average_precision,
+    "mINP": inverse_negative_penalty,
+}
+METRICS = tuple(STANDARD)
+
+
+def measure(ranks: "Ranks", metrics: Mapping[str, Metric] = STANDARD) -> RetrievalMetrics:
+    """Returns the means of `metrics` over the queries that have a positive."""
+    found = ranks.matched()
+    values = {name: 100 * float(metric(found).mean()) for name, metric in metrics.items()}
+    return RetrievalMetrics(values, queries=len(found.counts), skipped=len(ranks.counts) - len(found.counts))

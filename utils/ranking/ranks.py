@@ -98,6 +98,10 @@ class Strip:
         """Ranks ``(n, K)`` of the positives, the best first; an item with fewer than K ends in filling."""
         return (self._behind + self._slots + 1).T
 
+    def flat_ranks(self) -> Tensor:
+        """Ranks of the positives of one item after the other, without filling."""
+        return self.ranks()[(self._slots < self.matches).T]
+
 
 def count_ranks(
     query: Tensor, gallery: Tensor, sides: tuple[Grouped, Grouped], size: int, *, both: bool

@@ -1,16 +1,54 @@
-"""Ranking metrics and nearest neighbours, exact and streamed: the whole (Q, G) score matrix never exists."""
+"""Ranks of positives and nearest neighbours, exact and streamed: the whole (Q, G) score matrix never exists."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.ranking.metrics import RetrievalMetrics
-from utils.ranking.ranks import Grouped, Strip, count_ranks, group_by_identity, whole_tiles
+from utils.ranking.checks import check_features, check_positives, check_sides
+from utils.ranking.metrics import RetrievalMetrics, measure
+from utils.ranking.positives import Ranks
+from utils.ranking.ranks import Strip, count_ranks, group_by_identity, whole_tiles
 
 CHUNK_SIZE = 128
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """One encoded split, in the order of its records: what stands between encoding and all that is said of it.
+
+    Scores are inner products and come in blocks, the best of a query, or as ranks; never as a whole matrix.
+
+    images, texts: Embeddings. Shapes: ``(G, E)``, ``(Q, E)``, unit norm (or K unit-norm blocks), on one device.
+    image_pids, text_pids: Identities. Shapes: ``(G,)``, ``(Q,)``.
+    captions, paths: Q texts and G image files.
+    """
+
+    images: Tensor
+    image_pids: Tensor
+    texts: Tensor
+    text_pids: Tensor
+    captions: Sequence[str] = ()
+    paths: Sequence[Path] = ()
+
+    def ranks(self) -> dict[str, Ranks]:
+        """Returns the ranks of the positives of all texts ("t2i") and of all images ("i2t")."""
+        t2i, i2t = rank_both(self.texts, self.images, self.text_pids, self.image_pids)
+        return {"t2i": t2i, "i2t": i2t}
+
+    def query_pids(self) -> dict[str, NDArray[Any]]:
+        """Returns the identities of the queries of either direction."""
+        return {"t2i": self.text_pids.cpu().numpy(), "i2t": self.image_pids.cpu().numpy()}
+
+    def best_images(self, texts: Tensor | Sequence[int] | slice, k: int) -> tuple[Tensor, Tensor]:
+        """Returns for some texts their min(k, G) best images, the best first, and the scores of these."""
+        return top_k(self.texts[texts], self.images, k)
 
 
 @contextmanager
@@ -32,8 +70,6 @@ def full_precision() -> Iterator[None]:
             product.fp32_precision = precision
 
 
-@torch.no_grad()
-@full_precision()
 def retrieval_metrics(
     query: Tensor,
     gallery: Tensor,
@@ -46,9 +82,55 @@ def retrieval_metrics(
     """Metrics of ranking `gallery` by inner product for every query, exact in fp32.
 
     With r_1 < ... < r_K the ranks (1 = best) of a query's K positives: R@k is r_1 <= k, AP the mean of
-    i / r_i, INP = K / r_K (AGW, Ye et al., TPAMI 2021); each averaged over queries. Ties count against the
-    query: an item of another identity with the same score as a positive ranks before it. Ties among
-    positives do not matter.
+    i / r_i, INP = K / r_K (AGW, Ye et al., TPAMI 2021); each averaged over queries. Arguments and errors are those
+    of `rank_positives`.
+
+    >>> features = torch.eye(3)
+    >>> ranking = torch.tensor([[0.8, 0.6, 0.0], [0.0, 0.0, 1.0]])
+    >>> metrics = retrieval_metrics(ranking, features, torch.tensor([1, 2]), torch.tensor([0, 1, 2]))
+    >>> metrics.R1, metrics.R5, metrics.mAP
+    (50.0, 100.0, 75.0)
+    """
+    options = {"chunk_size": chunk_size, "skip_unmatched": skip_unmatched}
+    return measure(rank_positives(query, gallery, query_pids, gallery_pids, **options))  # type: ignore[arg-type]
+
+
+def positive_ranks(
+    query: Tensor,
+    gallery: Tensor,
+    query_pids: Tensor,
+    gallery_pids: Tensor,
+    *,
+    chunk_size: int | None = None,
+    skip_unmatched: bool = False,
+) -> list[NDArray[Any]]:
+    """Returns for every query the sorted ranks of its positives as an array of integers; 1 is best.
+
+    Arguments and errors are those of `rank_positives`.
+
+    >>> query, gallery = torch.tensor([[0.8, 0.6, 0.0], [0.0, 0.0, 1.0]]), torch.eye(3)
+    >>> [ranks.tolist() for ranks in positive_ranks(query, gallery, torch.tensor([1, 2]), torch.tensor([2, 1, 2]))]
+    [[2], [1, 3]]
+    """
+    options = {"chunk_size": chunk_size, "skip_unmatched": skip_unmatched}
+    return rank_positives(query, gallery, query_pids, gallery_pids, **options).as_list()  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+@full_precision()
+def rank_positives(
+    query: Tensor,
+    gallery: Tensor,
+    query_pids: Tensor,
+    gallery_pids: Tensor,
+    *,
+    chunk_size: int | None = None,
+    skip_unmatched: bool = False,
+) -> Ranks:
+    """Returns the ranks of every query's positives in `gallery`, ranked by inner product, exact in fp32.
+
+    Ties count against the query: an item of another identity with the same score as a positive ranks before it. Ties
+    among positives do not matter.
 
     A positive's rank is 1 + the positives before it + the negatives that score at least as much. Counting
     those takes one comparison pass per positive over a block of scores that is still in cache; nothing is sorted
@@ -62,58 +144,60 @@ def retrieval_metrics(
         gallery_pids: Identities. Shape: ``(G,)``, integers.
         chunk_size: queries, and items of the gallery, of a block that is scored at once, rounded up to whole tiles
             of 64; None: 512 on a CPU, 4096 on a GPU.
-        skip_unmatched: leave out queries without a positive, and count them, instead of raising.
+        skip_unmatched: give queries without a positive no ranks instead of raising.
 
     Raises:
         UserError: shapes or devices that do not fit, an empty side, features that are not finite, ids that
             are not integers, a query without a positive.
-
-    >>> features = torch.eye(3)
-    >>> ranking = torch.tensor([[0.8, 0.6, 0.0], [0.0, 0.0, 1.0]])
-    >>> metrics = retrieval_metrics(ranking, features, torch.tensor([1, 2]), torch.tensor([0, 1, 2]))
-    >>> metrics.R1, metrics.R5, metrics.mAP
-    (50.0, 100.0, 75.0)
     """
-    _check_sides({"query": query, "gallery": gallery}, {"query": query_pids, "gallery": gallery_pids})
+    check_sides({"query": query, "gallery": gallery}, {"query": query_pids, "gallery": gallery_pids})
     sides = group_by_identity(query_pids, gallery_pids)
     if not skip_unmatched:
-        _check_positives(sides[0], query_pids, "query", "gallery", "pass skip_unmatched=True")
+        check_positives(sides[0], query_pids, "query", "gallery", "pass skip_unmatched=True")
     elif not sides[0].matches.any():
         raise UserError(f"no query of {len(query)} has a positive in the gallery: are both of one split?")
     size = chunk_size or _block_size(query.device)
-    return _metrics(count_ranks(query, gallery, sides, size, both=False)[0])
+    return _as_ranks(count_ranks(query, gallery, sides, size, both=False)[0])
 
 
 @torch.no_grad()
 @full_precision()
-def both_directions(
+def rank_both(
     texts: Tensor, images: Tensor, text_pids: Tensor, image_pids: Tensor, *, chunk_size: int | None = None
-) -> tuple[RetrievalMetrics, RetrievalMetrics]:
-    """Returns (text-to-image, image-to-text) metrics as of `retrieval_metrics`, from one pass over the scores.
+) -> tuple[Ranks, Ranks]:
+    """Returns (text-to-image, image-to-text) ranks as of `rank_positives`, from one pass over the scores.
 
     Args:
         texts: Features. Shape: ``(Q, D)``.
         images: Features. Shape: ``(G, D)``, same device.
         text_pids: Identities. Shape: ``(Q,)``, integers.
         image_pids: Identities. Shape: ``(G,)``, integers.
-        chunk_size: as of `retrieval_metrics`.
+        chunk_size: as of `rank_positives`.
 
     Raises:
-        UserError: as `retrieval_metrics`; a text or an image without a positive.
+        UserError: as `rank_positives`; a text or an image without a positive.
     """
-    _check_sides({"text": texts, "image": images}, {"text": text_pids, "image": image_pids})
+    check_sides({"text": texts, "image": images}, {"text": text_pids, "image": image_pids})
     sides = group_by_identity(text_pids, image_pids)
-    _check_positives(sides[0], text_pids, "text", "images", "leave it out")
-    _check_positives(sides[1], image_pids, "image", "texts", "leave it out")
+    check_positives(sides[0], text_pids, "text", "images", "leave it out")
+    check_positives(sides[1], image_pids, "image", "texts", "leave it out")
     text_strips, image_strips = count_ranks(texts, images, sides, chunk_size or _block_size(texts.device), both=True)
-    return _metrics(text_strips), _metrics(image_strips)
+    return _as_ranks(text_strips), _as_ranks(image_strips)
+
+
+def both_directions(
+    texts: Tensor, images: Tensor, text_pids: Tensor, image_pids: Tensor, *, chunk_size: int | None = None
+) -> tuple[RetrievalMetrics, RetrievalMetrics]:
+    """Returns (text-to-image, image-to-text) metrics; arguments and errors are those of `rank_both`."""
+    t2i, i2t = rank_both(texts, images, text_pids, image_pids, chunk_size=chunk_size)
+    return measure(t2i), measure(i2t)
 
 
 @torch.no_grad()
 @full_precision()
 def top_k(query: Tensor, gallery: Tensor, k: int, *, chunk_size: int = CHUNK_SIZE) -> tuple[Tensor, Tensor]:
     """Gallery indices ``(Q, min(k, G))`` by falling score, and those scores, for features as above."""
-    _check_features({"query": query, "gallery": gallery})
+    check_features({"query": query, "gallery": gallery})
     rows, columns = (torch.arange(len(side), device=side.device) for side in (query, gallery))
     chunks = score_chunks(query, rows, gallery, columns, chunk_size)
     best = [scores.topk(min(k, len(gallery)), dim=1) for _, scores in chunks]
@@ -145,76 +229,8 @@ def _block_size(device: torch.device) -> int:
     return 512 if device.type == "cpu" else 4096
 
 
-def _metrics(strips: list[Strip]) -> RetrievalMetrics:
-    """Returns the averages over all items of the strips that have a positive."""
-    counts = torch.cat([strip.matches for strip in strips]).cpu()
-    measured = torch.cat([_measure(strip.ranks(), strip.matches) for strip in strips])[counts > 0]
-    r1, r5, r10, ap, inp = (100 * measured.mean(dim=0)).tolist()
-    return RetrievalMetrics(r1, r5, r10, ap, inp, queries=len(measured), skipped=len(counts) - len(measured))
-
-
-def _measure(ranks: Tensor, count: Tensor) -> Tensor:
-    """(R@1, R@5, R@10, AP, INP) of each item, fp64 ``(n, 5)`` on the CPU; without meaning where `count` is 0.
-
-    Args:
-        ranks: of its positives, the best first. Shape: ``(n, K)``.
-        count: how many of them there are. Shape: ``(n,)``.
-    """
-    ranks, count = ranks.cpu().double(), count.cpu()
-    if ranks.shape[1] == 0:
-        return ranks.new_zeros(len(ranks), 5)
-    slots = torch.arange(ranks.shape[1])
-    precision = ((slots + 1) / ranks).masked_fill(slots >= count[:, None], 0)
-    hardest = ranks.gather(1, (count[:, None] - 1).clamp_min(0))[:, 0]
-    hits = [ranks[:, 0] <= k for k in (1, 5, 10)]
-    return torch.stack([*hits, precision.sum(dim=1) / count, count / hardest], dim=1)
-
-
-def _check_positives(side: Grouped, pids: Tensor, name: str, others: str, way_out: str) -> None:
-    lost = side.order[side.matches == 0]
-    if len(lost):
-        first = int(lost.min())
-        raise UserError(
-            f"{name} {first} (pid {int(pids[first])}) has no positive in the {others} ({len(lost)} such of"
-            f" {len(pids)}): add its identity to the {others} or {way_out}"
-        )
-
-
-def _check_sides(features: dict[str, Tensor], pids: dict[str, Tensor]) -> None:
-    _check_features(features)
-    for name, side in features.items():
-        _check_pids(side, pids[name], name)
-
-
-def _check_features(sides: dict[str, Tensor]) -> None:
-    """Passes what can be ranked: two sides by name."""
-    for name, features in sides.items():
-        if features.ndim != 2 or not features.is_floating_point():
-            raise UserError(
-                f"{name} features must be floating point of shape (number, dimension),"
-                f" got {features.dtype} of shape {tuple(features.shape)}"
-            )
-        if len(features) == 0:
-            raise UserError(f"there are no {name} features to rank: the split is empty")
-        finite = features.isfinite().all(dim=1)
-        if not finite.all():
-            raise UserError(
-                f"{name} feature {int(finite.logical_not().nonzero()[0])} is not finite"
-                f" ({int((~finite).sum())} such of {len(features)}): the model that made it holds NaN or inf"
-            )
-    (name, one), (other_name, other) = sides.items()
-    if one.shape[1] != other.shape[1] or one.device != other.device:
-        raise UserError(
-            f"{name} features {tuple(one.shape)} on {one.device} and {other_name} features"
-            f" {tuple(other.shape)} on {other.device} must share dimension and device"
-        )
-
-
-def _check_pids(features: Tensor, pids: Tensor, name: str) -> None:
-    if pids.is_floating_point() or pids.is_complex() or pids.dtype == torch.bool:
-        raise UserError(f"{name} pids must be integers, got {pids.dtype}")
-    if pids.shape != features.shape[:1] or pids.device != features.device:
-        raise UserError(
-            f"{name} pids {tuple(pids.shape)} on {pids.device} must be one per feature"
-            f" {tuple(features.shape)} on {features.device}"
-        )
+def _as_ranks(strips: list[Strip]) -> Ranks:
+    """Returns the ranks of all items of a side, in the order in which the side was given."""
+    values = torch.cat([strip.flat_ranks() for strip in strips]).int().cpu().numpy()
+    order, counts = (torch.cat(parts).cpu() for parts in zip(*((s.order, s.matches) for s in strips), strict=True))
+    return Ranks(values, counts.numpy()).take(order.argsort().numpy())

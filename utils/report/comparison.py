@@ -29,6 +29,8 @@ SHOWN = {
 FACTS = (*SHOWN, "split", "val_protocol", "skipped_test", "limited")
 SOURCES = {"code": "the code", "data": "the annotations", "options": "options that the variant does not show"}
 
+NOT_METRICS = ("queries", "skipped")  # of the row of a direction
+
 Metrics = dict[str, dict[str, float]]
 
 
@@ -45,6 +47,8 @@ class Spread(NamedTuple):
 @dataclass(frozen=True)
 class Group:
     """Runs that differ by seed alone: their `FACTS`, `SOURCES`, seeds, and direction -> metric -> spread.
+
+    Metrics are those that all of the runs have.
 
     sources: what they were made with, as far as their records tell; empty where runs are mixed.
     mark: a letter, where other groups have the same facts and differ in their sources.
@@ -68,9 +72,9 @@ class Comparison:
     older: int
 
     def __str__(self) -> str:
-        limits = self._limits()
+        limits, metrics = self._limits(), self._metrics()
         columns = [name for name in SHOWN if name == "strategy" or len(self._values(name)) > 1]
-        table = PrettyTable([*(SHOWN[name] for name in columns), "n", "Task", *METRICS], align="r")
+        table = PrettyTable([*(SHOWN[name] for name in columns), "n", "Task", *metrics], align="r")
         table.align.update({SHOWN[name]: "l" for name in columns})
         for direction in DIRECTIONS:
             for group in self.groups:
@@ -79,7 +83,7 @@ class Comparison:
                 names[0] += " *" if group.facts["val_protocol"] == "paper" else ""
                 names[0] += " †" if group.facts["skipped_test"] else ""
                 names[0] += f" [{limits.index(group.facts['limited']) + 1}]" if group.facts["limited"] else ""
-                cells = [str(group.spreads[direction][metric]) for metric in METRICS]
+                cells = [str(group.spreads[direction].get(metric, "-")) for metric in metrics]
                 table.add_row([*names, len(group.seeds), direction, *cells], divider=group is self.groups[-1])
         common = [self.groups[0].facts[name] for name in SHOWN if name not in columns]
         title = ", ".join([*filter(None, common), f"{' and '.join(self._values('split'))} split"])
@@ -87,10 +91,13 @@ class Comparison:
 
     def csv(self) -> str:
         """The table as CSV in full precision: a line for each group and direction."""
+        metrics = self._metrics()
+        blank = dict.fromkeys([*metrics, *(f"{metric}_std" for metric in metrics)])
         return as_csv(
             [
                 group.facts
                 | {"task": direction, "n": len(group.seeds), "seeds": " ".join(map(str, group.seeds))}
+                | blank
                 | {metric: spread.mean for metric, spread in group.spreads[direction].items()}
                 | {f"{metric}_std": spread.deviation for metric, spread in group.spreads[direction].items()}
                 | group.sources
@@ -98,6 +105,11 @@ class Comparison:
                 for group in self.groups
             ]
         )
+
+    def _metrics(self) -> list[str]:
+        """The metrics that any group has: the usual ones, then others in the order in which they come."""
+        found = {metric: None for group in self.groups for own in group.spreads.values() for metric in own}
+        return [*(metric for metric in METRICS if metric in found), *(m for m in found if m not in METRICS)]
 
     def _values(self, fact: str) -> list[str]:
         return sorted({group.facts[fact] for group in self.groups})
@@ -140,7 +152,7 @@ def compare_runs(files: Iterable[str | Path], *, mixed: bool = False) -> Compari
     groups.sort(
         key=lambda group: (
             *(group.facts[name] for name in ("dataset", "backbone", "lora")),
-            -group.spreads["t2i"]["R1"].mean,
+            -(group.spreads["t2i"]["R1"].mean if "R1" in group.spreads["t2i"] else 0),
         )
     )
     return Comparison(groups, older=len(runs) - sum(len(group.seeds) for group in groups))
@@ -186,13 +198,25 @@ def _read(file: Path) -> _Run:
             sources=_sources(report.get("provenance")),
             seed=int(facts["seed"]),
             finished=report["finished"],
-            metrics={d: {m: float(report["metrics"][d][m]) for m in METRICS} for d in DIRECTIONS},
+            metrics={direction: _percentages(report["metrics"][direction]) for direction in DIRECTIONS},
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{file} is not a metrics.json that this framework wrote ({type(error).__name__}: {error}):"
             " delete it or leave its folder out"
         ) from error
+
+
+def _percentages(row: Any) -> dict[str, float]:
+    """Returns the metrics of a direction, whichever it has.
+
+    Raises:
+        ValueError: it has none.
+    """
+    metrics = {str(name): float(value) for name, value in dict(row).items() if name not in NOT_METRICS}
+    if not metrics:
+        raise ValueError("no metrics")
+    return metrics
 
 
 def _sources(provenance: Any) -> tuple[str, ...]:
@@ -236,6 +260,8 @@ def _group(facts: tuple[str, ...], sources: tuple[str, ...], by_seed: dict[int, 
     def spread(values: list[float]) -> Spread:
         return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
-    spreads = {d: {m: spread([run[d][m] for run in by_seed.values()]) for m in METRICS} for d in DIRECTIONS}
+    runs = list(by_seed.values())
+    common = {d: [metric for metric in runs[0][d] if all(metric in run[d] for run in runs)] for d in DIRECTIONS}
+    spreads = {d: {metric: spread([run[d][metric] for run in runs]) for metric in common[d]} for d in DIRECTIONS}
     named = dict(zip(FACTS, facts, strict=True)), dict(zip(SOURCES, sources, strict=True))
     return Group(*named, sorted(by_seed), spreads)

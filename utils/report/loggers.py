@@ -127,7 +127,8 @@ def _wandb_logger(
     started.define_metric(STEP)
     started.define_metric("*", step_metric=STEP, step_sync=True)
     # By full name: W&B lets the first pattern that matches win, so val/t2i/* would lose against *.
-    for name in (f"val/{direction}/{metric}" for direction in DIRECTIONS for metric in METRICS):
+    metrics = config.get("evaluation", {}).get("metrics", METRICS)
+    for name in (f"val/{direction}/{metric}" for direction in DIRECTIONS for metric in metrics):
         started.define_metric(name, step_metric=STEP, step_sync=True, summary="max,last")
     return WandbLogger(experiment=started, project=options["project"], save_dir=run_dir)
 

@@ -7,7 +7,6 @@ import argparse
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from prettytable import PrettyTable
 
 from utils.checkpoints.disk import write_whole
-from utils.ranking.metrics import DIRECTIONS, METRICS, RetrievalMetrics
+from utils.ranking.metrics import DIRECTIONS, RetrievalMetrics
 from utils.report.comparison import CHOSEN_ON_TEST, METRICS_FILE, as_csv, compare_runs, find_metrics
 
 
@@ -23,13 +22,13 @@ def metrics_table(metrics: Mapping[str, RetrievalMetrics], run: Mapping[str, Any
     """Returns a title line and the table of the papers: t2i and i2t in percent, two decimals.
 
     Args:
-        metrics: "t2i" and "i2t" -> metrics.
+        metrics: "t2i" and "i2t" -> metrics; further rankings have rows of their own below.
         run: the facts of the run, see `save_metrics`; `dataset`, `val_protocol`, `skipped_<split>` and `limited` show.
         split: what was ranked.
     """
-    table = PrettyTable(["Task", *METRICS])
-    for direction in DIRECTIONS:
-        table.add_row([direction, *(f"{value:.2f}" for value in metrics[direction].as_dict().values())])
+    table = PrettyTable(["Task", *metrics["t2i"].values])
+    for task, own in metrics.items():
+        table.add_row([task, *(f"{value:.2f}" for value in own.values.values())])
     title = f"{run['dataset']}, {split} split"
     if run["val_protocol"] == "paper":
         title += f"; {CHOSEN_ON_TEST}"
@@ -53,6 +52,7 @@ def save_metrics(
     split: str = "test",
     similarity: Mapping[str, float] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    reranked: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes metrics.json and metrics.csv, in full precision, into `folder`; returns the path of the first.
 
@@ -65,14 +65,17 @@ def save_metrics(
         split: what was ranked.
         similarity: figures on the similarities of its pairs, for metrics.json; one that is NaN is null there.
         provenance: what the run was made with and has done, for metrics.json; see `utils.report.run_record`.
+        reranked: what a re-ranker made of it, for metrics.json.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = {direction: asdict(metrics[direction]) for direction in DIRECTIONS}
+    rows = {direction: metrics[direction].as_row() for direction in DIRECTIONS}
     finished = datetime.now(UTC).isoformat(timespec="microseconds")
     report = {"run": dict(run), "split": split, "finished": finished, "metrics": rows}
     if similarity is not None:
         report["similarity"] = {name: None if math.isnan(value) else value for name, value in similarity.items()}
+    if reranked is not None:
+        report["reranked"] = dict(reranked)
     if provenance is not None:
         report["provenance"] = dict(provenance)
     table = [{**run, "split": split, "task": direction, **row} for direction, row in rows.items()]

@@ -13,18 +13,17 @@ key on W&B             what it shows (TensorBoard: the same as pictures)
 =====================  ===================================================================================
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
-from PIL import Image
 
-from utils.ranking.metrics import RetrievalMetrics
+from utils.ranking.positives import save_ranks
 from utils.report.loggers import log_picture, log_provenance, log_ranked
-from utils.report.plots.pictures import RankedQuery, ranked_picture
-from utils.report.plots.similarity import PairSimilarities, histogram_picture
+from utils.report.plots.pictures import saved
 from utils.report.reports import metrics_table, save_metrics
+from utils.report.tested import Plot, Tested
 
 
 class RunReport:
@@ -32,7 +31,6 @@ class RunReport:
 
     Args:
         folder: of the run.
-        facts: what tells the run from others, see `save_metrics`.
         loggers: of the run.
         step: at which everything is logged.
         provenance: what the run was made with and has done, for its files and for W&B's config.
@@ -41,43 +39,56 @@ class RunReport:
     def __init__(
         self,
         folder: str | Path,
-        facts: Mapping[str, Any],
         loggers: Sequence[Logger],
         step: int,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         self._folder = Path(folder)
-        self._facts = facts
         self._loggers = loggers
         self._step = step
         self._provenance = provenance
         self._saved: list[Path] = []
 
-    def metrics(self, metrics: Mapping[str, RetrievalMetrics], pairs: PairSimilarities) -> None:
-        """Saves the table with the similarities of all test pairs, prints it, and draws these."""
-        figures = pairs.as_dict()
-        self._saved.append(
-            save_metrics(self._folder, metrics, self._facts, similarity=figures, provenance=self._provenance)
-        )
+    def metrics(self, tested: Tested) -> None:
+        """Saves and prints the table, with the similarities of all test pairs, and saves the ranks."""
+        found, again, figures = tested.ranks, tested.reranked, tested.pairs.as_dict()
+        table, pids = dict(tested.metrics), tested.retrieval.query_pids()
+        if again is not None:
+            table[f"t2i, {again.name}"] = again.metrics
+            found, pids = {**found, f"t2i_{again.name}": again.ranks}, {**pids, f"t2i_{again.name}": pids["t2i"]}
+        self._saved += [
+            save_metrics(
+                self._folder,
+                tested.metrics,
+                tested.facts,
+                similarity=figures,
+                provenance=self._provenance,
+                reranked=None if again is None else again.as_dict(),
+            ),
+            save_ranks(self._folder, found, pids),
+        ]
         if self._provenance is not None:
             log_provenance(self._loggers, self._provenance)
-        print(metrics_table(metrics, self._facts), flush=True)
+        print(metrics_table(table, tested.facts), flush=True)
+        logged = {f"test/similarity/{name}": value for name, value in figures.items()}
+        if again is not None:
+            print(f"reranked {len(tested.retrieval.texts):,} captions by {again.name} in {again.seconds:.1f} s")
+            logged |= {f"test/{again.name}/t2i/{name}": value for name, value in again.metrics.values.items()}
+            logged[f"test/{again.name}/seconds"] = again.seconds
         for logger in self._loggers:
-            logger.log_metrics({f"test/similarity/{name}": value for name, value in figures.items()}, self._step)
-        title = f"{self._facts['strategy']} on {self._facts['dataset']}, test"
-        self.draw("similarities.png", histogram_picture, pairs, title)
+            logger.log_metrics(logged, self._step)
 
-    def ranked(self, queries: Sequence[RankedQuery]) -> None:
-        """Draws how queries rank."""
-        self._saved.append(self._folder / "ranked.jpg")
-        ranked_picture(queries, self._saved[-1])
-        log_ranked(self._loggers, queries, key="test/ranked", step=self._step)
-
-    def draw(self, file_name: str, picture: Callable[..., Image.Image], *what: Any) -> None:
-        """Saves `picture`, a function of `what` and a path, as `file_name`, and logs it as ``test/<stem>``."""
-        path = self._folder / file_name
-        log_picture(self._loggers, picture(*what, path), key=f"test/{path.stem}", step=self._step)
-        self._saved.append(path)
+    def draw(self, name: str, plot: Plot, tested: Tested) -> None:
+        """Saves the picture that `plot` gives of what was tested, if any, by this name; logs it as ``test/<name>``."""
+        picture = plot(tested)
+        if picture is None:
+            return
+        self._saved.append(self._folder / f"{name}{picture.suffix}")
+        saved(picture.image, self._saved[-1])
+        if picture.queries:
+            log_ranked(self._loggers, picture.queries, key=f"test/{name}", step=self._step)
+        else:
+            log_picture(self._loggers, picture.image, key=f"test/{name}", step=self._step)
 
     def close(self) -> None:
         """Prints one line on what was saved."""

@@ -14,10 +14,10 @@ import pytest
 from torch.utils.data import Dataset
 
 from data.loading.loader import evaluation_loader
+from tests.figures import figures
 from tests.small_run import SMALL
 from utils.config.surroundings import HOME_CACHES, check_room_for_workers, settle_surroundings
 from utils.errors import UserError
-from utils.ranking.metrics import RetrievalMetrics
 from utils.report.reports import save_metrics
 from utils.report.sweep import CompareRuns
 
@@ -88,7 +88,7 @@ def test_a_run_goes_through_in_a_notebooks_ascii_environment_without_a_home(smal
 
 
 def test_a_terminal_that_lacks_a_letter_costs_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ranked = RetrievalMetrics(1, 2, 3, 4, 5, queries=3)
+    ranked = figures(1, 2, 3, 4, 5, queries=3)
     facts = {"strategy": "irra", "dataset": "toy", "backbone": "clip", "lora": "full", "val_protocol": "held_out"}
     for seed in (1, 2):
         save_metrics(tmp_path / str(seed), {"t2i": ranked, "i2t": ranked}, facts | {"seed": seed})

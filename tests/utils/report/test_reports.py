@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.figures import figures
 from utils.errors import UserError
 from utils.ranking.metrics import METRICS, RetrievalMetrics
 from utils.report.comparison import compare_runs, find_metrics
@@ -16,8 +17,8 @@ from utils.report.reports import metrics_table, save_metrics
 
 ROOT = Path(__file__).parents[3]
 PAPER = {
-    "t2i": RetrievalMetrics(50.53, 77.78, 86.43, 55.94, 49.37, queries=4000),
-    "i2t": RetrievalMetrics(52.35, 77.55, 86.2, 48.97, 33.27, queries=2000),
+    "t2i": figures(50.53, 77.78, 86.43, 55.94, 49.37, queries=4000),
+    "i2t": figures(52.35, 77.55, 86.2, 48.97, 33.27, queries=2000),
 }
 PAPER_TABLE = """\
 +------+-------+-------+-------+-------+-------+
@@ -41,7 +42,7 @@ def facts(**changes: Any) -> dict[str, Any]:
 
 def level(percent: float) -> dict[str, RetrievalMetrics]:
     """Metrics that are `percent` in t2i and twice that in i2t."""
-    return {d: RetrievalMetrics(*[f * percent] * 5, queries=3) for d, f in (("t2i", 1), ("i2t", 2))}
+    return {d: figures(f * percent, queries=3) for d, f in (("t2i", 1), ("i2t", 2))}
 
 
 def rows_of(comparison: object) -> list[list[str]]:
@@ -81,7 +82,7 @@ def test_a_comparison_marks_such_runs_and_averages_them_with_no_others(tmp_path:
 
 
 def test_table_says_how_many_queries_were_left_out() -> None:
-    metrics = PAPER | {"i2t": RetrievalMetrics(0, 0, 0, 0, 0, queries=1, skipped=7)}
+    metrics = PAPER | {"i2t": figures(0, queries=1, skipped=7)}
     last = metrics_table(metrics, facts(), split="val").splitlines()[-1]
     assert last == "i2t: 7 queries without a positive were left out"
 
@@ -105,12 +106,12 @@ def test_runs_without_some_images_are_marked_and_not_averaged_with_whole_ones(tm
 
 
 def test_saved_metrics_keep_every_digit(tmp_path: Path) -> None:
-    metrics = level(100 / 3) | {"i2t": RetrievalMetrics(1 / 7, 2 / 7, 3 / 7, 4 / 7, 5 / 7, queries=9, skipped=2)}
+    metrics = level(100 / 3) | {"i2t": figures(1 / 7, 2 / 7, 3 / 7, 4 / 7, 5 / 7, queries=9, skipped=2)}
     saved = save_metrics(tmp_path / "run", metrics, facts(variant="gamma=64"))
     report = json.loads(saved.read_text(encoding="utf-8"))
     assert report["run"] == facts(variant="gamma=64")
     assert report["split"] == "test"
-    assert {d: RetrievalMetrics(**report["metrics"][d]) for d in report["metrics"]} == metrics
+    assert report["metrics"] == {d: own.as_row() for d, own in metrics.items()}
     with (saved.parent / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["task"] for row in rows] == ["t2i", "i2t"]

@@ -10,13 +10,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from utils.ranking.metrics import RetrievalMetrics
+from tests.figures import figures
 from utils.report import run_report
 from utils.report.plots.pictures import RankedImage, RankedQuery, saved
 from utils.report.plots.similarity import PairSimilarities, pair_similarities
 from utils.report.run_report import RunReport
 
-METRICS = {direction: RetrievalMetrics(10, 20, 30, 40, 50, queries=4) for direction in ("t2i", "i2t")}
+METRICS = {direction: figures(10, 20, 30, 40, 50, queries=4) for direction in ("t2i", "i2t")}
 DRAWN = ("word_maps.jpg", "part_attention.jpg", "tsne.png", "outliers.png")
 FACTS = {"strategy": "fmfa", "dataset": "synthetic-en", "val_protocol": "held_out"}
 

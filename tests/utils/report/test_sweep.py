@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[3]
 APP = """
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from utils.ranking.metrics import RetrievalMetrics
+from tests.figures import figures
 from utils.report.reports import save_metrics
 
 @hydra.main(version_base="1.3", config_path=".", config_name="config")
@@ -22,7 +22,7 @@ def main(cfg):
         raise RuntimeError("the disk is full")
     if cfg.seed == cfg.give_up:
         return None
-    metrics = {d: RetrievalMetrics(*[10.0 * cfg.seed] * 5, queries=1) for d in ("t2i", "i2t")}
+    metrics = {d: figures(10.0 * cfg.seed) for d in ("t2i", "i2t")}
     run = {"strategy": cfg.loss, "dataset": "d", "backbone": "b", "lora": "full", "seed": cfg.seed}
     run["val_protocol"] = "held_out"
     save_metrics(HydraConfig.get().runtime.output_dir, metrics, run)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from string import ascii_uppercase
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,8 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from utils.report.plots.pictures import FAINT, INK, RIGHT, WRONG
+from utils.report.plots.pictures import FAINT, INK, RIGHT, WRONG, Picture
 from utils.report.plots.similarity import drawn
+
+if TYPE_CHECKING:
+    from utils.report.tested import Tested
 
 PERSONS = 10
 PERPLEXITY = 30
@@ -46,6 +50,12 @@ def outliers_picture(history: Tensor, every_n_epochs: int, path: str | Path | No
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
     return drawn(figure, path)
+
+
+def tsne(tested: "Tested") -> Picture:
+    """Returns ten persons of the test split, images and captions, by t-SNE."""
+    found, title = tested.retrieval, f"{tested.name}: ten persons of the test split"
+    return Picture(tsne_picture(found.images, found.texts, found.image_pids, found.text_pids, title))
 
 
 def tsne_picture(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
@@ -12,6 +13,9 @@ from torch import Tensor
 from utils.errors import UserError
 from utils.images import BadImageError, read_bytes, read_rgb
 from utils.ranking.retrieval import top_k
+
+if TYPE_CHECKING:
+    from utils.report.tested import Tested
 
 RIGHT, WRONG = "#1a8a3a", "#cc2936"
 INK, FAINT, PAPER, BACKDROP = "#1c1c1c", "#6b6b6b", "#ffffff", "#e9e9e9"
@@ -44,9 +48,29 @@ class RankedQuery:
         return sum(image.right for image in self.images)
 
 
+class Picture(NamedTuple):
+    """What a plot gives: an image, the suffix of its file, and the queries that it shows, for W&B's table of them."""
+
+    image: Image.Image
+    suffix: str = ".png"
+    queries: Sequence[RankedQuery] = ()
+
+
 def spread(count: int, wanted: int) -> range:
     """Returns `wanted` places spread over `count`, all if there are fewer."""
     return range(0, count, max(1, count // wanted))[:wanted] if wanted else range(0)
+
+
+def ranked(tested: "Tested") -> Picture | None:
+    """Returns test captions with their ten best images; None where none are to be shown."""
+    found, some = tested.retrieval, list(tested.shown)
+    if not some:
+        return None
+    captions = [found.captions[place] for place in some]
+    queries = rank_queries(
+        found.texts[some], found.images, found.text_pids[some], found.image_pids, captions, found.paths
+    )
+    return Picture(ranked_picture(queries), ".jpg", queries)
 
 
 def rank_queries(

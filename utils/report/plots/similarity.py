@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,7 +13,10 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from utils.report.plots.pictures import FAINT, INK, RIGHT, WRONG, composed, saved
+from utils.report.plots.pictures import FAINT, INK, RIGHT, WRONG, Picture, composed, saved
+
+if TYPE_CHECKING:
+    from utils.report.tested import Tested
 
 CHUNK_SIZE = 256
 FINE_BINS, SHOWN_BINS = 4096, 80
@@ -46,6 +50,11 @@ class PairSimilarities:
     def as_dict(self) -> dict[str, float]:
         """The three figures to log: same_mean, other_mean, overlap."""
         return {"same_mean": self.same_mean, "other_mean": self.other_mean, "overlap": self.overlap}
+
+
+def similarities(tested: "Tested") -> Picture:
+    """Returns the similarities of all test pairs, of the same and of another person."""
+    return Picture(histogram_picture(tested.pairs, f"{tested.name}, test"))
 
 
 @torch.no_grad()

@@ -1,0 +1,54 @@
+"""Pictures of a test that look into the model and the data; `evaluation.plots` names them. None: nothing to show."""
+
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+
+from data.batch import IMAGE, INDEX, TEXT, Batch
+from data.text.words import rarest, words_of
+from lightning_models import LitRanker, LitTBPS
+from model.heads import attention_maps
+from utils.report.plots.clusters import outliers_picture
+from utils.report.plots.parts import PartAttention, attention_picture
+from utils.report.plots.pictures import Picture
+from utils.report.plots.similarity import word_maps_picture
+from utils.report.tested import Tested
+
+
+def word_maps(tested: Tested) -> Picture | None:
+    """Returns what EFA, where it is a loss, compares of a test caption and its image: words with patches."""
+    module, data, captions = tested.module, tested.data, tested.retrieval.captions
+    if not (isinstance(module, LitTBPS) and tested.shown):
+        return None
+    says_most = max(tested.shown, key=lambda caption: len(set(captions[caption].lower().split())))
+    pair = data.test_pair(says_most)
+    maps = attention_maps.word_maps(module.objective, module.encoder, *_on_device(pair, module))
+    if maps is None:
+        return None
+    words = rarest(words_of(data.tokenize.tokenizer, pair[TEXT].ids[0].tolist()), captions)
+    photo, grid = to_pil_image(pair[IMAGE][0]), module.encoder.backbone.grid
+    return Picture(word_maps_picture(photo, captions[says_most], words, *maps, grid), ".jpg")
+
+
+def part_attention(tested: Tested) -> Picture | None:
+    """Returns what a part head, where there is one with parts, attends to in test captions and their images."""
+    module, data, samples = tested.module, tested.data, []
+    for caption in tested.shown:
+        pair = data.test_pair(caption)
+        attention = attention_maps.part_attention(module.encoder, *_on_device(pair, module))
+        if attention is None:
+            return None
+        words = words_of(data.tokenize.tokenizer, pair[TEXT].ids[0].tolist())
+        path, grid = tested.retrieval.paths[int(pair[INDEX])], module.encoder.backbone.grid
+        samples.append(PartAttention(path=path, words=words, grid=grid, foreground=attention[0], of_words=attention[1]))
+    return Picture(attention_picture(samples), ".jpg") if samples else None
+
+
+def outliers(tested: Tested) -> Picture | None:
+    """Returns clusters and outliers over the epochs, where training went by pseudo labels."""
+    labeller = tested.module.labeller if isinstance(tested.module, LitTBPS) else None
+    return None if labeller is None else Picture(outliers_picture(labeller.history, labeller.every_n_epochs))
+
+
+def _on_device(pair: Batch, module: LitRanker) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns pixels, token ids and mask of a batch, where `module` is."""
+    return pair[IMAGE].to(module.device), *(part.to(module.device) for part in pair[TEXT])

@@ -1,0 +1,123 @@
+"""The ranks of queries' positives, which all metrics are functions of, and their file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.checkpoints.disk import whole_file
+from utils.errors import UserError
+
+RANKS_FILE = "ranks.npz"
+PARTS = ("ranks", "counts", "pids")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks of the positives of Q queries; 1 is best, and ties count against the query.
+
+    values: ``(P,)`` int32, query after query, and of each the best first.
+    counts: ``(Q,)`` how many positives each query has.
+    """
+
+    values: NDArray[Any]
+    counts: NDArray[Any]
+
+    @classmethod
+    def of(cls, ranks: Sequence[NDArray[Any]]) -> "Ranks":
+        """Returns those of a list with an array for each query."""
+        values = np.concatenate([np.zeros(0, dtype=np.int32), *ranks])
+        return cls(values, np.array([len(own) for own in ranks], dtype=np.int64))
+
+    def as_list(self) -> list[NDArray[Any]]:
+        """Returns a list with an array for each query."""
+        return np.split(self.values, self.starts[1:]) if len(self.counts) else []
+
+    @cached_property
+    def starts(self) -> NDArray[Any]:
+        """Where each query begins in `values`. Shape: ``(Q,)``."""
+        return np.cumsum(self.counts) - self.counts
+
+    @property
+    def first(self) -> NDArray[Any]:
+        """The rank of each query's best positive, where all have one. Shape: ``(Q,)``."""
+        return self.values[self.starts]
+
+    @property
+    def last(self) -> NDArray[Any]:
+        """The rank of each query's worst positive, where all have one. Shape: ``(Q,)``."""
+        return self.values[self.starts + self.counts - 1]
+
+    @property
+    def place(self) -> NDArray[Any]:
+        """Which of its query's positives each is, counted from 1. Shape: ``(P,)``."""
+        return np.arange(1, len(self.values) + 1) - np.repeat(self.starts, self.counts)
+
+    def mean(self, per_positive: NDArray[Any]) -> NDArray[Any]:
+        """Returns the mean ``(Q,)`` over each query's positives of a value ``(P,)``, where all have one."""
+        return np.add.reduceat(per_positive, self.starts) / self.counts if len(self.counts) else self.starts / 1
+
+    def matched(self) -> "Ranks":
+        """Returns those of the queries that have a positive."""
+        return Ranks(self.values, self.counts[self.counts > 0])
+
+    def take(self, queries: NDArray[Any]) -> "Ranks":
+        """Returns those of some queries ``(q,)``, in that order."""
+        counts = self.counts[queries]
+        starts = np.cumsum(counts) - counts
+        places = np.arange(counts.sum()) + np.repeat(self.starts[queries] - starts, counts)
+        return Ranks(self.values[places], counts)
+
+
+def save_ranks(folder: str | Path, ranks: Mapping[str, Ranks], pids: Mapping[str, NDArray[Any]]) -> Path:
+    """Writes `RANKS_FILE` into `folder`; returns its path.
+
+    Args:
+        ranks: by direction.
+        pids: the identities of its queries ``(Q,)``, by direction.
+    """
+    arrays: dict[str, Any] = {}
+    for direction, own in ranks.items():
+        for part, array in zip(PARTS, (own.values, own.counts, pids[direction]), strict=True):
+            arrays[f"{direction}_{part}"] = array
+    path = Path(folder, RANKS_FILE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file:
+        np.savez_compressed(file, **arrays)
+    return path
+
+
+def load_ranks(path: str | Path) -> dict[str, tuple[Ranks, NDArray[Any]]]:
+    """Returns direction -> (ranks, identities of the queries) from a run's `RANKS_FILE`; runs no code from it.
+
+    Raises:
+        UserError: it is not such a file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        directions = list(dict.fromkeys(name.rpartition("_")[0] for name in arrays))
+        found = {d: [arrays[f"{d}_{part}"] for part in PARTS] for d in directions}
+        for values, counts, pids in found.values():
+            _check(values, counts, pids)
+        return {d: (Ranks(values, counts), pids) for d, (values, counts, pids) in found.items()}
+    except Exception as error:  # a damaged archive raises what its parts do
+        raise UserError(
+            f"{path} is not a {RANKS_FILE} that this framework wrote ({type(error).__name__}: {error}): test the run "
+            "again with task=test"
+        ) from error
+
+
+def _check(values: NDArray[Any], counts: NDArray[Any], pids: NDArray[Any]) -> None:
+    """Raises `ValueError` where the arrays of a direction do not belong together."""
+    for array in (values, counts, pids):
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise ValueError(f"an array of {array.dtype} of shape {array.shape}, expected whole numbers in a row")
+    if len(counts) != len(pids) or counts.min(initial=0) < 0 or counts.sum() != len(values):
+        raise ValueError(f"{len(values)} ranks, {counts.sum()} counted, {len(counts)} queries, {len(pids)} identities")
+    if values.min(initial=1) < 1:
+        raise ValueError("a rank below 1")
