@@ -17,7 +17,11 @@ CONFIG = Path(__file__).parents[1] / "config"
 ROOT = "base.yaml"
 NO_OPTIONS = ("hydra", "defaults")  # of Hydra
 # Mappings whose entries have the same options: one line tells of all.
-ALIKE = {r"^(param_groups)\.(?!default\.)\w+\.": r"\1.*.", r"^(?:images|texts)\.": "images/texts."}
+ALIKE = {
+    r"^(metrics)\.\w+\.": r"\1.*.",
+    r"^(param_groups)\.(?!default\.)\w+\.": r"\1.*.",
+    r"^(?:images|texts)\.": "images/texts.",
+}
 PIPE = "\\|"  # within a table
 ELSEWHERE = {"loss": "terms."}  # options that another group tells of
 
