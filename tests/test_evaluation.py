@@ -1,6 +1,8 @@
 """How a split is read and encoded for ranking: in which precision, and with which filter images are resized."""
 
 import json
+import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,9 @@ import trainer
 from model.features import Encoded
 from model.tbps import TBPS
 from tests.small_run import CONFIG_DIR, SMALL
+from utils.ranking.metrics import STANDARD, measure, recall
+from utils.ranking.positives import load_ranks
+from utils.report.comparison import compare_runs
 
 
 @pytest.mark.parametrize(
@@ -53,3 +58,31 @@ def test_evaluation_has_a_precision_of_its_own_which_is_said_and_recorded(
     assert "\nimages  resized to 64x32, bilinear\n" in printed
     said = "\nranks   images and captions are encoded in 32-true; trainer.precision is bf16-mixed\n" in printed
     assert said == (used != "bf16-mixed")
+
+
+def test_the_ranks_of_the_test_give_its_metrics_and_others_can_be_asked_for(
+    small_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = (
+        "+evaluation.metrics.R2={_target_:utils.ranking.metrics.recall,_partial_:true,k:2}",
+        "~evaluation.plots.tsne",
+    )
+    again = ("evaluation.rerank=k_reciprocal", "evaluation.rerankers.k_reciprocal.top=10")
+    places = ("task=test", f"dataset_root_dir={small_root}", f"run_dir={tmp_path}", "logger=csv")
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        cfg = compose("demo", overrides=[*SMALL, *own, *again, *places])
+    returned = trainer.test(cfg)
+    saved = json.loads((tmp_path / "metrics.json").read_text())
+    ranks = {direction: found for direction, (found, _) in load_ranks(tmp_path / "ranks.npz").items()}
+    metrics = STANDARD | {"R2": partial(recall, k=2)}
+    for direction in ("t2i", "i2t"):
+        assert measure(ranks[direction], metrics).as_row() == saved["metrics"][direction]
+        assert returned[f"test/{direction}/R2"] == saved["metrics"][direction]["R2"]
+    assert measure(ranks["t2i_k_reciprocal"], metrics).as_row() == saved["reranked"]["t2i"]
+    assert not {"test/t2i_k_reciprocal/R1"} & returned.keys()
+    files = {file.name for file in tmp_path.iterdir()}
+    assert "tsne.png" not in files
+    assert {"ranked.jpg", "similarities.png"} <= files
+    assert "R2" in str(compare_runs([tmp_path / "metrics.json"]))
+    printed = capsys.readouterr().out
+    assert re.search(r"^reranked \d+ captions by k_reciprocal in \d", printed, re.MULTILINE)

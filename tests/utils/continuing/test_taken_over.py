@@ -245,7 +245,7 @@ def older(config: dict[str, Any]) -> dict[str, Any]:
     for key in BEFORE:
         section, _, name = key.partition(".")
         del config[section][name]
-    del config["evaluation"]
+    del config["evaluation"], config["composed"]["choices"]["evaluation"]
     return config
 
 
@@ -255,6 +255,7 @@ def test_a_checkpoint_that_is_older_than_an_option_goes_on_as_it_was_trained() -
     found, differences = continued(older(config), name="clip")
     assert (found["dataset"]["interpolation"], found["backbone"]["pos_interpolation"]) == ("bicubic", "bicubic")
     assert found["evaluation"]["precision"] == "trainer"
+    assert list(found["evaluation"]["metrics"]) == ["R1", "R5", "R10", "mAP", "mINP"]
     assert differences == []
     with pytest.raises(UserError, match=r"^dataset\.interpolation=bilinear: .* was trained with bicubic"):
         continued(older(config), "dataset.interpolation=bilinear", name="clip")
@@ -444,3 +445,12 @@ def test_a_config_without_end_is_refused(plain: dict[str, Any]) -> None:
     for config in (None, [], "config", {}, {"composed": {}}):
         with pytest.raises(UserError, match="is refused"), command("task=test") as cfg:
             model_config(cfg, config, FILE)
+
+
+def test_a_picture_that_was_left_out_stays_out_and_is_no_other_result() -> None:
+    config = trained("~evaluation.plots.tsne", "evaluation.rerank=k_reciprocal")
+    assert config["composed"]["overrides"] == []
+    found, differences = continued(config)
+    assert "tsne" not in found["evaluation"]["plots"]
+    assert found["evaluation"]["rerank"] == "k_reciprocal"
+    assert differences == []

@@ -247,7 +247,33 @@ def test_another_card_or_another_version_of_python_is_no_other_run(tmp_path: Pat
     assert "not averaged" not in str(comparison)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"run": {}}', '{"t2i": {"R1": 5}}'])
+def test_runs_with_other_metrics_stay_readable(tmp_path: Path) -> None:
+    """Columns are the union over groups; a mean is over what all runs of a group have."""
+    new = {d: RetrievalMetrics({"R1": 30.0, "R50": 90.0}, queries=3) for d in ("t2i", "i2t")}
+    more = {d: RetrievalMetrics({"R1": 50.0, "R50": 92.0, "R100": 99.0}, queries=3) for d in ("t2i", "i2t")}
+    save_metrics(tmp_path / "1", new, facts(seed=1))
+    save_metrics(tmp_path / "2", more, facts(seed=2))
+    save_metrics(tmp_path / "3", level(10), facts(strategy="baseline"))
+    comparison = compare_runs(find_metrics([tmp_path]))
+    assert rows_of(comparison)[:3] == [
+        ["Strategy", "n", "Task", *METRICS, "R50"],
+        ["hybrid_circle", "2", "t2i", "40.00 ± 14.14", *["-"] * 4, "91.00 ± 1.41"],
+        ["baseline", "1", "t2i", *["10.00"] * 5, "-"],
+    ]
+    rows = list(csv.DictReader(comparison.csv().splitlines()))
+    assert [(row["R1"], row["R50"], row["mAP"]) for row in rows[:2]] == [("40.0", "91.0", ""), ("10.0", "", "10.0")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"run": {"seed": 1}, "split": "test", "finished": "", "metrics": {}}',
+        '{"run": {}}',
+        '{"t2i": {"R1": 5}}',
+    ],
+)
 def test_a_foreign_file_is_named(tmp_path: Path, text: str) -> None:
     foreign = tmp_path / "metrics.json"
     foreign.write_text(text, encoding="utf-8")

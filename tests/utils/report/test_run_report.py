@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,48 +12,62 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.figures import figures
+from utils.ranking.k_reciprocal import KReciprocal
+from utils.ranking.metrics import measure
+from utils.ranking.positives import load_ranks
+from utils.ranking.rerank import rerank
+from utils.ranking.retrieval import Retrieval
 from utils.report import run_report
-from utils.report.plots.pictures import RankedImage, RankedQuery, saved
-from utils.report.plots.similarity import PairSimilarities, pair_similarities
+from utils.report.plots.pictures import Picture, ranked
+from utils.report.plots.similarity import similarities
 from utils.report.run_report import RunReport
+from utils.report.tested import Tested as FoundByTest  # pytest would collect a name that begins with Test
 
 METRICS = {direction: figures(10, 20, 30, 40, 50, queries=4) for direction in ("t2i", "i2t")}
 DRAWN = ("word_maps.jpg", "part_attention.jpg", "tsne.png", "outliers.png")
 FACTS = {"strategy": "fmfa", "dataset": "synthetic-en", "val_protocol": "held_out"}
 
 
-def word_maps(side: int, path: Path) -> Image.Image:
-    return saved(Image.new("RGB", (side, side), "red"), path)
+def word_maps(tested: FoundByTest) -> Picture:
+    return Picture(Image.new("RGB", (8, 8), "red"))
+
+
+def in_words(tested: FoundByTest) -> Picture:
+    return Picture(Image.new("RGB", (8, 8), "red"), ".jpg")
 
 
 @pytest.fixture
-def pairs() -> PairSimilarities:
-    return pair_similarities(torch.eye(4), torch.eye(4), torch.arange(4), torch.arange(4) // 2)
+def tested(tmp_path: Path) -> FoundByTest:
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (20, 40), "blue").save(photo)
+    pids = torch.arange(4) // 2
+    retrieval = Retrieval(torch.eye(4), pids, torch.eye(4), pids, ["a coat"] * 4, [photo] * 4)
+    return FoundByTest(FACTS, retrieval, retrieval.ranks(), METRICS, shown_queries=1)
 
 
 def test_everything_is_printed_saved_and_logged(
-    tmp_path: Path, pairs: PairSimilarities, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tested: FoundByTest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    photo = tmp_path / "photo.png"
-    Image.new("RGB", (20, 40), "blue").save(photo)
     logger = TensorBoardLogger(tmp_path, name="tensorboard", version="")
-    run = tmp_path / "run"
-    report = RunReport(run, FACTS, [logger], step=7)
-    report.metrics(METRICS, pairs)
-    report.ranked([RankedQuery("a coat", (RankedImage(photo, 0.5, True),), 1)])
-    for drawn in DRAWN:
-        report.draw(drawn, word_maps, 8)
+    run, pairs = tmp_path / "run", tested.pairs
+    report = RunReport(run, [logger], step=7)
+    report.metrics(tested)
+    report.draw("similarities", similarities, tested)
+    report.draw("ranked", ranked, tested)
+    for drawn in map(Path, DRAWN):
+        report.draw(drawn.stem, word_maps if drawn.suffix == ".png" else in_words, tested)
+    report.draw("nothing", lambda tested: None, tested)
     report.close()
     logger.finalize("success")
 
     formats = {"ranked.jpg": "JPEG", "similarities.png": "PNG"}
     formats |= {drawn: "PNG" if drawn.endswith("png") else "JPEG" for drawn in DRAWN}
     assert {name: Image.open(run / name).format for name in formats} == formats
-    assert {path.name for path in run.iterdir()} == {"metrics.json", "metrics.csv", *formats}
+    assert {path.name for path in run.iterdir()} == {"metrics.json", "metrics.csv", "ranks.npz", *formats}
     assert json.loads((run / "metrics.json").read_text())["similarity"] == pairs.as_dict()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "synthetic-en, test split"
-    assert lines[-1] == f"saved   {run}: metrics.json, similarities.png, ranked.jpg, {', '.join(DRAWN)}"
+    assert lines[-1] == f"saved   {run}: metrics.json, ranks.npz, similarities.png, ranked.jpg, {', '.join(DRAWN)}"
 
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
@@ -64,3 +79,21 @@ def test_everything_is_printed_saved_and_logged(
     )
     documented = set(re.findall(r"^`(test/\w+)`", str(run_report.__doc__), re.MULTILINE))
     assert documented == shown
+
+
+def test_a_reranked_test_stands_beside_the_plain_one(
+    tmp_path: Path, tested: FoundByTest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = rerank(tested.retrieval, tested.ranks["t2i"], KReciprocal(top=3, k1=2, k2=1))
+    report = RunReport(tmp_path / "run", [], step=0)
+    report.metrics(replace(tested, reranked=again))
+    table = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert table == ["Task", "t2i", "i2t", "t2i, k_reciprocal"]
+    saved = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert list(saved["metrics"]) == ["t2i", "i2t"]
+    assert saved["reranked"]["t2i"] == again.metrics.as_row()
+    assert saved["reranked"]["options"] == {"top": 3, "k1": 2, "k2": 1, "lambda": 0.3}
+    assert saved["reranked"]["seconds"] >= 0
+    ranks = load_ranks(tmp_path / "run" / "ranks.npz")
+    assert list(ranks) == ["t2i", "i2t", "t2i_k_reciprocal"]
+    assert measure(ranks["t2i_k_reciprocal"][0]) == again.metrics
