@@ -49,7 +49,7 @@ WEIGHTS = "/cdn/model.safetensors"
 # The command line with an m_siglip that is small enough to serve.
 SMALL_COMMAND = f"""
 import prepare_checkpoints as command
-from utils.checkpoints.weights.folder import Architecture
+from utils.checkpoints.folder import Architecture
 from utils.errors import run_command
 real = command.CHECKPOINTS["m_siglip"]
 command.CHECKPOINTS["m_siglip"] = real._replace(architecture={SMALL!r})

@@ -113,7 +113,7 @@ def test_it_knows_every_real_dataset_and_its_folder(with_uv: Machine) -> None:
     for name, folder in real.items():
         assert name in usage
         done = with_uv.setup("--dry-run", "--dataset", name, "--from", "https://example.org/x.zip")
-        assert f"utils.download.fetch {folder} --from" in done.stdout
+        assert f"utils.download {folder} --from" in done.stdout
 
 
 def test_it_knows_every_checkpoint(with_uv: Machine) -> None:

@@ -189,7 +189,7 @@ def test_methods_with_masked_words_train_and_are_tested_from_their_checkpoint(
     assert (tmp_path / "word_maps.jpg").is_file() == (method == "fmfa")
     drawn = ["ranked.jpg", "similarities.png", "tsne.png", *(["word_maps.jpg"] if method == "fmfa" else [])]
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("saved ")]
-    assert set(line.removeprefix(f"saved   {tmp_path}: ").split(", ")) == {"metrics.json", *drawn}
+    assert set(line.removeprefix(f"saved   {tmp_path}: ").split(", ")) == {"metrics.json", "ranks.npz", *drawn}
     logged = {key for row in steps(tmp_path) for key, value in row.items() if value}
     assert {"train/stat/mlm/accuracy", "train/stat/id/image_accuracy"} <= logged
     assert ("train/stat/a_sdm/mean_weight" in logged) == (method == "fmfa")

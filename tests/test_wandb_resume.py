@@ -29,7 +29,7 @@ STARTS_AND_CONTINUES = f"""
 import os, runpy, signal, sys
 from pathlib import Path
 import lightning_data, lightning_models  # the slow imports, once for all processes
-from utils.checkpoints.weights.callback import Checkpoints
+from utils.checkpoints.callback import Checkpoints
 
 def status_of(work, *arguments):
     child = os.fork()

@@ -15,7 +15,7 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
-from utils.config.resolvers.multirun_subprocess import needs_own_command, run_own_command
+from utils.config.multirun_subprocess import needs_own_command, run_own_command
 
 @hydra.main(version_base="1.3", config_path=".", config_name="config")
 def main(cfg):
