@@ -91,8 +91,10 @@ def retrieval_metrics(
     >>> metrics.R1, metrics.R5, metrics.mAP
     (50.0, 100.0, 75.0)
     """
-    options = {"chunk_size": chunk_size, "skip_unmatched": skip_unmatched}
-    return measure(rank_positives(query, gallery, query_pids, gallery_pids, **options))  # type: ignore[arg-type]
+    ranks = rank_positives(
+        query, gallery, query_pids, gallery_pids, chunk_size=chunk_size, skip_unmatched=skip_unmatched
+    )
+    return measure(ranks)
 
 
 def positive_ranks(
@@ -112,8 +114,10 @@ def positive_ranks(
     >>> [ranks.tolist() for ranks in positive_ranks(query, gallery, torch.tensor([1, 2]), torch.tensor([2, 1, 2]))]
     [[2], [1, 3]]
     """
-    options = {"chunk_size": chunk_size, "skip_unmatched": skip_unmatched}
-    return rank_positives(query, gallery, query_pids, gallery_pids, **options).as_list()  # type: ignore[arg-type]
+    ranks = rank_positives(
+        query, gallery, query_pids, gallery_pids, chunk_size=chunk_size, skip_unmatched=skip_unmatched
+    )
+    return ranks.as_list()
 
 
 @torch.no_grad()
