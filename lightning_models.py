@@ -33,12 +33,12 @@ from solver.fake_adamw8bit import AdamW8bitStates
 from solver.optimizers import can_fuse, learning_rates, under_settings_of
 from utils.checkpoints.schema import check_moments, check_restorable
 from utils.checkpoints.weights import frozen_names, load_weights, refused_to_continue
+from utils.config.evaluation import build_measures
 from utils.errors import UserError, check_positive
 from utils.memory.plan import Traced, processes
 from utils.memory.trace import fake_gpu, measure_step
 from utils.ranking.metrics import STANDARD, Metric, RetrievalMetrics, measure
 from utils.ranking.positives import Ranks
-from utils.ranking.rerank import Reranker
 from utils.ranking.retrieval import Retrieval
 from utils.training.gather import gather_rows
 from utils.training.precision import AUTOCAST, autocast, encoding_precision
@@ -419,18 +419,6 @@ def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
         micro_batch=micro_batch,
         measures=build_measures(cfg.evaluation),
     )
-
-
-def build_measures(evaluation: DictConfig) -> dict[str, Metric]:
-    """Returns the metrics of `cfg.evaluation` by name; one that is null is left out."""
-    found = instantiate(evaluation.metrics, _convert_="all")
-    return {name: metric for name, metric in found.items() if metric is not None}
-
-
-def build_reranker(evaluation: DictConfig) -> Reranker | None:
-    """Returns the re-ranker that `cfg.evaluation` names, None where it names none."""
-    name = evaluation.rerank
-    return None if name == "none" else instantiate(evaluation.rerankers[name])
 
 
 def trace_step(cfg: DictConfig, batch_size: int) -> Traced:

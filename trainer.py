@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from utils.continuing.continued import Continued
     from utils.ranking.rerank import Reranker
     from utils.report.run_record import RunRecord
+    from utils.report.tested import Plot
 
 CONFIG_DIR = Path(__file__).parent / "config"
 
@@ -56,11 +58,12 @@ def train(cfg: DictConfig) -> dict[str, float]:
     path = find_checkpoint(cfg.output_dir, cfg.run_name, cfg.ckpt_path)
 
     from lightning_data import build_data
-    from lightning_models import build_encoder, build_module, build_reranker
+    from lightning_models import build_encoder, build_module
     from model.backbones.lora import save_adapters
     from model.objectives import check_needs
     from model.published.converted import load_heads, mask_row
     from utils.checkpoints.weights import load_weights, read_checkpoint
+    from utils.config.evaluation import build_plots, build_reranker
     from utils.continuing.continued import Continued
     from utils.report.run_record import RunRecord
 
@@ -72,7 +75,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     encoder = build_encoder(cfg)
     data.check_token_ids(encoder.backbone.vocab_size)
     module = build_module(cfg, encoder, num_classes=data.num_classes)
-    reranker = build_reranker(cfg.evaluation)
+    reranker, plots = build_reranker(cfg.evaluation), build_plots(cfg.evaluation)
     check_needs(module.objective, data.provides | encoder.provides)
     data.set_views(module.objective.needs, mask_row(Path(cfg.backbone.folder), encoder.backbone.vocab_size))
     encoder.backbone.grow_token_table(data.max_token_id + 1)  # by a mask token, where the tokenizer had none
@@ -104,7 +107,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     trainer.validate(module, datamodule=data, verbose=False)
     metrics = module.figures("val")
     trainer.test(module, datamodule=data, verbose=False)
-    _report(cfg, trainer, module, data, record.of_test(best, tested), reranker)
+    _report(cfg, trainer, module, data, record.of_test(best, tested), reranker, plots)
     return metrics | module.figures("test")
 
 
@@ -121,9 +124,10 @@ def test(cfg: DictConfig) -> dict[str, float]:
     path = find_checkpoint(cfg.output_dir, cfg.run_name, cfg.ckpt_path)
 
     from lightning_data import build_data
-    from lightning_models import LitRanker, build_encoder, build_measures, build_reranker
+    from lightning_models import LitRanker, build_encoder
     from model.published.converted import ranking_notes
     from utils.checkpoints.weights import encoder_weights, load_weights, read_checkpoint
+    from utils.config.evaluation import build_measures, build_plots, build_reranker
     from utils.report.run_record import RunRecord
 
     checkpoint: Any = {} if path is None else read_checkpoint(path)
@@ -142,7 +146,7 @@ def test(cfg: DictConfig) -> dict[str, float]:
         print(f"note    {note}", flush=True)
 
     module = LitRanker(encoder, cfg.evaluation.precision, build_measures(cfg.evaluation))
-    reranker = build_reranker(cfg.evaluation)
+    reranker, plots = build_reranker(cfg.evaluation), build_plots(cfg.evaluation)
     trainer = _trainer(cfg, data)
     data.check_loading()
     if trainer.is_global_zero:
@@ -155,7 +159,7 @@ def test(cfg: DictConfig) -> dict[str, float]:
     record = RunRecord(cfg, data.provenance)
     _start_loggers(trainer, cfg, data, record)
     trainer.test(module, datamodule=data, verbose=False)
-    _report(cfg, trainer, module, data, record.of_test(path, checkpoint), reranker)
+    _report(cfg, trainer, module, data, record.of_test(path, checkpoint), reranker, plots)
     return module.figures("test")
 
 
@@ -323,10 +327,9 @@ def _report(
     data: TBPSDataModule,
     record: dict[str, Any],
     reranker: Reranker | None,
+    plots: Mapping[str, Plot],
 ) -> None:
     """Prints, saves and draws what the test found, and what `reranker`, if there is one, makes of it."""
-    from hydra.utils import instantiate
-
     from utils.ranking.rerank import rerank
     from utils.report.run_report import RunReport
     from utils.report.tested import Tested
@@ -346,9 +349,8 @@ def _report(
         data=data,
     )
     report.metrics(tested)
-    for name, plot in instantiate(cfg.evaluation.plots, _convert_="all").items():
-        if plot is not None:
-            report.draw(name, plot, tested)
+    for name, plot in plots.items():
+        report.draw(name, plot, tested)
     report.close()
 
 

@@ -17,13 +17,13 @@ from data.annotations.layouts import LAYOUTS
 from data.batch import VIEWS
 from data.views.augmentation import Augmentation
 from data.views.build import Views
-from lightning_models import build_measures, build_reranker
 from model.backbones import Backbone
 from model.backbones.lora import add_lora
 from model.objectives import ModelSpec, build_objective
 from model.prototypes import Labeller
 from model.tbps import TBPS
 from solver.groups import split_parameters
+from utils.config.evaluation import build_measures, build_plots, build_reranker
 from utils.config.resolvers import register_resolvers
 from utils.errors import UserError
 from utils.ranking.metrics import measure
@@ -123,7 +123,7 @@ def check_evaluation(cfg: DictConfig, folders: dict[str, Path]) -> None:
         reranker = build_reranker(cfg.evaluation)
         assert reranker is not None
         assert reranker.name == name
-    assert all(callable(plot) for plot in instantiate(cfg.evaluation.plots, _convert_="all").values())
+    assert all(callable(plot) for plot in build_plots(cfg.evaluation).values())
 
 
 def check_logger(cfg: DictConfig, folders: dict[str, Path]) -> None:
