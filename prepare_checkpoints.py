@@ -68,7 +68,7 @@ CHECKPOINTS: Final = {
     ),
     "tiny_siglip": Checkpoint(None, Architecture("siglip", 128, 128, 16, None), kind="tiny_siglip", steps=400),
     "tiny_clip": Checkpoint(None, Architecture("clip", 128, 128, 16, None), kind="tiny_clip", steps=400),
-    "tiny_clip_young": Checkpoint(None, Architecture("clip", 128, 128, 16, None), kind="tiny_clip", steps=100),
+    "tiny_clip_100steps": Checkpoint(None, Architecture("clip", 128, 128, 16, None), kind="tiny_clip", steps=100),
     "tiny_resnet_bert": Checkpoint(
         None, Architecture("vision-text-dual-encoder", 128, 128, 7, None), kind="tiny_resnet_bert", steps=120
     ),
@@ -269,7 +269,7 @@ def _make(name: str, folder: Path, root: Path, steps: int) -> None:
     if not (root / FOLDER).exists():
         generate(root)
     kind = CHECKPOINTS[name].kind
-    languages = [read_dataset("synthetic", root, language=language).train for language in ("en", "vi")]
+    languages = [read_dataset("drawn", root, language=language).train for language in ("en", "vi")]
     print(f"{name}: making {folder} from scratch, {steps} steps of pre-training")
     with (
         scratch_folder(folder) as temporary,
@@ -319,7 +319,7 @@ def main() -> None:
     parser.add_argument(
         "--steps",
         type=int,
-        help="pre-training of a tiny backbone (default: 400; tiny_clip_young 100, tiny_resnet_bert 120)",
+        help="pre-training of a tiny backbone (default: 400; tiny_clip_100steps 100, tiny_resnet_bert 120)",
     )
     args = parser.parse_args()
     names = args.names or ["m_siglip"]

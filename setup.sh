@@ -9,7 +9,7 @@ Usage: ./setup.sh [options]
 Installs uv (if absent) and the environment, prepares a backbone and, if asked, a dataset.
 
   --checkpoint NAME   m_siglip (default), siglip, clip, resnet50_bert, vit_bert, tiny_siglip, tiny_clip,
-                      tiny_clip_young or tiny_resnet_bert; may be repeated
+                      tiny_clip_100steps or tiny_resnet_bert; may be repeated
   --no-checkpoint     prepare none
   --dataset NAME      cuhk_pedes, icfg_pedes, rstpreid, vn3k_vi, vn3k_en or vn3k_mixed
   --from SOURCE       where its archive is: an http(s) address, gdrive:FILE_ID, or a zip or tar file
@@ -79,7 +79,7 @@ done
 for name in ${checkpoints[@]+"${checkpoints[@]}"}; do
     case $name in
         m_siglip | siglip | clip | resnet50_bert | vit_bert) ;;
-        tiny_siglip | tiny_clip | tiny_clip_young | tiny_resnet_bert) ;;
+        tiny_siglip | tiny_clip | tiny_clip_100steps | tiny_resnet_bert) ;;
         *) fail "--checkpoint: there is no checkpoint '$name'; expected m_siglip, siglip, clip, resnet50_bert, vit_bert or a tiny one, see --help" ;;
     esac
 done

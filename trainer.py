@@ -231,7 +231,7 @@ def _prepare(cfg: DictConfig, *, is_new: bool = True) -> None:
     root = Path(cfg.dataset_root_dir)
     for folder in (root, *Path(cfg.run_dir).parent.glob("*/checkpoints")):
         sweep(folder)
-    if cfg.dataset.name == "synthetic":
+    if cfg.dataset.name == "drawn":
         from data.synthetic import FOLDER, generate
 
         if not (root / FOLDER).exists():

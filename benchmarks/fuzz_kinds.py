@@ -160,9 +160,9 @@ def _prepare(sound: Path, work: Path) -> None:
 
 def _read(sound: Path, work: Path) -> None:
     try:
-        read_dataset("synthetic", work)
+        read_dataset("drawn", work)
     finally:  # the doctor goes on where reading stops
-        report = examine("synthetic", work, decode=False)
+        report = examine("drawn", work, decode=False)
         longest = max((*report["errors"], *report["warnings"]), key=len, default="")
         if len(longest) > 500:
             raise RuntimeError(f"the doctor says {len(longest)} characters: {longest[:200]}")

@@ -26,7 +26,7 @@ from benchmarks.fuzz_mutations import (
 from utils.checkpoints.folder import PICKLED, WEIGHTS
 
 TINY: Final = "tiny_siglip"
-DATASET: Final = "SYNTH-PEDES"
+DATASET: Final = "DRAWN-PEDES"
 FILES: Final = ("imgs/a/1.jpg", "imgs/2.jpg", "reid_raw.json")  # of an archive
 
 

@@ -18,9 +18,9 @@ from utils.errors import UserError
 def root(small_root: Path, tmp_path: Path) -> Path:
     """The small dataset with a white image and three that cannot be read: all of a train person, and one of test."""
     root = tmp_path / "root"
-    shutil.copytree(small_root / "SYNTH-PEDES", root / "SYNTH-PEDES")
+    shutil.copytree(small_root / "DRAWN-PEDES", root / "DRAWN-PEDES")
     (root / "tiny_clip_checkpoints").symlink_to(small_root / "tiny_clip_checkpoints")
-    dataset = read_dataset("synthetic", root)
+    dataset = read_dataset("drawn", root)
     (dataset.train[0].image_path).unlink()
     (dataset.train[1].image_path).write_bytes(b"")
     (dataset.test[0].image_path).write_bytes(b"<html>")
@@ -48,7 +48,7 @@ def test_every_record_says_how_many_were_left_out(
     assert (
         "train 22 images, 44 captions, 11 identities; val 8 images, 16 captions, 4 identities; test 7 images" in screen
     )
-    assert "images of one color: 1 (`uv run python -m data.doctor synthetic` names them)" in screen
+    assert "images of one color: 1 (`uv run python -m data.doctor drawn` names them)" in screen
     assert "left out of train because images cannot be read: images 2, captions 4, identities 1" in screen
     assert "left out of test because images cannot be read: images 1, captions 2, identities 0" in screen
     assert "images left out with their captions because they cannot be read: 1" in printed

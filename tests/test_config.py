@@ -161,13 +161,13 @@ def test_every_term_can_be_added_on_the_command_line(term: str) -> None:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 @pytest.mark.parametrize(
     ("primary", "dataset"),
-    [("demo", "synthetic"), *((primary, d) for primary in ("clip", "m_siglip") for d in DATASETS)],
+    [("demo", "drawn"), *((primary, d) for primary in ("clip", "m_siglip") for d in DATASETS)],
 )
 def test_every_experiment_composes_with_every_backbone_and_dataset(experiment: str, primary: str, dataset: str) -> None:
     cfg = composed(f"experiment={experiment}", f"dataset={dataset}", name=primary)
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert cfg.dataset.name == dataset
-    embedded = {"cpcl": "tiny_clip_young", "fmfa": "tiny_clip_young", "irra": "tiny_clip_young"}
+    embedded = {"cpcl": "tiny_clip_100steps", "fmfa": "tiny_clip_100steps", "irra": "tiny_clip_100steps"}
     embedded["part_cmr"] = "tiny_resnet_bert"
     assert cfg.backbone.name == {"demo": embedded.get(experiment, "tiny_siglip")}.get(primary, primary)
     needs = build_objective(instantiate(cfg.loss.terms), SPEC).needs & set(VIEWS)
@@ -316,7 +316,7 @@ def test_the_circle_strategies_have_the_released_projector_and_augmentation() ->
         assert sizes == [(768, 768), (768,), (768, 768), (768,)]
         assert (cfg.aug.name, cfg.aug.image) == ("cir", cfg.aug.image_aug)
     assert composed("loss=tbps_clip", name="cir_msiglip").loss.terms.simclr.hidden_layers == 2
-    assert composed("experiment=cir", "dataset=synthetic", name="m_siglip").aug.image == []
+    assert composed("experiment=cir", "dataset=drawn", name="m_siglip").aug.image == []
 
 
 PAPER_TBPS = (

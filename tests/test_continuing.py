@@ -153,10 +153,10 @@ def test_a_start_that_is_refused_leaves_the_run_as_it_was(
 def test_other_annotations_than_before_are_refused(folder: Path, small_root: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     shutil.copytree(small_root, root)
-    [file] = root.glob("SYNTH-PEDES/*captions.json")
+    [file] = root.glob("DRAWN-PEDES/*captions.json")
     file.write_text(file.read_text() + "\n")
     before = content(folder)
-    with pytest.raises(UserError, match=rf"the annotations of synthetic are not those that .* {file.name} has changed"):
+    with pytest.raises(UserError, match=rf"the annotations of drawn are not those that .* {file.name} has changed"):
         run(root, tmp_path, f"ckpt_path={folder}/checkpoints/last.ckpt", "trainer.max_epochs=4")
     assert content(folder) == before
 
@@ -188,7 +188,7 @@ def test_last_names_the_run_and_tests_keep_their_records_apart(
         run(small_root, out, *BEGUN_WITH, "ckpt_path=last")
     tests = [run(small_root, out, *BEGUN_WITH, "task=test", "ckpt_path=last") for _ in range(2)]
     assert tests[0] == tests[1]
-    first, second = (json.loads((folder / f"test-synthetic_en{n}" / "metrics.json").read_text()) for n in ("", "-2"))
+    first, second = (json.loads((folder / f"test-drawn_en{n}" / "metrics.json").read_text()) for n in ("", "-2"))
     trained = json.loads((folder / "metrics.json").read_text())
     for report in (first, second):
         assert report["run"].items() <= trained["run"].items()
@@ -203,7 +203,7 @@ def test_last_names_the_run_and_tests_keep_their_records_apart(
 def test_metrics_and_checkpoints_say_what_the_run_was_made_with(begun: Path, small_root: Path) -> None:
     report = json.loads((begun / "metrics.json").read_text())
     record = report["provenance"]
-    [file] = small_root.glob("SYNTH-PEDES/*captions.json")
+    [file] = small_root.glob("DRAWN-PEDES/*captions.json")
     assert record["data"]["annotations"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert record["data"]["splits"]["train"] == {"identities": 12, "images": 24, "captions": 48, "cut": 0}
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]

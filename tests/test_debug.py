@@ -34,7 +34,7 @@ def test_one_batch_of_everything_is_marked_in_every_table_record_and_log(
     trainer.train(config(small_root, tmp_path, *options))
     lines = capsys.readouterr().out.splitlines()
     assert f"limited {LEFT_OUT}" in lines
-    assert f"synthetic-en, test split; {LEFT_OUT}" in lines
+    assert f"drawn-en, test split; {LEFT_OUT}" in lines
     assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["run"]["limited"] == LEFT_OUT
     assert sum(bool(row["train/loss"]) for row in rows(tmp_path)) == 1
     queries = {split: [row for row in rows(tmp_path) if row[f"{split}/t2i/queries"]] for split in ("val", "test")}
@@ -60,7 +60,7 @@ def test_one_batch_of_everything_is_marked_in_every_table_record_and_log(
         f"run     {tmp_path / 'again'}",
         f"tests   {best} (after 1 epochs, 1 steps), hybrid_circle on tiny_siglip",
     ]
-    assert lines[2].startswith("data    synthetic (en): train 24 images")
+    assert lines[2].startswith("data    drawn (en): train 24 images")
     assert "testing  captions, batch 1/1" in lines
     assert not any(line.startswith("limited") for line in lines)
 

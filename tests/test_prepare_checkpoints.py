@@ -91,7 +91,7 @@ def write(folder: Path, files: Mapping[str, bytes]) -> Path:
 
 def write_synthetic(root: Path) -> None:
     """An embedded dataset of four records, of which two may be trained on."""
-    (root / "SYNTH-PEDES" / "imgs").mkdir(parents=True)
+    (root / "DRAWN-PEDES" / "imgs").mkdir(parents=True)
     rows = [("train", 1), ("train", 2), ("validate", 3), ("test", 4)]
     records = [
         {
@@ -104,8 +104,8 @@ def write_synthetic(root: Path) -> None:
         for split, identity in rows
     ]
     for _, identity in rows:
-        Image.new("RGB", (64, 128), (40 * identity, 90, 90)).save(root / "SYNTH-PEDES" / "imgs" / f"{identity}.jpg")
-    (root / "SYNTH-PEDES" / "data_captions.json").write_text(json.dumps(records), encoding="utf-8")
+        Image.new("RGB", (64, 128), (40 * identity, 90, 90)).save(root / "DRAWN-PEDES" / "imgs" / f"{identity}.jpg")
+    (root / "DRAWN-PEDES" / "data_captions.json").write_text(json.dumps(records), encoding="utf-8")
 
 
 def refused_endpoint() -> str:
@@ -291,7 +291,7 @@ def test_a_tiny_model_is_made_once_and_learns_words_from_train_alone(name: str, 
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert prepare(name, tmp_path, steps=2) == folder
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["SYNTH-PEDES", folder.name])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["DRAWN-PEDES", folder.name])
 
 
 def test_an_unfinished_tiny_folder_is_not_guessed_about(tmp_path: Path) -> None:

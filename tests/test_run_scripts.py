@@ -186,10 +186,10 @@ def test_real_data_and_checkpoint_are_trained_on(checkout: Checkout):
 
 
 def test_data_and_backbone_chosen_by_override_are_left_to_the_trainer(checkout: Checkout):
-    done = checkout.run("run_cir_loss", "1", "dataset=synthetic", "backbone=tiny_siglip")
+    done = checkout.run("run_cir_loss", "1", "dataset=drawn", "backbone=tiny_siglip")
     assert done.returncode == 0
     assert checkout.calls()[0][3] == "cir_msiglip"
-    assert checkout.calls()[0][-2:] == ["dataset=synthetic", "backbone=tiny_siglip"]
+    assert checkout.calls()[0][-2:] == ["dataset=drawn", "backbone=tiny_siglip"]
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_a_dry_run_only_prints(machine: Machine) -> None:
 
 
 def test_it_knows_every_real_dataset_and_its_folder(with_uv: Machine) -> None:
-    real = {name: layout.folder for name, layout in LAYOUTS.items() if name != "synthetic"}
+    real = {name: layout.folder for name, layout in LAYOUTS.items() if name != "drawn"}
     usage = with_uv.setup("--help").stdout
     for name, folder in real.items():
         assert name in usage

@@ -128,7 +128,7 @@ def test_published_weights_are_tested_by_one_command(
     small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "root"
-    shutil.copytree(small_root / "SYNTH-PEDES", root / "SYNTH-PEDES")
+    shutil.copytree(small_root / "DRAWN-PEDES", root / "DRAWN-PEDES")
     (root / "clip_checkpoints").mkdir()
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(small_root / "tiny_clip_checkpoints" / file, root / "clip_checkpoints")
@@ -140,7 +140,7 @@ def test_published_weights_are_tested_by_one_command(
     torch.save({"model": state}, tmp_path / "best.pth")
 
     overrides = (
-        *("task=test", "dataset=synthetic", f"backbone.folder={tmp_path / 'best.pth'}", "img_size_str=48x16"),
+        *("task=test", "dataset=drawn", f"backbone.folder={tmp_path / 'best.pth'}", "img_size_str=48x16"),
         *("backbone.max_length=12", "shown_queries=2", "dataset.num_workers=0", "logger=csv"),
         f"dataset_root_dir={root}",
     )
@@ -288,8 +288,8 @@ def test_what_cannot_be_is_refused_before_a_logger_starts(
 def test_a_broken_image_is_found_before_a_logger_starts(
     small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(small_root / "SYNTH-PEDES", tmp_path / "SYNTH-PEDES")
-    next((tmp_path / "SYNTH-PEDES" / "imgs").glob("*.jpg")).write_bytes(b"no image")
+    shutil.copytree(small_root / "DRAWN-PEDES", tmp_path / "DRAWN-PEDES")
+    next((tmp_path / "DRAWN-PEDES" / "imgs").glob("*.jpg")).write_bytes(b"no image")
     monkeypatch.setattr("utils.report.loggers.build_loggers", lambda *_: pytest.fail("W&B would have begun a run"))
     backbone = f"backbone.folder={small_root / 'tiny_siglip_checkpoints'}"
     with pytest.raises(UserError, match="imgs"):

@@ -106,7 +106,7 @@ def test_it_groups_itself_on_a_dashboard(run: Continued) -> None:
     [start] = run.of_kind("run")
     facts = {
         "strategy": "hybrid_circle",
-        "dataset": "synthetic-en",
+        "dataset": "drawn-en",
         "backbone": "tiny_siglip",
         "lora": "full",
         "seed": 42,
@@ -124,8 +124,8 @@ def test_it_groups_itself_on_a_dashboard(run: Continued) -> None:
     assert made_with["training"]["images"] == 48
     assert set(start.tags) == {f"{name}:{value}" for name, value in facts.items()}
     assert (start.project, start.job_type) == ("tbps", "train")
-    assert start.run_group.startswith("hybrid_circle-synthetic-en-tiny_siglip-full dataset.batch_size=8 dataset.num_i")
-    assert start.display_name.startswith("hybrid_circle-synthetic-en-tiny_siglip-full-s42 dataset.batch_size=8 ")
+    assert start.run_group.startswith("hybrid_circle-drawn-en-tiny_siglip-full dataset.batch_size=8 dataset.num_i")
+    assert start.display_name.startswith("hybrid_circle-drawn-en-tiny_siglip-full-s42 dataset.batch_size=8 ")
 
 
 def test_every_figure_is_there_over_the_optimizer_step(run: Continued) -> None:

@@ -89,9 +89,9 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
     "vn3k_vi": _VN3K,
     "vn3k_en": replace(_VN3K, language="en"),
     "vn3k_mixed": replace(_VN3K, language="mixed"),
-    "synthetic": replace(
+    "drawn": replace(
         _VN3K,
-        folder="SYNTH-PEDES",
+        folder="DRAWN-PEDES",
         source="run `uv run trainer.py` once, which generates it",
         language="en",
         official={},

@@ -25,10 +25,12 @@ from utils.checkpoints.disk import scratch_folder
 from utils.errors import UserError
 from utils.training.progress import Bar
 
-FOLDER: Final = "SYNTH-PEDES"
+FOLDER: Final = "DRAWN-PEDES"
+OLD_FOLDER: Final = "SYNTH-PEDES"  # its first name, which is that of another, published dataset
 IMAGES: Final = "imgs"
 ANNOTATIONS: Final = "data_captions.json"
 STAMP: Final = "synthetic.json"
+GENERATOR: Final = "data.synthetic"
 VERSION: Final = 2  # raise it whenever the same specification would give another dataset
 CAPTION_KEYS: Final = {"captions": "vi", "en_captions": "en"}
 
@@ -57,9 +59,9 @@ class SyntheticSpec:
         least = {"height": 32, "width": 16, "twin_share": 0, "seed": 0}
         for name, value in asdict(self).items():
             if value < least.get(name, 1):
-                raise UserError(f"{name}={value} of the synthetic dataset must be at least {least.get(name, 1)}.")
+                raise UserError(f"{name}={value} of the drawn dataset must be at least {least.get(name, 1)}.")
         if self.twin_share > 1:
-            raise UserError(f"twin_share={self.twin_share} of the synthetic dataset must be at most 1.")
+            raise UserError(f"twin_share={self.twin_share} of the drawn dataset must be at most 1.")
 
     @property
     def splits(self) -> dict[str, int]:
@@ -84,38 +86,39 @@ def generate(root: Path, spec: SyntheticSpec = DEFAULT_SPEC, workers: int | None
         UserError: no workers, a folder in its place that this generator did not write, or a disk that refuses.
     """
     if workers is not None and workers < 1:
-        raise UserError(f"workers={workers} cannot draw the synthetic dataset: at least 1 is needed.")
-    folder = root / FOLDER
-    stamp = {"generator": "data.synthetic", "version": VERSION, "spec": asdict(spec)}
+        raise UserError(f"workers={workers} cannot draw the dataset: at least 1 is needed.")
+    folder, old = root / FOLDER, root / OLD_FOLDER
+    stamp = {"generator": GENERATOR, "version": VERSION, "spec": asdict(spec)}
     if _read_stamp(folder) == stamp:
         return folder
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{FOLDER}.lock"):
+            if not os.path.lexists(folder) and _read_stamp(old) is not None:
+                old.rename(folder)
+                print(f"{old} is renamed to {folder}, because another, published dataset is called {OLD_FOLDER}")
+            if os.path.lexists(folder) and _read_stamp(folder) is None:
+                raise UserError(
+                    f"{folder} exists but has no {STAMP} of the generator of drawn pedestrians, which will not "
+                    "overwrite it: move that folder away or choose another dataset root."
+                )
             if _read_stamp(folder) != stamp:
                 _build(folder, spec, stamp, workers or _cores())
     except OSError as error:
         raise UserError(
-            f"cannot write the synthetic dataset to {folder} ({error.strerror or error}): make it writable, or set "
+            f"cannot write the drawn dataset to {folder} ({error.strerror or error}): make it writable, or set "
             "dataset_root_dir to a folder that is"
         ) from error
     return folder
 
 
 def _read_stamp(folder: Path) -> Any:
-    """Returns the stamp of `folder`, or None if there is no such folder."""
-    if not os.path.lexists(folder):
-        return None
+    """Returns the stamp of `folder`, or None if this generator did not write it."""
     try:
         stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        stamp = None
-    if not isinstance(stamp, dict) or stamp.get("generator") != "data.synthetic":
-        raise UserError(
-            f"{folder} exists but has no {STAMP} of the synthetic generator, which will not overwrite it: "
-            "move that folder away or choose another dataset root."
-        )
-    return stamp
+        return None
+    return stamp if isinstance(stamp, dict) and stamp.get("generator") == GENERATOR else None
 
 
 def _build(folder: Path, spec: SyntheticSpec, stamp: Record, workers: int) -> None:
@@ -147,7 +150,7 @@ def _in_processes(draw: Any, identities: list[Identity], workers: int) -> Iterat
         yield from pool.map(draw, identities, chunksize=8)
     except BrokenProcessPool as error:
         raise UserError(
-            "a process that drew the synthetic dataset died, perhaps for lack of memory: use fewer workers."
+            "a process that drew the dataset died, perhaps for lack of memory: use fewer workers."
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

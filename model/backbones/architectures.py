@@ -60,7 +60,7 @@ ARCHITECTURES: Final[Mapping[str, dict[str, Any]]] = {
     "resnet50_bert": _bert({"model_type": "resnet", "hidden_size": 2048, **_RESNET}, _BERT, 768),
     "tiny_siglip": _siglip(2000, _TINY, _TINY_VIT),
     "tiny_clip": _clip(2000, _TINY, _TINY_VIT, 128),
-    "tiny_clip_young": _clip(2000, _TINY, _TINY_VIT, 128),
+    "tiny_clip_100steps": _clip(2000, _TINY, _TINY_VIT, 128),
     "tiny_resnet_bert": _bert(
         {"model_type": "resnet", "hidden_size": 128, "layer_type": "basic", **_TINY_RESNET},
         {**_TINY, **_NO_DROPOUT, "vocab_size": 2000, "max_position_embeddings": 64},

@@ -16,7 +16,7 @@ PLACES = {
     "vn3k_vi": ("VN3K", "data_captions.json", "file_path"),
     "vn3k_en": ("VN3K", "data_captions.json", "file_path"),
     "vn3k_mixed": ("VN3K", "data_captions.json", "file_path"),
-    "synthetic": ("SYNTH-PEDES", "data_captions.json", "file_path"),
+    "drawn": ("DRAWN-PEDES", "data_captions.json", "file_path"),
 }
 
 
@@ -88,9 +88,9 @@ VI, EN = ("người 1 ảnh 0", "một người 1"), ("person 1 image 0",)
         ("vn3k_vi", None, VI),
         ("vn3k_en", None, EN),
         ("vn3k_mixed", None, EN + VI),
-        ("synthetic", None, EN),
-        ("synthetic", "vi", VI),
-        ("synthetic", "mixed", EN + VI),
+        ("drawn", None, EN),
+        ("drawn", "vi", VI),
+        ("drawn", "mixed", EN + VI),
         ("vn3k_vi", "en", EN),
         ("cuhk_pedes", "en", VI),
     ],

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from data.synthetic import FOLDER, SyntheticSpec, generate
-from data.synthetic.generate import ANNOTATIONS, IMAGES, STAMP
+from data.synthetic.generate import ANNOTATIONS, IMAGES, OLD_FOLDER, STAMP
 from utils.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -58,6 +58,21 @@ def test_neither_runs_nor_workers_change_a_byte(tmp_path: Path) -> None:
     assert contents(one) == contents(again) == contents(three)
     other = generate(tmp_path / "d", SyntheticSpec(**{**vars(SPEC), "seed": 1}), workers=1)
     assert records_of(other) != records_of(one)
+
+
+def test_a_folder_under_the_old_name_is_renamed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = generate(tmp_path, SPEC, workers=1).rename(tmp_path / OLD_FOLDER)
+    (old / IMAGES / "mark").touch()
+    folder = generate(tmp_path, SPEC, workers=1)
+    assert (folder / IMAGES / "mark").exists()
+    assert not old.exists()
+    assert f"{old} is renamed to {folder}" in capsys.readouterr().out
+
+
+def test_another_dataset_of_the_old_name_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / OLD_FOLDER / "imgs").mkdir(parents=True)
+    assert generate(tmp_path, SPEC, workers=1).name == FOLDER
+    assert os.listdir(tmp_path / OLD_FOLDER) == ["imgs"]
 
 
 def test_the_same_specification_is_built_once(tmp_path: Path) -> None:

@@ -31,4 +31,4 @@ def test_views_do_not_share_their_memory() -> None:
 def test_identities_are_those_of_the_published_training_set() -> None:
     assert published_identities("cuhk_pedes", 1.0) == 11_003
     assert published_identities("cuhk_pedes", 0.1) == 1_101
-    assert published_identities("synthetic", 1.0) == 1_600
+    assert published_identities("drawn", 1.0) == 1_600

@@ -20,7 +20,7 @@ from utils.report.loggers import AppendingCSVLogger, build_loggers, log_picture,
 from utils.report.plots.pictures import RankedImage, RankedQuery
 
 CONFIG_DIR = Path(__file__).parents[3] / "config" / "logger"
-RUN = {"strategy": "baseline", "dataset": "synthetic", "backbone": "tiny", "lora": "full", "seed": 3, "variant": ""}
+RUN = {"strategy": "baseline", "dataset": "drawn", "backbone": "tiny", "lora": "full", "seed": 3, "variant": ""}
 CONFIG = {"task": "train", "loss": {"terms": {"nitc": {"weight": 1.0}}}, "seed": 3}
 
 
@@ -117,7 +117,7 @@ def test_wandb_run(
     assert isinstance(logger, WandbLogger)
     run = logger.experiment
     assert (run.settings.mode, run.project) == ("offline", "persons")
-    assert (run.name, run.group) == ("baseline-synthetic-tiny-full-s3", "baseline-synthetic-tiny-full")
+    assert (run.name, run.group) == ("baseline-drawn-tiny-full-s3", "baseline-drawn-tiny-full")
     assert run.job_type == "train"
     assert set(run.tags) == {f"{fact}:{value}" for fact, value in RUN.items() if fact != "variant"}
     assert run.config["run"] == RUN
@@ -163,7 +163,7 @@ def test_runs_of_a_group_differ_by_seed_alone(tmp_path: Path) -> None:
             assert f"-s{seed}" in run.name
             seen.add((variant, run.group))
     assert len(seen) == len({group for _, group in seen}) == 4
-    assert ("", "baseline-synthetic-tiny-full") in seen
+    assert ("", "baseline-drawn-tiny-full") in seen
 
 
 @pytest.mark.parametrize("token", ["3-1-unix-/nowhere/socket", "of another version"])

@@ -32,7 +32,7 @@ PAPER_TABLE = """\
 def facts(**changes: Any) -> dict[str, Any]:
     return {
         "strategy": "hybrid_circle",
-        "dataset": "synthetic",
+        "dataset": "drawn",
         "backbone": "tiny_siglip",
         "lora": "full",
         "seed": 1,
@@ -51,7 +51,7 @@ def rows_of(comparison: object) -> list[list[str]]:
 
 
 def test_table_is_the_papers() -> None:
-    assert metrics_table(PAPER, facts()) == "synthetic, test split\n" + PAPER_TABLE
+    assert metrics_table(PAPER, facts()) == "drawn, test split\n" + PAPER_TABLE
 
 
 def test_table_says_when_the_checkpoint_was_chosen_on_test() -> None:
@@ -61,7 +61,7 @@ def test_table_says_when_the_checkpoint_was_chosen_on_test() -> None:
 
 def test_table_says_what_a_run_that_tried_things_out_has_left_out() -> None:
     title = metrics_table(PAPER, facts(limited="debug=fast; first 1 batch of the test split")).splitlines()[0]
-    assert title == "synthetic, test split; debug=fast; first 1 batch of the test split"
+    assert title == "drawn, test split; debug=fast; first 1 batch of the test split"
 
 
 def test_a_comparison_marks_such_runs_and_averages_them_with_no_others(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_comparison_over_seeds(tmp_path: Path) -> None:
         save_metrics(tmp_path / f"hybrid/{seed}", level(percent), facts(seed=seed))
     save_metrics(tmp_path / "baseline", level(20), facts(strategy="baseline"))
     comparison = compare_runs(find_metrics([tmp_path]))
-    assert str(comparison).splitlines()[0] == "synthetic, tiny_siglip, full, test split"
+    assert str(comparison).splitlines()[0] == "drawn, tiny_siglip, full, test split"
     assert rows_of(comparison) == [
         ["Strategy", "n", "Task", *METRICS],
         ["baseline", "1", "t2i", *["20.00"] * 5],
@@ -182,9 +182,9 @@ def test_what_differs_becomes_a_column_and_is_never_averaged(tmp_path: Path) -> 
     assert str(comparison).splitlines()[0] == "tiny_siglip, test split"
     assert [row[:6] for row in rows_of(comparison)[:6]] == [
         ["Strategy", "Dataset", "LoRA", "Variant", "n", "Task"],
-        ["hybrid_circle", "synthetic", "full", "", "1", "t2i"],
-        ["hybrid_circle", "synthetic", "full", "loss.terms.cross_modal_circle.gamma=64", "1", "t2i"],
-        ["hybrid_circle", "synthetic", "lora", "", "1", "t2i"],
+        ["hybrid_circle", "drawn", "full", "", "1", "t2i"],
+        ["hybrid_circle", "drawn", "full", "loss.terms.cross_modal_circle.gamma=64", "1", "t2i"],
+        ["hybrid_circle", "drawn", "lora", "", "1", "t2i"],
         ["hybrid_circle", "vn3k_vi", "full", "", "1", "t2i"],
         ["hybrid_circle *", "vn3k_vi", "full", "", "1", "t2i"],
     ]

@@ -25,7 +25,7 @@ from utils.report.tested import Tested as FoundByTest  # pytest would collect a 
 
 METRICS = {direction: figures(10, 20, 30, 40, 50, queries=4) for direction in ("t2i", "i2t")}
 DRAWN = ("word_maps.jpg", "part_attention.jpg", "tsne.png", "outliers.png")
-FACTS = {"strategy": "fmfa", "dataset": "synthetic-en", "val_protocol": "held_out"}
+FACTS = {"strategy": "fmfa", "dataset": "drawn-en", "val_protocol": "held_out"}
 
 
 def word_maps(tested: FoundByTest) -> Picture:
@@ -66,7 +66,7 @@ def test_everything_is_printed_saved_and_logged(
     assert {path.name for path in run.iterdir()} == {"metrics.json", "metrics.csv", "ranks.npz", *formats}
     assert json.loads((run / "metrics.json").read_text())["similarity"] == pairs.as_dict()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "synthetic-en, test split"
+    assert lines[0] == "drawn-en, test split"
     assert lines[-1] == f"saved   {run}: metrics.json, ranks.npz, similarities.png, ranked.jpg, {', '.join(DRAWN)}"
 
     events = EventAccumulator(str(tmp_path / "tensorboard"))
