@@ -1,5 +1,6 @@
 """task=plan: what is traced agrees with what a real step takes, for every way to train, without any file."""
 
+import gc
 from itertools import accumulate
 from operator import itemgetter
 from pathlib import Path
@@ -20,6 +21,7 @@ from data.loading.dummy_batch import blank_batch, published_identities
 from lightning_models import LitTBPS, build_encoder, build_module, trace_step
 from model.prototypes import PrototypeMemory
 from utils.errors import UserError
+from utils.memory.trace import no_cycle_collection
 
 CONFIG = Path(__file__).parents[1] / "config"
 BATCH = 16
@@ -56,7 +58,8 @@ def measured_peak(cfg: DictConfig) -> int:
         optimizer.zero_grad()
 
     step()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+    gc.collect()  # what earlier tests left behind, freed in this step, would count as given back by it
+    with no_cycle_collection(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         step()
     events = watched.profiler.kineto_results.events()
     changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]

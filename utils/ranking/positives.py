@@ -59,7 +59,8 @@ class Ranks:
 
     def mean(self, per_positive: NDArray[Any]) -> NDArray[Any]:
         """Returns the mean ``(Q,)`` over each query's positives of a value ``(P,)``, where all have one."""
-        return np.add.reduceat(per_positive, self.starts) / self.counts if len(self.counts) else self.starts / 1
+        values = per_positive.astype(np.float64)  # the sum of booleans is their "or"
+        return np.add.reduceat(values, self.starts) / self.counts if len(self.counts) else self.starts / 1
 
     def matched(self) -> "Ranks":
         """Returns those of the queries that have a positive."""

@@ -76,6 +76,7 @@ def test_lists_and_ranks_are_the_same() -> None:
     assert (found.first.tolist(), found.last.tolist()) == ([1, 3, 2], [4, 3, 6])
     assert found.place.tolist() == [1, 2, 1, 1, 2, 3]
     assert found.mean(found.values).tolist() == [2.5, 3, 13 / 3]
+    assert found.mean(found.values <= 2).tolist() == [(found.as_list()[i] <= 2).mean() for i in range(3)]
     assert Ranks.of([]).as_list() == []
 
 
