@@ -7,14 +7,26 @@ if TYPE_CHECKING:
     from utils.ranking.metrics import RetrievalMetrics, measure
     from utils.ranking.positives import Ranks
     from utils.ranking.retrieval import Retrieval, positive_ranks, retrieval_metrics
+    from utils.ranking.significance import PairedTest, paired_test
 
-__all__ = ["Ranks", "Retrieval", "RetrievalMetrics", "measure", "positive_ranks", "retrieval_metrics"]
+__all__ = [
+    "PairedTest",
+    "Ranks",
+    "Retrieval",
+    "RetrievalMetrics",
+    "measure",
+    "paired_test",
+    "positive_ranks",
+    "retrieval_metrics",
+]
 
 _MODULES = {
+    "PairedTest": "significance",
     "Ranks": "positives",
     "Retrieval": "retrieval",
     "RetrievalMetrics": "metrics",
     "measure": "metrics",
+    "paired_test": "significance",
     "positive_ranks": "retrieval",
     "retrieval_metrics": "retrieval",
 }

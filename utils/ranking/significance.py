@@ -1,0 +1,120 @@
+"""The paired comparison of two rankings of the same queries."""
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from utils.errors import UserError, check_choice
+from utils.ranking.metrics import STANDARD
+from utils.ranking.positives import Ranks
+
+DRAWS: Final = 10_000
+LEVEL: Final = 0.95
+_BLOCK: Final = 2**22  # numbers that are drawn at a time
+
+
+class PairedTest(NamedTuple):
+    """How much better the second of two rankings is, in points of a metric.
+
+    difference: of the metric, b - a.
+    low, high: its 95 % interval, by resampling identities.
+    p_value: two-sided, by flipping the sign of each identity's summed difference.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+    def __str__(self) -> str:
+        p = f"p = {self.p_value:.3f}" if self.p_value >= 0.001 else "p < 0.001"
+        return f"{self.difference:+.2f} [{self.low:+.2f}, {self.high:+.2f}], {p}"
+
+
+def paired_test(
+    ranks_a: Sequence[ArrayLike],
+    ranks_b: Sequence[ArrayLike],
+    pids: ArrayLike,
+    metric: str = "R1",
+    seed: int = 0,
+) -> PairedTest:
+    """Returns how much better the ranking b of the same queries is than a.
+
+    Args:
+        ranks_a, ranks_b: for each of Q queries the sorted ranks of its positives, as `positive_ranks` returns them.
+        pids: identities of the queries. Shape: ``(Q,)``.
+        metric: of `STANDARD`: R1, R5, R10, mAP or mINP.
+        seed: of the random flips and draws.
+
+    Raises:
+        UserError: the queries are not the same, one has no positive, or there is no such metric.
+
+    >>> paired_test([[2], [3], [1]], [[1], [1], [1]], [7, 8, 9]).difference
+    66.66...
+    """
+    check_choice("metric", metric, tuple(STANDARD))
+    sides = []
+    for name, ranks in (("ranks_a", ranks_a), ("ranks_b", ranks_b)):
+        found = Ranks.of([np.asarray(own) for own in ranks])
+        if (found.counts == 0).any():
+            raise UserError(f"{name}: query {int((found.counts == 0).argmax())} has no positive; leave it out of both")
+        sides.append(100 * np.asarray(STANDARD[metric](found), dtype=np.float64))
+    return values_test(*sides, np.asarray(pids), seed)
+
+
+def values_test(a: NDArray[Any], b: NDArray[Any], pids: NDArray[Any], seed: int = 0) -> PairedTest:
+    """Returns the paired test of a metric's values, such as its means over seeds, for the same queries.
+
+    The captions of a person are not independent, so identities are flipped and drawn, not queries. All flips are
+    tried where those are at most `DRAWS`, else as many random ones.
+
+    Args:
+        a, b: in points. Shape: ``(Q,)``.
+        pids: identities of the queries. Shape: ``(Q,)``.
+        seed: of the random flips and draws.
+
+    Raises:
+        UserError: the numbers of queries differ, or there are none.
+    """
+    if not len(a) == len(b) == len(pids) or not len(pids):
+        raise UserError(
+            f"{len(a)} queries are compared with {len(b)}, of {len(pids)} identities; expected the same queries"
+        )
+    _, own = np.unique(pids, return_inverse=True)
+    sums, counts = np.bincount(own, weights=b - a), np.bincount(own)
+    rng = np.random.default_rng(seed)
+    low, high = np.quantile(_resampled(sums, counts, rng), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return PairedTest(float(sums.sum() / counts.sum()), float(low), float(high), _p_value(sums, rng))
+
+
+def _p_value(sums: NDArray[Any], rng: np.random.Generator) -> float:
+    """Returns the share of sign flips of the sums ``(n,)`` whose total is as far from 0 as the sums' own."""
+    total = abs(sums.sum())
+    least = total - 1e-9 * max(1.0, total)
+    if 2 ** len(sums) <= DRAWS:
+        flips = np.array(list(product((-1, 1), repeat=len(sums))))
+        return float((abs(flips @ sums) >= least).mean())
+    extreme = sum(
+        int((abs((1 - 2 * rng.integers(0, 2, (rows, len(sums)), dtype=np.int8)) @ sums) >= least).sum())
+        for rows in _blocks(len(sums))
+    )
+    return (extreme + 1) / (DRAWS + 1)  # the sums as they are, are one of the flips
+
+
+def _resampled(sums: NDArray[Any], counts: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+    """Returns the mean differences ``(DRAWS,)`` of as many identities, drawn with replacement."""
+    means = []
+    for rows in _blocks(len(sums)):
+        drawn = rng.integers(0, len(sums), (rows, len(sums)))
+        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
+    return np.concatenate(means)
+
+
+def _blocks(width: int) -> Iterator[int]:
+    """Yields numbers of rows that add up to `DRAWS`, so that blocks of them stay small."""
+    rows = max(1, _BLOCK // width)
+    for start in range(0, DRAWS, rows):
+        yield min(rows, DRAWS - start)
