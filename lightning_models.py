@@ -3,146 +3,37 @@
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader
-from torchmetrics.utilities.distributed import gather_all_tensors
 
-from data.batch import IMAGE, IMAGE_VIEWS, INDEX, LABELS, PIDS, TEXT, TEXT_VIEWS, Batch
-from data.loading.dummy_batch import blank_batch, published_identities
-from model.backbones.lora import add_lora
+from data.batch import IMAGE_VIEWS, INDEX, LABELS, TEXT_VIEWS, Batch
+from lightning_ranker import LitRanker
 from model.features import Features, no_gather
 from model.grad_cache import GradCache, refuse_tokens
 from model.objectives.base import LossReport, ModelSpec, Objective
 from model.objectives.build import build_objective
 from model.objectives.nan_guard import FiniteLosses
-from model.prototypes import Labeller, Modality, PrototypeMemory
+from model.prototypes import Labeller, Modality
 from model.tbps import TBPS
-from solver.fake_adamw8bit import AdamW8bitStates
 from solver.optimizers import can_fuse, learning_rates, under_settings_of
 from utils.checkpoints.schema import check_moments, check_restorable
 from utils.checkpoints.weights import frozen_names, load_weights, refused_to_continue
 from utils.config.evaluation import build_measures
 from utils.errors import UserError, check_positive
-from utils.memory.plan import Traced, processes
-from utils.memory.trace import fake_gpu, measure_step
-from utils.ranking.metrics import STANDARD, Metric, RetrievalMetrics, measure
-from utils.ranking.positives import Ranks
-from utils.ranking.retrieval import Retrieval
+from utils.ranking.metrics import STANDARD, Metric
 from utils.training.gather import gather_rows
-from utils.training.precision import AUTOCAST, autocast, encoding_precision
-from utils.training.progress import Bar
 
 MakeOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 MakeScheduler = Callable[..., LRScheduler]
 Result = TypeVar("Result")
-
-
-class LitRanker(L.LightningModule):
-    """Encodes a split and ranks it in both directions. Knows no losses.
-
-    Args:
-        encoder: what is evaluated.
-        precision: in which it encodes, see `encoding_precision`.
-        measures: the metrics by name, functions of the ranks.
-
-    Attributes:
-        retrieval: the last split that was ranked.
-        ranks, metrics: what that gave, by direction.
-    """
-
-    retrieval: Retrieval
-    ranks: dict[str, Ranks]
-    metrics: dict[str, RetrievalMetrics]
-
-    def __init__(self, encoder: TBPS, precision: str, measures: Mapping[str, Metric] = STANDARD) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.measures = measures
-        self._precision = precision
-        self._encoded: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {IMAGE: [], TEXT: []}
-
-    def figures(self, split: str) -> dict[str, float]:
-        """Returns the last ranking's metrics in percent: ``{split}/t2i/R1``, ``{split}/i2t/mAP``, ..."""
-        return {
-            f"{split}/{direction}/{name}": value
-            for direction, metrics in self.metrics.items()
-            for name, value in metrics.as_dict().items()
-        }
-
-    @property
-    def encodes_in(self) -> str:
-        """The precision in which splits are encoded here."""
-        return encoding_precision(self._precision, str(self.trainer.precision), self.device.type)
-
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._encode(batch)
-
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._encode(batch)
-
-    @torch.no_grad()
-    def encode(self, loaders: Iterable[DataLoader[Batch]]) -> Retrieval:
-        """Returns the split of these evaluation loaders, encoded as for ranking; all processes take part."""
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
-        with self.trainer.precision_plugin.val_step_context():
-            for name, loader in zip(("images", "captions"), loaders, strict=True):
-                for batch in Bar(loader, desc=f"encoding {name}", unit="batch", leave=False):
-                    self._encode(self.trainer.strategy.batch_to_device(batch))
-        for module, mode in modes.items():
-            module.training = mode
-        return Retrieval(*self._collect(IMAGE), *self._collect(TEXT))
-
-    def on_validation_epoch_end(self) -> None:
-        self._rank("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._rank("test")
-
-    def _encode(self, batch: Batch) -> None:
-        precision = self.encodes_in
-        with autocast(precision, self.device.type) if precision in AUTOCAST else nullcontext():
-            if IMAGE in batch:
-                modality, encoded = IMAGE, self.encoder.encode_image(batch[IMAGE])
-            else:
-                modality, encoded = TEXT, self.encoder.encode_text(*batch[TEXT])
-        self._encoded[modality].append((batch[INDEX], batch[PIDS], encoded.embedding))
-
-    def _rank(self, split: str) -> None:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        described = data.captions(split), data.image_paths(split)
-        self.retrieval = Retrieval(*self._collect(IMAGE), *self._collect(TEXT), *described)
-        self.ranks = self.retrieval.ranks()
-        self.metrics = {direction: measure(ranks, self.measures) for direction, ranks in self.ranks.items()}
-        # trainer.validate ranks the chosen checkpoint once more, which is no point of the curve over training.
-        is_on_curve = self.trainer.state.fn != TrainerFn.VALIDATING
-        for name, value in self.figures(split).items():
-            self.log(name, value, logger=is_on_curve)
-        if data.dataset.limits:  # logs hold numbers only: these say that the split was cut
-            for direction, metrics in self.metrics.items():
-                self.log(f"{split}/{direction}/queries", float(metrics.queries), logger=is_on_curve)
-
-    def _collect(self, modality: str) -> tuple[Tensor, Tensor]:
-        """Returns (embeddings ``(N, E)``, pids ``(N,)``) of all processes, in the order of the split."""
-        parts = [torch.cat(column) for column in zip(*self._encoded[modality], strict=True)]
-        self._encoded[modality].clear()
-        if self.trainer.world_size > 1:
-            parts = [torch.cat(gather_all_tensors(part)) for part in parts]
-        index, pids, embeddings = parts
-        order = index.argsort()
-        return embeddings[order], pids[order]
 
 
 class LitTBPS(LitRanker):
@@ -377,20 +268,6 @@ class LitTBPS(LitRanker):
             self._continued = None
 
 
-def build_encoder(cfg: DictConfig, *, weights: bool = True) -> TBPS:
-    """Returns the encoder that `cfg.backbone`, `cfg.lora` and `cfg.head` describe.
-
-    Args:
-        weights: as in `load_backbone`; without, towers are not compiled either.
-    """
-    backbone = instantiate(cfg.backbone, **({} if weights else {"weights": False}))
-    if cfg.lora.r > 0:
-        add_lora(backbone, **{k: v for k, v in cfg.lora.items() if k != "name"})
-    if cfg.compile and weights:
-        backbone.compile_towers()
-    return TBPS(backbone, instantiate(cfg.head)(backbone.embed_dim, backbone.grid))
-
-
 def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
     """Returns the module that trains `encoder` as `cfg.loss`, `cfg.optimizer` and `cfg.scheduler` say.
 
@@ -419,50 +296,3 @@ def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
         micro_batch=micro_batch,
         measures=build_measures(cfg.evaluation),
     )
-
-
-def trace_step(cfg: DictConfig, batch_size: int) -> Traced:
-    """Returns what a training step of `cfg` takes on a GPU; nothing is computed, and no file need be there.
-
-    It is this module's own step, on fake tensors, with AMP, LoRA, GradCache and recomputed activations as `cfg` has
-    them; towers are not compiled, which takes less. Captions fill all their positions, there are as many clusters as
-    identities, and one fused kernel updates all parameters.
-
-    Args:
-        batch_size: pairs in a batch of one process.
-
-    Raises:
-        UserError: what training would refuse as well, or a precision that is not in `AUTOCAST`.
-    """
-    precision = str(cfg.trainer.precision)
-    if precision not in AUTOCAST:
-        raise UserError(f"trainer.precision: {precision} cannot be planned, only {', '.join(AUTOCAST)}")
-    identities = published_identities(cfg.dataset.name, cfg.dataset.proportion)
-    together = processes(cfg)
-    with torch.device("meta"):
-        module = build_module(cfg, build_encoder(cfg, weights=False), identities).train()
-    with fake_gpu():
-        module.to_empty(device="cpu")
-        for memory in (part for part in module.modules() if isinstance(part, PrototypeMemory)):
-            memory.prototypes = memory.prototypes.new_zeros(identities, memory.prototypes.shape[1])
-        batch = blank_batch(module.objective.needs, batch_size, cfg.img_size, cfg.backbone.max_length)
-
-        def loss() -> Tensor:
-            with torch.autocast("cpu", dtype=AUTOCAST[precision], enabled=AUTOCAST[precision] is not None):
-                return module.objective(module.features(batch, gather=lambda rows: torch.cat([rows] * together))).total
-
-        parameters = list(module.parameters())
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        if cfg.optimizer.algorithm == "adamw8bit":
-            optimizer: Optimizer = AdamW8bitStates(trained)
-        else:
-            optimizer = instantiate(cfg.optimizer, fused=True)(module.named_parameters())
-        step = measure_step(
-            module,
-            loss,
-            optimizer,
-            [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)],
-            accumulated=cfg.trainer.accumulate_grad_batches,
-            ddp=together > 1,
-        )
-    return Traced(step, *(sum(parameter.numel() for parameter in some) for some in (parameters, trained)))

@@ -5,7 +5,8 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from data.batch import IMAGE, INDEX, TEXT, Batch
 from data.text.words import rarest, words_of
-from lightning_models import LitRanker, LitTBPS
+from lightning_models import LitTBPS
+from lightning_ranker import LitRanker
 from model.heads import attention_maps
 from utils.report.plots.clusters import outliers_picture
 from utils.report.plots.parts import PartAttention, attention_picture

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     import lightning as L
 
     from lightning_data import TBPSDataModule
-    from lightning_models import LitRanker, LitTBPS
+    from lightning_models import LitTBPS
+    from lightning_ranker import LitRanker
     from utils.continuing.continued import Continued
     from utils.ranking.rerank import Reranker
     from utils.report.run_record import RunRecord
@@ -58,10 +59,11 @@ def train(cfg: DictConfig) -> dict[str, float]:
     path = find_checkpoint(cfg.output_dir, cfg.run_name, cfg.ckpt_path)
 
     from lightning_data import build_data
-    from lightning_models import build_encoder, build_module
+    from lightning_models import build_module
     from model.backbones.lora import save_adapters
     from model.objectives import check_needs
     from model.published.converted import load_heads, mask_row
+    from model.tbps import build_encoder
     from utils.checkpoints.weights import load_weights, read_checkpoint
     from utils.config.evaluation import build_plots, build_reranker
     from utils.continuing.continued import Continued
@@ -124,8 +126,9 @@ def test(cfg: DictConfig) -> dict[str, float]:
     path = find_checkpoint(cfg.output_dir, cfg.run_name, cfg.ckpt_path)
 
     from lightning_data import build_data
-    from lightning_models import LitRanker, build_encoder
+    from lightning_ranker import LitRanker
     from model.published.converted import ranking_notes
+    from model.tbps import build_encoder
     from utils.checkpoints.weights import encoder_weights, load_weights, read_checkpoint
     from utils.config.evaluation import build_measures, build_plots, build_reranker
     from utils.report.run_record import RunRecord
@@ -173,7 +176,7 @@ def plan(cfg: DictConfig) -> dict[str, float]:
     """
     check_options(cfg)
 
-    from lightning_models import trace_step
+    from lightning_plan import trace_step
     from utils.memory.plan import make_plan
     from utils.memory.trace import GIB
     from utils.training.log_filters import quiet_libraries

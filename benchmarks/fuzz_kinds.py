@@ -31,7 +31,8 @@ from data.annotations import read_dataset
 from data.doctor import examine
 from data.synthetic import SyntheticSpec, generate
 from data.text.tokens import Tokenize, load_tokenizer
-from lightning_models import LitRanker, LitTBPS
+from lightning_models import LitTBPS
+from lightning_ranker import LitRanker
 from model.backbones import load_backbone
 from model.backbones.position_embeddings import write_positions
 from model.published.converted import HEADS_FILE, ranking_notes

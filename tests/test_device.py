@@ -52,12 +52,13 @@ from data.loading.dummy_batch import blank_batch
 from data.views.augmentation import RandomResizedCrop
 from data.views.build import PROVIDED_BY, Views
 from data.views.on_device import DeviceViews
-from lightning_models import LitTBPS, build_encoder, build_module
+from lightning_models import LitTBPS, build_module
 from model.features import Features
 from model.objectives import LossReport
 from model.objectives.build import PROVIDERS
 from model.prototypes import Modality, PrototypeMemory
 from model.prototypes.labeller import Found, Labels
+from model.tbps import build_encoder
 from tests.small_run import ANY_METHOD, CONFIG_DIR
 from tests.stand_in_gpu import CUDA, StandInGpu, stand_in_gpu
 from utils.training.gather import gather_rows

@@ -15,7 +15,8 @@ from hydra import compose, initialize_config_dir
 
 import lightning_data
 import trainer
-from lightning_models import LitRanker, LitTBPS
+from lightning_models import LitTBPS
+from lightning_ranker import LitRanker
 from model.prototypes import Labeller
 from tests.forked import die, forked
 from tests.same_run import differences

@@ -17,8 +17,10 @@ from torch.utils._pytree import tree_leaves
 import trainer
 from data.batch import INDEX, Batch
 from data.loading.dummy_batch import blank_batch, published_identities
-from lightning_models import LitTBPS, build_encoder, build_module, trace_step
+from lightning_models import LitTBPS, build_module
+from lightning_plan import trace_step
 from model.prototypes import PrototypeMemory
+from model.tbps import build_encoder
 from utils.errors import UserError
 
 CONFIG = Path(__file__).parents[1] / "config"

@@ -22,7 +22,8 @@ sys.path.insert(0, str(ROOT))
 
 import trainer  # noqa: E402
 from lightning_data import build_data  # noqa: E402
-from lightning_models import build_encoder, build_module  # noqa: E402
+from lightning_models import build_module  # noqa: E402
+from model.tbps import build_encoder  # noqa: E402
 
 
 class KeepFirstStep(Callback):

@@ -17,9 +17,10 @@ from benchmarks.gpu_claims.bench import GIB, Bench
 from benchmarks.plan import HYBRID, LORA, RUNS
 from data.batch import IMAGE_VIEWS, INDEX, MLM_LABELS, MLM_POSITIONS, NOT_PREDICTED, PIDS, TEXT_VIEWS, Batch
 from data.loading.dummy_batch import blank_batch, published_identities
-from lightning_models import LitTBPS, build_encoder, build_module
+from lightning_models import LitTBPS, build_module
 from model.features import Features
 from model.prototypes import PrototypeMemory
+from model.tbps import build_encoder
 from utils.config.resolvers import register_resolvers
 from utils.training.precision import AUTOCAST
 
