@@ -20,7 +20,6 @@ from model.features import Features, no_gather
 from model.grad_cache import GradCache, refuse_tokens
 from model.objectives.base import LossReport, ModelSpec, Objective
 from model.objectives.build import build_objective
-from model.objectives.nan_guard import FiniteLosses
 from model.prototypes import Labeller, Modality
 from model.tbps import TBPS
 from solver.optimizers import can_fuse, learning_rates, under_settings_of
@@ -30,6 +29,7 @@ from utils.config.evaluation import build_measures
 from utils.errors import UserError, check_positive
 from utils.ranking.metrics import STANDARD, Metric
 from utils.training.gather import gather_rows
+from utils.training.nan_guard import FiniteLosses
 
 MakeOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 MakeScheduler = Callable[..., LRScheduler]

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from model.objectives.nan_guard import BadLoss, FiniteLosses
+from utils.training.nan_guard import BadLoss, FiniteLosses
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
