@@ -1,0 +1,174 @@
+"""What every run does around its core: its folder, Lightning's trainer, the first screen, loggers and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from utils.config.options import limited
+from utils.config.recipe import describe_recipe
+from utils.config.resolvers import run_facts
+from utils.config.run_folders import settle
+
+if TYPE_CHECKING:
+    import lightning as L
+
+    from lightning_data import TBPSDataModule
+    from lightning_models import LitTBPS
+    from lightning_ranker import LitRanker
+    from utils.continuing.continued import Continued
+    from utils.ranking.rerank import Reranker
+    from utils.report.run_record import RunRecord
+    from utils.report.tested import Plot
+
+CONFIG_DIR = Path(__file__).parent / "config"
+
+
+def prepare(cfg: DictConfig, *, is_new: bool = True) -> None:
+    """Fixes the seed, makes the run's folder and what is not there yet: the embedded default, a converted backbone."""
+    import lightning as L
+
+    from prepare_checkpoints import prepare_folder
+    from utils.checkpoints.disk import sweep
+    from utils.training.log_filters import quiet_libraries
+
+    quiet_libraries()
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    if is_new:
+        settle(cfg)
+    root = Path(cfg.dataset_root_dir)
+    for folder in (root, *Path(cfg.run_dir).parent.glob("*/checkpoints")):
+        sweep(folder)
+    if cfg.dataset.name == "drawn":
+        from data.synthetic import FOLDER, generate
+
+        if not (root / FOLDER).exists():
+            print(f"draws   {root / FOLDER}, once", flush=True)
+            generate(root)
+    cfg.backbone.folder = str(prepare_folder(cfg.backbone.name, Path(cfg.backbone.folder), root))
+
+
+def build_trainer(cfg: DictConfig, data: TBPSDataModule, record: RunRecord | None = None) -> L.Trainer:
+    """Returns Lightning's trainer with the callbacks of the config and with `record`, without loggers."""
+    from hydra.utils import instantiate
+
+    from utils.checkpoints.weights import AtomicCheckpointIO
+    from utils.training.callbacks import NoSignals
+
+    training = cfg.task == "train"
+    callbacks = cfg.callbacks if training else {key: cfg.callbacks.get(key) for key in ("progress", "epoch_line")}
+    limits = {f"limit_{split}_batches": cfg.trainer[f"limit_{split}_batches"] for split in ("val", "test")}
+    limits = {key: 0 if limit == 0 else None for key, limit in limits.items()}  # the data is cut already
+    if training and isinstance(cfg.trainer.limit_train_batches, float):
+        limits["limit_train_batches"] = max(1, int(cfg.trainer.limit_train_batches * data.training_batches()))
+    own = [instantiate(callback) for callback in callbacks.values() if callback is not None]
+    trainer: L.Trainer = instantiate(
+        cfg.trainer,
+        **limits,
+        callbacks=own if record is None else [record, *own],
+        logger=False,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=cfg.run_dir,
+        enable_checkpointing=training,
+        enable_progress_bar=callbacks.get("progress") is not None,
+    )
+    trainer._signal_connector = NoSignals(trainer)
+    data.trainer = trainer  # before Lightning does: what loading takes is checked first
+    return trainer
+
+
+def start_loggers(trainer: L.Trainer, cfg: DictConfig, data: TBPSDataModule, record: RunRecord) -> None:
+    """Gives `trainer` the loggers of the config; W&B begins a run, so all that can be refused was refused before."""
+    from utils.report.loggers import build_loggers
+
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    config["provenance"] = record.made_with
+    trainer.loggers = build_loggers(cfg.logger, cfg.run_dir, _run_facts(cfg, data), config)
+
+
+def _run_facts(cfg: DictConfig, data: TBPSDataModule) -> dict[str, Any]:
+    skipped = {split: size.images for split, size in data.dataset.skipped.items()}
+    facts = run_facts(cfg, language=data.dataset.language, val_is_test=data.dataset.val_is_test, skipped=skipped)
+    return facts | {"limited": limited(cfg, data.dataset.limits)}
+
+
+def announce_training(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule, continued: Continued | None) -> None:
+    """Prints where the run lives, what it trains on and what of the model it trains."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from solver.groups import parameter_table
+
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        return
+    print("\n".join([f"run     {cfg.run_dir}", *(continued.lines() if continued else [])]))
+    if (recipe := describe_recipe(CONFIG_DIR, cfg.composed)) is not None:
+        print(f"recipe  {recipe}")
+    print(f"data    {data.describe()}\nimages  {data.describe_images()}")
+    _say_limits(cfg, data)
+    if data.mask_token_added:
+        print(f"mask    the tokenizer of {cfg.backbone.name} has no mask token; one is added, with a row for it")
+    if module.labeller is not None:
+        print(f"labels  identities are not read; {cfg.pseudo_label.name} labels pairs, OPLM {cfg.pseudo_label.oplm}")
+    print(f"method  {cfg.loss.name} on {cfg.backbone.name} ({cfg.lora.name}), seed {cfg.seed}")
+    print(parameter_table(module.named_parameters(), cfg.optimizer.param_groups), flush=True)
+
+
+def announce_test(cfg: DictConfig, data: TBPSDataModule, path: Path | None, checkpoint: Mapping[str, Any]) -> None:
+    """Prints where the run lives, what it tests, a backbone or the checkpoint at `path`, and on what."""
+    trained = f"after {checkpoint.get('epoch', '?')} epochs, {checkpoint.get('global_step', '?')} steps"
+    tested = f"{cfg.backbone.folder} as it is" if path is None else f"{path} ({trained}), {cfg.loss.name}"
+    print(f"run     {cfg.run_dir}\ntests   {tested} on {cfg.backbone.name}\ndata    {data.describe()}")
+    print(f"images  {data.describe_images()}")
+    _say_limits(cfg, data)
+
+
+def _say_limits(cfg: DictConfig, data: TBPSDataModule) -> None:
+    if left_out := limited(cfg, data.dataset.limits):
+        print(f"limited {left_out}", flush=True)
+
+
+def announce_precision(cfg: DictConfig, trainer: L.Trainer) -> None:
+    """Prints in which precision splits are encoded, where training has another one."""
+    from utils.training.precision import encoding_precision
+
+    training = str(trainer.precision)
+    used = encoding_precision(cfg.evaluation.precision, training, trainer.strategy.root_device.type)
+    if trainer.is_global_zero and used != training:
+        print(f"ranks   images and captions are encoded in {used}; trainer.precision is {training}", flush=True)
+
+
+def report(
+    cfg: DictConfig,
+    trainer: L.Trainer,
+    module: LitRanker,
+    data: TBPSDataModule,
+    record: dict[str, Any],
+    reranker: Reranker | None,
+    plots: Mapping[str, Plot],
+) -> None:
+    """Prints, saves and draws what the test found, and what `reranker`, if there is one, makes of it."""
+    from utils.ranking.rerank import rerank
+    from utils.report.run_report import RunReport
+    from utils.report.tested import Tested
+
+    if not trainer.is_global_zero:
+        return
+    record |= {"encoded_in": module.eval().encodes_in}
+    report = RunReport(cfg.run_dir, trainer.loggers, trainer.global_step, record)
+    tested = Tested(
+        _run_facts(cfg, data),
+        module.retrieval,
+        module.ranks,
+        module.metrics,
+        None if reranker is None else rerank(module.retrieval, module.ranks["t2i"], reranker, module.measures),
+        shown_queries=cfg.shown_queries,
+        module=module,
+        data=data,
+    )
+    report.metrics(tested)
+    for name, plot in plots.items():
+        report.draw(name, plot, tested)
+    report.close()
