@@ -1,40 +1,39 @@
 """What every run does around its core: its folder, Lightning's trainer, the first screen, loggers and the report."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import lightning as L
+from hydra.utils import instantiate
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from lightning_data import TBPSDataModule
+from lightning_models import LitTBPS
+from lightning_ranker import LitRanker
+from prepare_checkpoints import prepare_folder
+from solver.groups import parameter_table
+from utils.checkpoints.disk import sweep
+from utils.checkpoints.weights import AtomicCheckpointIO
 from utils.config.options import limited
 from utils.config.recipe import describe_recipe
 from utils.config.resolvers import run_facts
 from utils.config.run_folders import settle
-
-if TYPE_CHECKING:
-    import lightning as L
-
-    from lightning_data import TBPSDataModule
-    from lightning_models import LitTBPS
-    from lightning_ranker import LitRanker
-    from utils.continuing.continued import Continued
-    from utils.ranking.rerank import Reranker
-    from utils.report.run_record import RunRecord
-    from utils.report.tested import Plot
-
-CONFIG_DIR = Path(__file__).parent / "config"
+from utils.continuing.composed import CONFIG_DIR
+from utils.continuing.continued import Continued
+from utils.ranking.rerank import Reranker, rerank
+from utils.report.loggers import build_loggers
+from utils.report.run_record import RunRecord
+from utils.report.run_report import RunReport
+from utils.report.tested import Plot, Tested
+from utils.training.callbacks import NoSignals
+from utils.training.log_filters import quiet_libraries
+from utils.training.precision import encoding_precision
 
 
 def prepare(cfg: DictConfig, *, is_new: bool = True) -> None:
     """Fixes the seed, makes the run's folder and what is not there yet: the embedded default, a converted backbone."""
-    import lightning as L
-
-    from prepare_checkpoints import prepare_folder
-    from utils.checkpoints.disk import sweep
-    from utils.training.log_filters import quiet_libraries
-
     quiet_libraries()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     if is_new:
@@ -53,11 +52,6 @@ def prepare(cfg: DictConfig, *, is_new: bool = True) -> None:
 
 def build_trainer(cfg: DictConfig, data: TBPSDataModule, record: RunRecord | None = None) -> L.Trainer:
     """Returns Lightning's trainer with the callbacks of the config and with `record`, without loggers."""
-    from hydra.utils import instantiate
-
-    from utils.checkpoints.weights import AtomicCheckpointIO
-    from utils.training.callbacks import NoSignals
-
     training = cfg.task == "train"
     callbacks = cfg.callbacks if training else {key: cfg.callbacks.get(key) for key in ("progress", "epoch_line")}
     limits = {f"limit_{split}_batches": cfg.trainer[f"limit_{split}_batches"] for split in ("val", "test")}
@@ -82,8 +76,6 @@ def build_trainer(cfg: DictConfig, data: TBPSDataModule, record: RunRecord | Non
 
 def start_loggers(trainer: L.Trainer, cfg: DictConfig, data: TBPSDataModule, record: RunRecord) -> None:
     """Gives `trainer` the loggers of the config; W&B begins a run, so all that can be refused was refused before."""
-    from utils.report.loggers import build_loggers
-
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     config["provenance"] = record.made_with
     trainer.loggers = build_loggers(cfg.logger, cfg.run_dir, _run_facts(cfg, data), config)
@@ -95,14 +87,9 @@ def _run_facts(cfg: DictConfig, data: TBPSDataModule) -> dict[str, Any]:
     return facts | {"limited": limited(cfg, data.dataset.limits)}
 
 
+@rank_zero_only
 def announce_training(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule, continued: Continued | None) -> None:
     """Prints where the run lives, what it trains on and what of the model it trains."""
-    from lightning.pytorch.utilities import rank_zero_only
-
-    from solver.groups import parameter_table
-
-    if rank_zero_only.rank:  # type: ignore[attr-defined]
-        return
     print("\n".join([f"run     {cfg.run_dir}", *(continued.lines() if continued else [])]))
     if (recipe := describe_recipe(CONFIG_DIR, cfg.composed)) is not None:
         print(f"recipe  {recipe}")
@@ -116,6 +103,7 @@ def announce_training(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule, co
     print(parameter_table(module.named_parameters(), cfg.optimizer.param_groups), flush=True)
 
 
+@rank_zero_only
 def announce_test(cfg: DictConfig, data: TBPSDataModule, path: Path | None, checkpoint: Mapping[str, Any]) -> None:
     """Prints where the run lives, what it tests, a backbone or the checkpoint at `path`, and on what."""
     trained = f"after {checkpoint.get('epoch', '?')} epochs, {checkpoint.get('global_step', '?')} steps"
@@ -132,8 +120,6 @@ def _say_limits(cfg: DictConfig, data: TBPSDataModule) -> None:
 
 def announce_precision(cfg: DictConfig, trainer: L.Trainer) -> None:
     """Prints in which precision splits are encoded, where training has another one."""
-    from utils.training.precision import encoding_precision
-
     training = str(trainer.precision)
     used = encoding_precision(cfg.evaluation.precision, training, trainer.strategy.root_device.type)
     if trainer.is_global_zero and used != training:
@@ -150,14 +136,10 @@ def report(
     plots: Mapping[str, Plot],
 ) -> None:
     """Prints, saves and draws what the test found, and what `reranker`, if there is one, makes of it."""
-    from utils.ranking.rerank import rerank
-    from utils.report.run_report import RunReport
-    from utils.report.tested import Tested
-
     if not trainer.is_global_zero:
         return
     record |= {"encoded_in": module.eval().encodes_in}
-    report = RunReport(cfg.run_dir, trainer.loggers, trainer.global_step, record)
+    written = RunReport(cfg.run_dir, trainer.loggers, trainer.global_step, record)
     tested = Tested(
         _run_facts(cfg, data),
         module.retrieval,
@@ -168,7 +150,7 @@ def report(
         module=module,
         data=data,
     )
-    report.metrics(tested)
+    written.metrics(tested)
     for name, plot in plots.items():
-        report.draw(name, plot, tested)
-    report.close()
+        written.draw(name, plot, tested)
+    written.close()

@@ -8,8 +8,6 @@ uv run trainer.py task=test ckpt_path=outputs/.../checkpoints/best-059.ckpt
 uv run trainer.py -cn clip task=test backbone.folder=irra.pth dataset=cuhk_pedes       published weights
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path
@@ -17,21 +15,18 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from utils.config.hydra_errors import hydra_errors_in_one_sentence, job_sentence, let_go
+from utils.config.hydra_errors import hydra_errors_in_one_sentence, job_errors_in_one_sentence
 from utils.config.multirun_subprocess import needs_own_command, run_own_command
 from utils.config.options import check_options, check_overrides
 from utils.config.resolvers import register_resolvers
-from utils.config.run_folders import find_checkpoint, last_of_first_process, remove_if_empty
-from utils.continuing.composed import with_composed
+from utils.config.run_folders import find_checkpoint, last_of_first_process
+from utils.continuing.composed import CONFIG_DIR, with_composed
 from utils.continuing.taken_over import model_config
-from utils.errors import UserError, fail, nearest
+from utils.errors import UserError, nearest
 from utils.training.signals import end_with_parent, stopping
 from utils.training.stopped_run import arguments_of_slurm, continued_when_stopped
-
-CONFIG_DIR = Path(__file__).parent / "config"
 
 register_resolvers()
 
@@ -141,8 +136,7 @@ def test(cfg: DictConfig) -> dict[str, float]:
     reranker, plots = build_reranker(cfg.evaluation), build_plots(cfg.evaluation)
     trainer = build_trainer(cfg, data)
     data.check_loading()
-    if trainer.is_global_zero:
-        announce_test(cfg, data, path, checkpoint)
+    announce_test(cfg, data, path, checkpoint)
     announce_precision(cfg, trainer)
     record = RunRecord(cfg, data.provenance)
     start_loggers(trainer, cfg, data, record)
@@ -172,35 +166,26 @@ def plan(cfg: DictConfig) -> dict[str, float]:
     return {"plan/peak_gb": made.peak / GIB, "plan/largest": made.largest}
 
 
+TASKS = {"train": train, "test": test, "plan": plan}
+
+
 @hydra.main(version_base="1.3", config_path="config", config_name="demo")
 def main(cfg: DictConfig) -> float | None:
     """Runs `cfg.task`; returns t2i R@1, of validation where there is one, for sweepers that optimise."""
     cfg.run_dir = HydraConfig.get().runtime.output_dir
     cfg.ckpt_path = last_of_first_process(cfg)
     end_with_parent()
-    with stopping.on_signals(), continued_when_stopped(cfg):  # launchers of sweeps run it in processes of their own
-        return _run_task(cfg)
-
-
-def _run_task(cfg: DictConfig) -> float | None:
-    tasks = {"train": train, "test": test, "plan": plan}
-    try:
-        if cfg.task not in tasks:
-            raise UserError(f"task={cfg.task}: no such task.{nearest(cfg.task, set(tasks))} Choose train, test or plan")
+    # Within `main`, because launchers of sweeps run it in processes of their own.
+    with stopping.on_signals(), continued_when_stopped(cfg), job_errors_in_one_sentence(cfg):
+        if cfg.task not in TASKS:
+            *names, last = TASKS
+            known = f"Choose {', '.join(names)} or {last}"
+            raise UserError(f"task={cfg.task}: no such task.{nearest(cfg.task, set(TASKS))} {known}")
         check_overrides(cfg)
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         if needs_own_command(cfg.trainer):
             return run_own_command(Path(__file__))
-        metrics = tasks[cfg.task](cfg)
-    except Exception as error:
-        told = job_sentence(error)
-        if told is None:
-            raise
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            let_go(error)
-            raise UserError(told) from error  # the other jobs of the sweep go on
-        remove_if_empty(cfg.run_dir)
-        fail(told)  # before Hydra adds lines to it
+        metrics = TASKS[cfg.task](cfg)
     return metrics.get("val/t2i/R1", metrics.get("test/t2i/R1"))
 
 

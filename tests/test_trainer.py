@@ -280,7 +280,7 @@ def test_lora_saves_what_it_trains_and_reloads(small_root: Path, tmp_path: Path)
 def test_what_cannot_be_is_refused_before_a_logger_starts(
     override: str, message: str, small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("utils.report.loggers.build_loggers", lambda *_: pytest.fail("W&B would have begun a run"))
+    monkeypatch.setattr("lightning_run.build_loggers", lambda *_: pytest.fail("W&B would have begun a run"))
     with pytest.raises((UserError, InstantiationException), match=message):
         trainer.train(config(small_root, tmp_path / "run", override))
 
@@ -290,7 +290,7 @@ def test_a_broken_image_is_found_before_a_logger_starts(
 ) -> None:
     shutil.copytree(small_root / "DRAWN-PEDES", tmp_path / "DRAWN-PEDES")
     next((tmp_path / "DRAWN-PEDES" / "imgs").glob("*.jpg")).write_bytes(b"no image")
-    monkeypatch.setattr("utils.report.loggers.build_loggers", lambda *_: pytest.fail("W&B would have begun a run"))
+    monkeypatch.setattr("lightning_run.build_loggers", lambda *_: pytest.fail("W&B would have begun a run"))
     backbone = f"backbone.folder={small_root / 'tiny_siglip_checkpoints'}"
     with pytest.raises(UserError, match="imgs"):
         trainer.train(config(tmp_path, tmp_path / "run", backbone))
