@@ -213,26 +213,7 @@ class LitTBPS(LitRanker):
         self.log_dict(values)
 
     def _check_losses(self) -> None:
-        """Passes when no loss since the last look is NaN or infinite.
-
-        Raises:
-            UserError: the first that is, with what is left to do about it and the checkpoint from before.
-        """
-        bad = self._finite.first_bad()
-        if bad is None:
-            return
-        advice = ["lower optimizer.param_groups.default.lr"]
-        clip = self.trainer.gradient_clip_val
-        if clip is None or clip > 1:
-            advice.append("clip gradients with trainer.gradient_clip_val=1.0")
-        if self.trainer.precision not in ("32-true", "64-true"):
-            advice.append("rule out AMP with trainer.precision=32-true")
-        last = Path(self._config["run_dir"]) / "checkpoints" / "last.ckpt"
-        before = f"{last} is from before" if last.is_file() else "there is no checkpoint from before"
-        raise UserError(
-            f"loss term {bad.term!r} became {bad.value} at step {bad.step} (epoch {self.current_epoch + 1}): "
-            f"{' or '.join(advice)}; {before}"
-        )
+        self._finite.check(self.trainer, Path(self._config["run_dir"]) / "checkpoints" / "last.ckpt")
 
     def _is_logging_step(self) -> bool:
         return (self.global_step + 1) % self._log_every_n_steps == 0

@@ -92,8 +92,8 @@ class LitRanker(L.LightningModule):
         self._encoded[modality].append((batch[INDEX], batch[PIDS], encoded.embedding))
 
     def _rank(self, split: str) -> None:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        described = data.captions(split), data.image_paths(split)
+        dataset: Any = self.trainer.datamodule.dataset  # type: ignore[attr-defined]
+        described = dataset.captions(split), dataset.image_paths(split)
         self.retrieval = Retrieval(*self._collect(IMAGE), *self._collect(TEXT), *described)
         self.ranks = self.retrieval.ranks()
         self.metrics = {direction: measure(ranks, self.measures) for direction, ranks in self.ranks.items()}
@@ -101,7 +101,7 @@ class LitRanker(L.LightningModule):
         is_on_curve = self.trainer.state.fn != TrainerFn.VALIDATING
         for name, value in self.figures(split).items():
             self.log(name, value, logger=is_on_curve)
-        if data.dataset.limits:  # logs hold numbers only: these say that the split was cut
+        if dataset.limits:  # logs hold numbers only: these say that the split was cut
             for direction, metrics in self.metrics.items():
                 self.log(f"{split}/{direction}/queries", float(metrics.queries), logger=is_on_curve)
 

@@ -58,7 +58,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     prepare(cfg, is_new=continued is None)
     data = build_data(cfg)
     encoder = build_encoder(cfg)
-    data.check_token_ids(encoder.backbone.vocab_size)
+    encoder.backbone.check_token_id(data.max_token_id)
     module = build_module(cfg, encoder, num_classes=data.num_classes)
     reranker, plots = build_reranker(cfg.evaluation), build_plots(cfg.evaluation)
     check_needs(module.objective, data.provides | encoder.provides)
@@ -128,7 +128,7 @@ def test(cfg: DictConfig) -> dict[str, float]:
         weights = encoder_weights(checkpoint)
         encoder.grow_like(weights)
         load_weights(encoder, weights, source=path)
-    data.check_token_ids(encoder.backbone.vocab_size)
+    encoder.backbone.check_token_id(data.max_token_id)
     for note in ranking_notes(Path(cfg.backbone.folder), data.num_classes):
         print(f"note    {note}", flush=True)
 

@@ -55,6 +55,14 @@ class DatasetSplits:
         """Whether validation happens on the test split, as in the literature."""
         return self.validation == "test"
 
+    def captions(self, split: str) -> list[str]:
+        """Returns the captions of a split, image by image, as they are evaluated."""
+        return [caption for record in getattr(self, split) for caption in record.captions]
+
+    def image_paths(self, split: str) -> list[Path]:
+        """Returns the image files of a split, as they are evaluated."""
+        return [record.image_path for record in getattr(self, split)]
+
 
 def size_of(records: Sequence[Record]) -> Size:
     """Returns how much a split holds."""

@@ -1,13 +1,14 @@
 """How much a dataset holds."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data.annotations import DatasetSplits
 from data.annotations.values import short
 from data.images.oddities import ODDITIES
 from data.loading.datasets import captions_of
 from data.text.tokens import Tokenize
+from utils.report.provenance import file_hash
 
 
 class SplitCounts(NamedTuple):
@@ -72,3 +73,12 @@ def describe(dataset: DatasetSplits, counts: DatasetCounts, max_length: int) -> 
     if dataset.val_is_test:
         name += ", validated on test"
     return f"{name}: {'; '.join(told)}"
+
+
+def provenance(dataset: DatasetSplits, counts: DatasetCounts) -> dict[str, Any]:
+    """Returns what tells a dataset from another of its name: its annotation file, the hash of that, and the counts."""
+    return {
+        "file": dataset.file and dataset.file.name,
+        "annotations": dataset.file and file_hash(dataset.file),
+        "splits": {split: of_split._asdict() for split, of_split in counts.splits.items()},
+    }

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from model.backbones.position_embeddings import Positions
+from utils.errors import UserError
 
 
 class BackboneOutput(NamedTuple):
@@ -82,6 +83,14 @@ class Backbone(nn.Module):
     def token_table(self) -> nn.Parameter:
         """The embeddings of the vocabulary ``(V, D)``."""
         return getattr(self.hub_model.text_model.embeddings, self.token_embedding).weight
+
+    def check_token_id(self, largest: int) -> None:
+        """Raises `UserError` if the token table has no row `largest`: it would end in NaN or in a device assert."""
+        if largest >= self.vocab_size:
+            raise UserError(
+                f"token id {largest} lies outside the backbone's table of {self.vocab_size} tokens: "
+                "tokenizer and weights in the checkpoint folder do not belong together; fill it again."
+            )
 
     @torch.no_grad()
     def grow_token_table(self, rows: int) -> None:

@@ -182,3 +182,10 @@ def test_a_grown_token_table_keeps_its_rows_and_encodes_as_before(
     backbone.grow_token_table(41)
     assert backbone.vocab_size == 43
     assert backbone.hub_model.config.text_config.vocab_size == 43
+
+
+def test_the_token_table_must_reach_the_largest_id(hub_folders: dict[str, Path]) -> None:
+    backbone = load(hub_folders, FAMILIES[0])
+    backbone.check_token_id(39)
+    with pytest.raises(UserError, match="token id 40 lies outside the backbone's table of 40 tokens"):
+        backbone.check_token_id(40)

@@ -1,10 +1,14 @@
-"""Finds the first loss of a training that is no number any more."""
+"""The first loss of a training that is no number any more, and what is left to do about it."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
+import lightning as L
 import torch
 from torch import Tensor
+
+from utils.errors import UserError
 
 
 class BadLoss(NamedTuple):
@@ -40,3 +44,27 @@ class FiniteLosses:
             return None
         row, column = bad[0].tolist()
         return BadLoss(names[column], losses[row, column].item(), steps[row])
+
+    def check(self, trainer: L.Trainer, last: Path) -> None:
+        """Passes when no kept loss is NaN or infinite; forgets all.
+
+        Args:
+            last: checkpoint of the run, if there is one yet.
+
+        Raises:
+            UserError: the first that is, with what is left to do about it and the checkpoint from before.
+        """
+        bad = self.first_bad()
+        if bad is None:
+            return
+        advice = ["lower optimizer.param_groups.default.lr"]
+        clip = trainer.gradient_clip_val
+        if clip is None or clip > 1:
+            advice.append("clip gradients with trainer.gradient_clip_val=1.0")
+        if trainer.precision not in ("32-true", "64-true"):
+            advice.append("rule out AMP with trainer.precision=32-true")
+        before = f"{last} is from before" if last.is_file() else "there is no checkpoint from before"
+        raise UserError(
+            f"loss term {bad.term!r} became {bad.value} at step {bad.step} (epoch {trainer.current_epoch + 1}): "
+            f"{' or '.join(advice)}; {before}"
+        )
