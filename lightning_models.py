@@ -20,7 +20,7 @@ from model.features import Features, no_gather
 from model.grad_cache import GradCache, refuse_tokens
 from model.objectives.base import LossReport, ModelSpec, Objective
 from model.objectives.build import build_objective
-from model.prototypes import Labeller, Modality
+from model.prototypes import Labeler, Modality
 from model.tbps import TBPS
 from solver.optimizers import can_fuse, learning_rates, under_settings_of
 from utils.checkpoints.schema import check_moments, check_restorable
@@ -48,7 +48,7 @@ class LitTBPS(LitRanker):
         precision, measures: as of `LitRanker`.
         seed: with the number of the batch, fixes dropout, so a resumed run repeats it.
         log_every_n_steps: how often figures leave the device.
-        labeller: gives the pairs pseudo labels, where training does without identities.
+        labeler: gives the pairs pseudo labels, where training does without identities.
         micro_batch: of `GradCache`; None: the whole batch is encoded at once.
     """
 
@@ -62,13 +62,13 @@ class LitTBPS(LitRanker):
         precision: str,
         seed: int,
         log_every_n_steps: int,
-        labeller: Labeller | None = None,
+        labeler: Labeler | None = None,
         micro_batch: int | None = None,
         measures: Mapping[str, Metric] = STANDARD,
     ) -> None:
         super().__init__(encoder, precision, measures)
         self.objective = objective
-        self.labeller = labeller
+        self.labeler = labeler
         self.strict_loading = False
         self._make_optimizer = make_optimizer
         self._make_scheduler = make_scheduler
@@ -106,18 +106,18 @@ class LitTBPS(LitRanker):
         return math.ceil(batches / self.trainer.accumulate_grad_batches)
 
     def on_train_start(self) -> None:
-        if self.labeller is not None and len(self.labeller.stages):  # of the checkpoint that is continued
-            self.trainer.datamodule.set_stages(self.labeller.stages)  # type: ignore[attr-defined]
+        if self.labeler is not None and len(self.labeler.stages):  # of the checkpoint that is continued
+            self.trainer.datamodule.set_stages(self.labeler.stages)  # type: ignore[attr-defined]
         rates = learning_rates(self.trainer.optimizers[0])
         if self._rates_before not in ({}, rates) and self.trainer.is_global_zero:
             was, goes_on = (", ".join(f"{k} {v:.3g}" for k, v in r.items()) for r in (self._rates_before, rates))
             print(f"rates   were {was} at step {self.global_step}; this run goes on at {goes_on}", flush=True)
 
     def on_train_epoch_start(self) -> None:
-        if self.labeller is not None and self.labeller.due(self.current_epoch):
-            self._relabel(self.labeller)
+        if self.labeler is not None and self.labeler.due(self.current_epoch):
+            self._relabel(self.labeler)
 
-    def _relabel(self, labeller: Labeller) -> None:
+    def _relabel(self, labeler: Labeler) -> None:
         """Finds pseudo labels for the training set: all processes encode, one clusters."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         text_images = data.text_images
@@ -125,16 +125,16 @@ class LitTBPS(LitRanker):
             print(f"labels  encoding and clustering {len(data.dataset.train):,} images, {len(text_images):,} captions")
         encoded = self.encode(data.relabel_dataloaders())
         seed = self._seed * 1_000_003 + self.current_epoch
-        found = self._from_first(lambda: labeller.find(encoded.images, encoded.texts, text_images, seed))
-        labeller.take(found, text_images)
+        found = self._from_first(lambda: labeler.find(encoded.images, encoded.texts, text_images, seed))
+        labeler.take(found, text_images)
         images, texts = map(Modality, (encoded.images, encoded.texts), found.after)
         self.objective.reset_prototypes(images, texts, seed)
-        data.set_stages(labeller.stages)
+        data.set_stages(labeler.stages)
         if self.trainer.is_global_zero:
             figures = found.statistics(encoded.image_pids.cpu(), encoded.text_pids.cpu())
             for logger in self.trainer.loggers:
                 logger.log_metrics({f"pseudo_label/{name}": value for name, value in figures.items()}, self.global_step)
-            print(labeller.describe(), flush=True)
+            print(labeler.describe(), flush=True)
 
     def _from_first(self, work: Callable[[], Result]) -> Result:
         """Returns what `work` gives on the first process, on all of them; a `UserError` reaches them all as well."""
@@ -157,7 +157,7 @@ class LitTBPS(LitRanker):
         epoch = self.current_epoch + batch_idx / self.trainer.num_training_batches
         features = self.features(batch, epoch, no_gather if self.trainer.world_size == 1 else gather_rows)
         report = self.objective(features, with_stats=self._is_logging_step())
-        self._step = features if self.labeller is not None else None
+        self._step = features if self.labeler is not None else None
         self._finite.add(self.global_step, report.raw)
         if self.device.type == "cpu" or len(self._finite) >= self._log_every_n_steps:
             self._check_losses()
@@ -170,8 +170,8 @@ class LitTBPS(LitRanker):
     def features(self, batch: Batch, epoch: float = 0.0, gather: Callable[[Tensor], Tensor] = no_gather) -> Features:
         """Returns what the losses may look at of a training batch; `epoch` and `gather` as in `Features`."""
         labels: dict[str, Tensor] = {label: batch[label] for label in LABELS if label in batch}
-        if self.labeller is not None:
-            labels |= self.labeller.of(batch[INDEX])
+        if self.labeler is not None:
+            labels |= self.labeler.of(batch[INDEX])
         return Features(
             self.encoder if self._micro_batch is None else GradCache(self.encoder, self._micro_batch),
             images={view: batch[view] for view in IMAGE_VIEWS if view in batch},
@@ -273,7 +273,7 @@ def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
         precision=cfg.evaluation.precision,
         seed=cfg.seed,
         log_every_n_steps=cfg.trainer.log_every_n_steps,
-        labeller=None if cfg.pseudo_label.name == "none" else instantiate(cfg.pseudo_label),
+        labeler=None if cfg.pseudo_label.name == "none" else instantiate(cfg.pseudo_label),
         micro_batch=micro_batch,
         measures=build_measures(cfg.evaluation),
     )

@@ -59,7 +59,7 @@ class TBPS(nn.Module):
         """Grows the token table to that of `weights`, where training added a mask token."""
         table = next(name for name, p in self.named_parameters() if p is self.backbone.token_table)
         if table in weights:
-            self.backbone.grow_token_table(len(weights[table]))
+            self.backbone.resize_token_embeddings(len(weights[table]))
 
     def logit_scale_and_bias(self) -> tuple[Tensor, Tensor]:
         """(logit_scale, logit_bias) of the backbone."""

@@ -20,7 +20,7 @@ from data.views.build import Views
 from model.backbones import Backbone
 from model.backbones.lora import add_lora
 from model.objectives import ModelSpec, build_objective
-from model.prototypes import Labeller
+from model.prototypes import Labeler
 from model.tbps import TBPS
 from solver.groups import split_parameters
 from utils.config.evaluation import build_measures, build_plots, build_reranker
@@ -88,9 +88,9 @@ def check_pseudo_label(cfg: DictConfig, folders: dict[str, Path]) -> None:
     if cfg.pseudo_label.name == "kmeans":
         cfg.pseudo_label.images.clusters = 7
         assert cfg.pseudo_label.texts.clusters == 7
-    labeller = instantiate(cfg.pseudo_label)
-    assert isinstance(labeller, Labeller)
-    assert labeller.name == cfg.pseudo_label.name
+    labeler = instantiate(cfg.pseudo_label)
+    assert isinstance(labeler, Labeler)
+    assert labeler.name == cfg.pseudo_label.name
 
 
 def check_aug(cfg: DictConfig, folders: dict[str, Path]) -> None:

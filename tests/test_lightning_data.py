@@ -287,8 +287,8 @@ class TestAugmentOnDevice:
 class TestEvaluation:
     def test_the_training_set_is_encoded_as_it_is(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
         images, texts = map(list, TBPSDataModule(dataset, **settings).relabel_dataloaders())
-        greys = torch.cat([batch[IMAGE] for batch in images])[:, 0, 0, 0]
-        assert greys.tolist() == [5 * image for image in range(24)]
+        grays = torch.cat([batch[IMAGE] for batch in images])[:, 0, 0, 0]
+        assert grays.tolist() == [5 * image for image in range(24)]
         assert torch.cat([batch[INDEX] for batch in texts]).tolist() == list(range(48))
 
     @pytest.mark.parametrize(("name", "persons", "captions"), [("val", 3, 1), ("test", 5, 2)])
@@ -305,8 +305,8 @@ class TestEvaluation:
         assert torch.cat([batch[PIDS] for batch in texts]).tolist() == [
             record.pid for record in records for _ in range(captions)
         ]
-        greys = torch.cat([batch[IMAGE] for batch in images])[:, 0, 0, 0]
-        assert greys.tolist() == [5 * image for image in range(2 * persons)]
+        grays = torch.cat([batch[IMAGE] for batch in images])[:, 0, 0, 0]
+        assert grays.tolist() == [5 * image for image in range(2 * persons)]
 
 
 class Reader(L.LightningModule):

@@ -42,8 +42,8 @@ def real_module(cfg: DictConfig) -> tuple[LitTBPS, Batch]:
     batch = blank_batch(module.objective.needs, BATCH, cfg.img_size, cfg.backbone.max_length)
     for memory in (part for part in module.modules() if isinstance(part, PrototypeMemory)):
         memory.prototypes = torch.rand(identities, memory.prototypes.shape[1])
-    if module.labeller is not None:
-        module.labeller.image_labels = module.labeller.text_labels = torch.zeros_like(batch[INDEX])
+    if module.labeler is not None:
+        module.labeler.image_labels = module.labeler.text_labels = torch.zeros_like(batch[INDEX])
     return module, batch
 
 

@@ -55,7 +55,7 @@ def two_steps(cfg: DictConfig) -> dict[str, Any]:
     data = build_data(cfg)
     module = build_module(cfg, build_encoder(cfg), num_classes=data.num_classes)
     data.set_views(module.objective.needs)
-    module.encoder.backbone.grow_token_table(data.max_token_id + 1)
+    module.encoder.backbone.resize_token_embeddings(data.max_token_id + 1)
     lightning, kept = build_trainer(cfg, data), KeepFirstStep()
     lightning.callbacks = [kept]
     lightning.fit(module, datamodule=data)

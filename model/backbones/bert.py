@@ -86,7 +86,7 @@ class BertBackbone(Backbone):
         return self
 
     def image(self, pixels: Tensor) -> BackboneOutput:
-        hidden = self.hub_model.vision_model(self.normalise(pixels)).last_hidden_state
+        hidden = self.hub_model.vision_model(self.normalize(pixels)).last_hidden_state
         if hidden.ndim == 4:  # a feature map (B, C, H, W)
             hidden = hidden.flatten(2).transpose(1, 2)
         tokens = self.hub_model.visual_projection(hidden)

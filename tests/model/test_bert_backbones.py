@@ -124,7 +124,7 @@ def test_every_trainable_weight_but_the_temperature_gets_gradient(hub_folders: d
 def test_the_token_table_grows_and_can_be_frozen(hub_folders: dict[str, Path]) -> None:
     backbone = load(hub_folders["resnet"], freeze_token_table=True).eval()
     before = backbone.text(IDS, MASK).pooled
-    backbone.grow_token_table(43)
+    backbone.resize_token_embeddings(43)
     assert backbone.vocab_size == 43
     assert not backbone.token_table.requires_grad
     assert torch.equal(backbone.text(IDS, MASK).pooled, before)
