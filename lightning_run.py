@@ -18,7 +18,7 @@ from utils.checkpoints.disk import sweep
 from utils.checkpoints.weights import AtomicCheckpointIO
 from utils.config.options import limited
 from utils.config.recipe import describe_recipe
-from utils.config.resolvers import run_facts
+from utils.config.resolvers import RunInfo, run_info
 from utils.config.run_folders import settle
 from utils.continuing.composed import CONFIG_DIR
 from utils.continuing.continued import Continued
@@ -78,13 +78,13 @@ def start_loggers(trainer: L.Trainer, cfg: DictConfig, data: TBPSDataModule, rec
     """Gives `trainer` the loggers of the config; W&B begins a run, so all that can be refused was refused before."""
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     config["provenance"] = record.made_with
-    trainer.loggers = build_loggers(cfg.logger, cfg.run_dir, _run_facts(cfg, data), config)
+    trainer.loggers = build_loggers(cfg.logger, cfg.run_dir, _run_info(cfg, data), config)
 
 
-def _run_facts(cfg: DictConfig, data: TBPSDataModule) -> dict[str, Any]:
+def _run_info(cfg: DictConfig, data: TBPSDataModule) -> RunInfo:
     skipped = {split: size.images for split, size in data.dataset.skipped.items()}
-    facts = run_facts(cfg, language=data.dataset.language, val_is_test=data.dataset.val_is_test, skipped=skipped)
-    return facts | {"limited": limited(cfg, data.dataset.limits)}
+    info = run_info(cfg, language=data.dataset.language, val_is_test=data.dataset.val_is_test, skipped=skipped)
+    return info | {"limited": limited(cfg, data.dataset.limits)}
 
 
 @rank_zero_only
@@ -141,7 +141,7 @@ def report(
     record |= {"encoded_in": module.eval().encodes_in}
     written = RunReport(cfg.run_dir, trainer.loggers, trainer.global_step, record)
     tested = Tested(
-        _run_facts(cfg, data),
+        _run_info(cfg, data),
         module.retrieval,
         module.ranks,
         module.metrics,

@@ -64,7 +64,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     check_needs(module.objective, data.provides | encoder.provides)
     data.set_views(module.objective.needs, mask_row(Path(cfg.backbone.folder), encoder.backbone.vocab_size))
     encoder.backbone.resize_token_embeddings(data.max_token_id + 1)  # by a mask token, where the tokenizer had none
-    record = RunRecord(cfg, data.provenance, continued.facts if continued else None)
+    record = RunRecord(cfg, data.provenance, continued.info if continued else None)
     if continued is not None:
         continued.check(module, data.provenance)
     announce_training(cfg, module, data, continued)
