@@ -21,7 +21,7 @@ from utils.training.precision import AUTOCAST
 def trace_step(cfg: DictConfig, batch_size: int) -> Traced:
     """Returns what a training step of `cfg` takes on a GPU; nothing is computed, and no file need be there.
 
-    It is this module's own step, on fake tensors, with AMP, LoRA, GradCache and recomputed activations as `cfg` has
+    It is the step of `LitTBPS`, on fake tensors, with AMP, LoRA, GradCache and recomputed activations as `cfg` has
     them; towers are not compiled, which takes less. Captions fill all their positions, there are as many clusters as
     identities, and one fused kernel updates all parameters.
 
