@@ -93,8 +93,7 @@ def announce_training(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule, co
     print("\n".join([f"run     {cfg.run_dir}", *(continued.lines() if continued else [])]))
     if (recipe := describe_recipe(CONFIG_DIR, cfg.composed)) is not None:
         print(f"recipe  {recipe}")
-    print(f"data    {data.describe()}\nimages  {data.describe_images()}")
-    _say_limits(cfg, data)
+    _announce_data(cfg, data)
     if data.mask_token_added:
         print(f"mask    the tokenizer of {cfg.backbone.name} has no mask token; one is added, with a row for it")
     if module.labeler is not None:
@@ -108,12 +107,12 @@ def announce_test(cfg: DictConfig, data: TBPSDataModule, path: Path | None, chec
     """Prints where the run lives, what it tests, a backbone or the checkpoint at `path`, and on what."""
     trained = f"after {checkpoint.get('epoch', '?')} epochs, {checkpoint.get('global_step', '?')} steps"
     tested = f"{cfg.backbone.folder} as it is" if path is None else f"{path} ({trained}), {cfg.loss.name}"
-    print(f"run     {cfg.run_dir}\ntests   {tested} on {cfg.backbone.name}\ndata    {data.describe()}")
-    print(f"images  {data.describe_images()}")
-    _say_limits(cfg, data)
+    print(f"run     {cfg.run_dir}\ntests   {tested} on {cfg.backbone.name}")
+    _announce_data(cfg, data)
 
 
-def _say_limits(cfg: DictConfig, data: TBPSDataModule) -> None:
+def _announce_data(cfg: DictConfig, data: TBPSDataModule) -> None:
+    print(f"data    {data.describe()}\nimages  {data.describe_images()}")
     if left_out := limited(cfg, data.dataset.limits):
         print(f"limited {left_out}", flush=True)
 
@@ -127,15 +126,11 @@ def announce_precision(cfg: DictConfig, trainer: L.Trainer) -> None:
 
 
 def report(
-    cfg: DictConfig,
-    trainer: L.Trainer,
-    module: LitRanker,
-    data: TBPSDataModule,
-    record: dict[str, Any],
-    reranker: Reranker | None,
-    plots: Mapping[str, Plot],
+    cfg: DictConfig, module: LitRanker, record: dict[str, Any], reranker: Reranker | None, plots: Mapping[str, Plot]
 ) -> None:
     """Prints, saves and draws what the test found, and what `reranker`, if there is one, makes of it."""
+    trainer = module.trainer
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
     if not trainer.is_global_zero:
         return
     record |= {"encoded_in": module.eval().encodes_in}

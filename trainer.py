@@ -92,7 +92,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     trainer.validate(module, datamodule=data, verbose=False)
     metrics = module.figures("val")
     trainer.test(module, datamodule=data, verbose=False)
-    report(cfg, trainer, module, data, record.of_test(best, tested), reranker, plots)
+    report(cfg, module, record.of_test(best, tested), reranker, plots)
     return metrics | module.figures("test")
 
 
@@ -141,7 +141,7 @@ def test(cfg: DictConfig) -> dict[str, float]:
     record = RunRecord(cfg, data.provenance)
     start_loggers(trainer, cfg, data, record)
     trainer.test(module, datamodule=data, verbose=False)
-    report(cfg, trainer, module, data, record.of_test(path, checkpoint), reranker, plots)
+    report(cfg, module, record.of_test(path, checkpoint), reranker, plots)
     return module.figures("test")
 
 

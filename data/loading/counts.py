@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 from data.annotations import DatasetSplits
 from data.annotations.values import short
 from data.images.oddities import ODDITIES
-from data.loading.datasets import captions_of
 from data.text.tokens import Tokenize
 from utils.report.provenance import file_hash
 
@@ -32,14 +31,13 @@ class DatasetCounts:
 def count(dataset: DatasetSplits, tokenize: Tokenize) -> DatasetCounts:
     """Returns what the splits hold; every caption is tokenised for it."""
     splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
-    texts = {name: [caption.text for caption in captions_of(records)] for name, records in splits.items()}
-    tokens = {name: tokenize.count(captions) for name, captions in texts.items()}
+    tokens = {name: tokenize.count(dataset.captions(name)) for name in splits}
     return DatasetCounts(
         splits={
             name: SplitCounts(
                 identities=len({record.pid for record in records}),
                 images=len(records),
-                captions=len(texts[name]),
+                captions=sum(len(record.captions) for record in records),
                 cut=tokens[name].cut,
             )
             for name, records in splits.items()

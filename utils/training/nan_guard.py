@@ -2,21 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import lightning as L
 import torch
 from torch import Tensor
 
 from utils.errors import UserError
-
-
-class BadLoss(NamedTuple):
-    """A loss that is NaN or infinite: its term, its value, and the step, counted as in the run's logs."""
-
-    term: str
-    value: float
-    step: int
 
 
 class FiniteLosses:
@@ -32,19 +23,6 @@ class FiniteLosses:
         """Keeps the losses of a step, scalars by the name of their term, until the next look."""
         self._steps.append((step, losses))
 
-    def first_bad(self) -> BadLoss | None:
-        """Returns the first kept loss that is NaN or infinite, None if all are finite; forgets all."""
-        if not self._steps:
-            return None
-        losses = torch.stack([torch.stack(list(raw.values())) for _, raw in self._steps]).cpu()
-        steps, names = [step for step, _ in self._steps], list(self._steps[0][1])
-        self._steps.clear()
-        bad = (~losses.isfinite()).nonzero()
-        if not len(bad):
-            return None
-        row, column = bad[0].tolist()
-        return BadLoss(names[column], losses[row, column].item(), steps[row])
-
     def check(self, trainer: L.Trainer, last: Path) -> None:
         """Passes when no kept loss is NaN or infinite; forgets all.
 
@@ -54,9 +32,15 @@ class FiniteLosses:
         Raises:
             UserError: the first that is, with what is left to do about it and the checkpoint from before.
         """
-        bad = self.first_bad()
-        if bad is None:
+        if not self._steps:
             return
+        losses = torch.stack([torch.stack(list(raw.values())) for _, raw in self._steps]).cpu()
+        steps, names = [step for step, _ in self._steps], list(self._steps[0][1])
+        self._steps.clear()
+        bad = (~losses.isfinite()).nonzero()
+        if not len(bad):
+            return
+        row, column = bad[0].tolist()
         advice = ["lower optimizer.param_groups.default.lr"]
         clip = trainer.gradient_clip_val
         if clip is None or clip > 1:
@@ -65,6 +49,6 @@ class FiniteLosses:
             advice.append("rule out AMP with trainer.precision=32-true")
         before = f"{last} is from before" if last.is_file() else "there is no checkpoint from before"
         raise UserError(
-            f"loss term {bad.term!r} became {bad.value} at step {bad.step} (epoch {trainer.current_epoch + 1}): "
-            f"{' or '.join(advice)}; {before}"
+            f"loss term {names[column]!r} became {losses[row, column].item()} at step {steps[row]} "
+            f"(epoch {trainer.current_epoch + 1}): {' or '.join(advice)}; {before}"
         )
