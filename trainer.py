@@ -237,7 +237,7 @@ def _prepare(cfg: DictConfig, *, is_new: bool = True) -> None:
         if not (root / FOLDER).exists():
             print(f"draws   {root / FOLDER}, once", flush=True)
             generate(root)
-    cfg.backbone.folder = str(prepare_folder(cfg.backbone.name, Path(cfg.backbone.folder), root))
+    cfg.backbone.folder = str(prepare_folder(cfg.backbone, root))
 
 
 def _trainer(cfg: DictConfig, data: TBPSDataModule, record: RunRecord | None = None) -> L.Trainer:
