@@ -47,7 +47,7 @@ def prepare(cfg: DictConfig, *, is_new: bool = True) -> None:
         if not (root / FOLDER).exists():
             print(f"draws   {root / FOLDER}, once", flush=True)
             generate(root)
-    cfg.backbone.folder = str(prepare_folder(cfg.backbone.name, Path(cfg.backbone.folder), root))
+    cfg.backbone.folder = str(prepare_folder(cfg.backbone, root))
 
 
 def build_trainer(cfg: DictConfig, data: TBPSDataModule, record: RunRecord | None = None) -> L.Trainer:

@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from data.annotations.layouts import LAYOUTS
+from data.annotations.layouts import layout_of
 from data.batch import VIEWS
 from data.views.augmentation import Augmentation
 from data.views.build import Views
@@ -55,7 +55,7 @@ def linear() -> nn.Linear:
 
 
 def check_dataset(cfg: DictConfig, folders: dict[str, Path]) -> None:
-    assert cfg.dataset.name in LAYOUTS
+    assert layout_of(cfg.dataset.name).folder == cfg.dataset.description.folder
     assert cfg.dataset.batch_size % cfg.dataset.num_instance == 0
 
 

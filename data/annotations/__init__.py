@@ -86,7 +86,7 @@ def read_dataset(
     Image files are not opened; every path stays inside the dataset folder, and is spelled as it is on disk.
 
     Args:
-        name: a key of `data.annotations.layouts.LAYOUTS`.
+        name: of its YAML in config/dataset/, or in the folder of --config-dir.
         root: the folder that holds ``CUHK-PEDES/``, ``VN3K/``, ...
         language: captions to read (``vi``, ``en``, ``mixed``); the dataset's own by default.
         val_protocol: what to validate on where the file has no validation split: ``held_out`` identities

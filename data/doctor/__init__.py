@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from data.annotations import cut
-from data.annotations.layouts import IMAGE_FOLDER, LAYOUTS, layout_of
+from data.annotations.layouts import IMAGE_FOLDER, layout_of
 from data.annotations.paths import nearest_name
 from data.annotations.records import load_annotations
 from data.annotations.values import short
@@ -29,6 +29,7 @@ from data.doctor.summary import (
 )
 from data.doctor.tables import NAMED_AT_MOST, render
 from data.images.oddities import ODDITIES
+from utils.continuing.composed import composer, options_of
 from utils.errors import EXIT_STATUS, UserError, one_line
 
 FAULT_WORDS: Final = {
@@ -149,8 +150,10 @@ def _counts(found: DatasetSummary, what: str) -> tuple[int, ...]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the report on the dataset that the arguments name and returns the exit status."""
     parser = argparse.ArgumentParser(prog="data.doctor", description="Examines a dataset folder.")
-    parser.add_argument("name", help=", ".join(LAYOUTS))
+    with composer():
+        parser.add_argument("name", help=", ".join(options_of("dataset")))
     parser.add_argument("--root", type=Path, default=Path(), help="folder that holds CUHK-PEDES/, VN3K/, ...")
+    parser.add_argument("--config-dir", type=Path, help="folder that holds dataset/NAME.yaml of your own")
     parser.add_argument("--language", help="vi, en or mixed, for datasets that have several")
     parser.add_argument("--tokenizer", type=Path, help="checkpoint folder: count the captions it would cut")
     parser.add_argument("--max-length", type=int, help="tokens that fit (default: the tokenizer's own limit)")
@@ -160,14 +163,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.max_length is not None and options.tokenizer is None:
         parser.error("--max-length needs --tokenizer")
     try:
-        report = examine(
-            options.name,
-            options.root,
-            language=options.language,
-            tokenizer=options.tokenizer,
-            max_length=options.max_length,
-            decode=not options.fast,
-        )
+        with composer(options.config_dir):
+            report = examine(
+                options.name,
+                options.root,
+                language=options.language,
+                tokenizer=options.tokenizer,
+                max_length=options.max_length,
+                decode=not options.fast,
+            )
     except UserError as error:
         if not options.json:
             raise
