@@ -16,22 +16,10 @@ from torch.utils.data import DataLoader
 
 from data.annotations import DatasetSplits, read_dataset
 from data.annotations.layouts import SPLITS
-from data.batch import (
-    IMAGE,
-    IMAGE_LABELS,
-    INDEX,
-    MLM_LABELS,
-    MLM_POSITIONS,
-    PIDS,
-    TEXT,
-    TEXT_LABELS,
-    TEXT_MASKED,
-    VIEWS,
-    Batch,
-)
+from data.batch import IMAGE, INDEX, MLM_LABELS, TEXT, TEXT_MASKED, VIEWS, Batch, provided
 from data.images.read import FILTERS, Resize
 from data.images.readers import open_images
-from data.loading.counts import DatasetCounts, count, describe
+from data.loading.counts import DatasetCounts, count, describe, provenance
 from data.loading.datasets import CaptionDataset, Collate, ImageDataset, PairDataset, captions_of
 from data.loading.limits import limit_splits, overfit
 from data.loading.loader import ResumableLoader, evaluation_loader, worker_processes
@@ -44,7 +32,6 @@ from data.views.on_device import DeviceViews
 from utils.checkpoints.folder import read_interpolation
 from utils.config.surroundings import check_room_for_workers
 from utils.errors import UserError, check_choice, check_positive
-from utils.report.provenance import file_hash
 
 AUGMENT_ON = ("auto", "worker", "device")
 
@@ -53,30 +40,19 @@ class TBPSDataModule(L.LightningDataModule):
     """The loaders of a dataset.
 
     Training batches hold the views that `set_views` was told, evaluation comes as two loaders for a split:
-    its images and its captions (`data/batch.py`).
+    its images and its captions (`data/batch.py`). Arguments that are not named here: `config/dataset/_base.yaml`.
 
     Args:
         dataset: the records to train, validate and test on.
         tokenizer_path: folder of the backbone, with its tokenizer.
         max_length: tokens that the backbone reads of a caption.
         img_size: (height, width).
-        interpolation: of resizing images to it, of `data.images.read.FILTERS`; None: what the backbone's folder says.
         aug: what provides the views of training.
-        sampler: ``random`` pairs, or P persons x `num_instance` pairs (``identity``).
-        num_instance: pairs of a person in a batch, for ``identity``.
-        batch_size: pairs of a training batch, over all processes.
-        eval_batch_size: images or captions of an evaluation batch, for each process.
-        num_workers: loading processes beside each training process; ``auto`` takes the cores that are left.
-        cache: whether images are decoded once, into `cache_dir`, or whenever they are read.
-        cache_dir: folder of the image caches of all datasets.
-        augment_on: who builds the image views of training: the ``worker`` that loads, the ``device`` that trains,
-            or (``auto``) that device where it is a GPU. The views are the same up to the device's rounding.
         seed: of batches and augmentation.
         with_pids: whether training may read identities; without, no training batch carries them, and pairs
             are trained in the stages that `set_stages` was told.
         splits: those whose images are read; each image is looked at, and decoded if the cache lacks it.
-        on_broken: what to do where images cannot be read: ``error``, or ``skip`` them with their captions.
-        list_in: folder for a list of those; None: none is written.
+        list_in: folder for a list of the images that cannot be read; None: none is written.
 
     Raises:
         UserError: a setting that cannot be, no tokenizer, or images that cannot be read.
@@ -135,15 +111,14 @@ class TBPSDataModule(L.LightningDataModule):
 
     @property
     def provides(self) -> frozenset[str]:
-        """What a loss may need: views, and labels of the batch."""
-        labels = (PIDS,) if self._with_pids else (IMAGE_LABELS, TEXT_LABELS)
-        return frozenset({*VIEWS, MLM_LABELS, MLM_POSITIONS, *labels})
+        """What a loss may need, see `data.batch.provided`."""
+        return provided(self._with_pids)
 
     def set_views(self, needs: Collection[str], mask_id: int | None = None) -> None:
-        """Says what training batches must hold: the `needs` of the objective, all among `provides`.
+        """Says what training batches must hold.
 
         Args:
-            needs: views and labels.
+            needs: of the objective, views and labels, all among `provides`.
             mask_id: as in `Masker`.
 
         Raises:
@@ -188,34 +163,10 @@ class TBPSDataModule(L.LightningDataModule):
     @property
     def max_token_id(self) -> int:
         """The largest token id of any caption, masked or not; the backbone's token table must reach beyond it."""
-        written_by_masking = 0 if self._masker is None else self._masker.max_id
-        return max(written_by_masking, self.counts.max_token_id)
-
-    def check_token_ids(self, vocab_size: int) -> None:
-        """Passes when every token id lies in a table of `vocab_size` rows.
-
-        Raises:
-            UserError: one does not; it would end in NaN or in a device assert.
-        """
-        if self.max_token_id >= vocab_size:
-            raise UserError(
-                f"token id {self.max_token_id} lies outside the backbone's table of {vocab_size} tokens: "
-                "tokenizer and weights in the checkpoint folder do not belong together; fill it again."
-            )
-
-    def captions(self, split: str) -> list[str]:
-        """Returns the captions of a split, in the order of its evaluation."""
-        return [caption.text for caption in captions_of(getattr(self.dataset, split))]
-
-    def image_paths(self, split: str) -> list[Path]:
-        """Returns the image files of a split, in the order of its evaluation."""
-        return [record.image_path for record in getattr(self.dataset, split)]
+        return max(self.counts.max_token_id, 0 if self._masker is None else self._masker.max_id)
 
     def test_pair(self, caption: int) -> Batch:
-        """Returns a caption of the test split, by its place in `captions`, with its image: a batch of one.
-
-        `INDEX` is the place of the image in `image_paths`.
-        """
+        """Returns a caption of the test split, by its place, with its image, whose place `INDEX` is: a batch of one."""
         image, text = captions_of(self.dataset.test)[caption]
         return {
             INDEX: torch.tensor([image]),
@@ -261,18 +212,8 @@ class TBPSDataModule(L.LightningDataModule):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What tells this dataset from another of its name: its annotation file, the hash of that, and the counts.
-
-        With it, how images were resized.
-        """
-        file = self.dataset.file
-        splits = {split: counts._asdict() for split, counts in self.counts.splits.items()}
-        return {
-            "file": file and file.name,
-            "annotations": file and file_hash(file),
-            "splits": splits,
-            "interpolation": self.interpolation,
-        }
+        """What tells this dataset from another of its name, and how its images were resized."""
+        return {**provenance(self.dataset, self.counts), "interpolation": self.interpolation}
 
     def train_dataloader(self) -> ResumableLoader:
         dataset = self._training_set()
@@ -286,15 +227,13 @@ class TBPSDataModule(L.LightningDataModule):
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def relabel_dataloaders(self) -> list[DataLoader[Batch]]:
-        """Returns the loader of the training images and that of the training captions, as for evaluation."""
+        """Returns the training images and captions as those of other splits are loaded."""
         return self._evaluation_loaders("train")
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
-        """Returns the loader of the validation images and that of the validation captions."""
         return self._evaluation_loaders("val")
 
     def test_dataloader(self) -> list[DataLoader[Batch]]:
-        """Returns the loader of the test images and that of the test captions."""
         return self._evaluation_loaders("test")
 
     @property
@@ -314,18 +253,15 @@ class TBPSDataModule(L.LightningDataModule):
     def _training_set(self) -> PairDataset:
         if self._views is None:
             raise RuntimeError("set_views(objective.needs) comes before training")
-        return PairDataset(
-            self.dataset.train, self._read, self._views, with_pids=self._with_pids, later=self._augments_on_device
-        )
+        options = {"with_pids": self._with_pids, "later": self._augments_on_device}
+        return PairDataset(self.dataset.train, self._read, self._views, **options)
 
     def _evaluation_loaders(self, split: str) -> list[DataLoader[Batch]]:
-        records = getattr(self.dataset, split)
-        images, captions = ImageDataset(records, self._read), CaptionDataset(records)
-        collate, size = Collate(self.tokenize), self._eval_batch_size
+        records, collate = getattr(self.dataset, split), Collate(self.tokenize)
         options: dict[str, Any] = {"pin_memory": self._feeds_gpu, **self._share}
         return [
-            evaluation_loader(images, collate, size, num_workers=self._workers(), **options),
-            evaluation_loader(captions, collate, size, num_workers=0, **options),
+            evaluation_loader(dataset, collate, self._eval_batch_size, num_workers=workers, **options)
+            for dataset, workers in ((ImageDataset(records, self._read), self._workers()), (CaptionDataset(records), 0))
         ]
 
     def _workers(self) -> int:
@@ -335,18 +271,14 @@ class TBPSDataModule(L.LightningDataModule):
 def build_data(cfg: DictConfig, splits: Sequence[str] = SPLITS) -> TBPSDataModule:
     """Returns the datamodule that `cfg.dataset`, `cfg.aug` and `cfg.backbone` describe.
 
-    A training ends in a test: a broken image of any split is better found before.
-
-    Args:
-        cfg: the config of a run.
-        splits: those whose images are read.
+    Images of `splits` are read: of all for a training, which ends in a test, so that a broken one is found before.
 
     Raises:
         UserError: the dataset is absent or damaged, images cannot be read, or a setting cannot be.
     """
     options = cfg.dataset
     reading = ("language", "val_protocol", "val_identities", "proportion", "fold_id")
-    loading = (key for key in options if key not in (*reading, "name", "label", "overfit_pairs"))
+    loading = (key for key in options if key not in (*reading, "name", "label", "overfit_pairs", "description"))
     dataset = read_dataset(
         options.name, cfg.dataset_root_dir, **{key: options[key] for key in reading}, seed=cfg.split_seed
     )

@@ -5,7 +5,8 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from data.batch import IMAGE, INDEX, TEXT, Batch
 from data.text.words import rarest, words_of
-from lightning_models import LitRanker, LitTBPS
+from lightning_models import LitTBPS
+from lightning_ranker import LitRanker
 from model.heads import attention_maps
 from utils.report.plots.clusters import outliers_picture
 from utils.report.plots.parts import PartAttention, attention_picture
@@ -45,8 +46,8 @@ def part_attention(tested: Tested) -> Picture | None:
 
 def outliers(tested: Tested) -> Picture | None:
     """Returns clusters and outliers over the epochs, where training went by pseudo labels."""
-    labeller = tested.module.labeller if isinstance(tested.module, LitTBPS) else None
-    return None if labeller is None else Picture(outliers_picture(labeller.history, labeller.every_n_epochs))
+    labeler = tested.module.labeler if isinstance(tested.module, LitTBPS) else None
+    return None if labeler is None else Picture(outliers_picture(labeler.history, labeler.every_n_epochs))
 
 
 def _on_device(pair: Batch, module: LitRanker) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Fills <name>_checkpoints/ with a backbone: downloaded, copied, converted, or made from scratch (tiny_*).
+"""Fills <name>_checkpoints/ with a backbone of config/backbone/: downloaded, copied, converted, or made from scratch.
 
 uv run prepare_checkpoints.py                               m_siglip, from the Hugging Face hub
 uv run prepare_checkpoints.py siglip clip                   several
@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
+from omegaconf import DictConfig, OmegaConf
 
 from utils.checkpoints.disk import scratch_folder
 from utils.checkpoints.folder import (
@@ -29,54 +30,16 @@ from utils.checkpoints.folder import (
     move_in,
 )
 from utils.config.resolvers import parse_size
+from utils.continuing.composed import composer, described, options_of
 from utils.download.download import UnreachableError, sha256_of, writing
-from utils.errors import UserError, nearest, run_command
+from utils.errors import UserError, run_command
 
 if TYPE_CHECKING:
     from model.published.settings import Activation
 
 
-class Checkpoint(NamedTuple):
-    """A backbone that can be prepared.
-
-    repo: its name on the hub, or None if it is made here: as a `kind`, pre-trained for `steps`. vision: name of the
-    image tower, where `repo` has only the text tower.
-    """
-
-    repo: str | None
-    architecture: Architecture
-    vision: str | None = None
-    kind: str = ""
-    steps: int = 0
-
-
-CHECKPOINTS: Final = {
-    "m_siglip": Checkpoint(
-        "google/siglip-base-patch16-256-multilingual", Architecture("siglip", 768, 768, 16, 250_000)
-    ),
-    "siglip": Checkpoint("google/siglip-base-patch16-256", Architecture("siglip", 768, 768, 16, 32_000)),
-    "clip": Checkpoint("openai/clip-vit-base-patch16", Architecture("clip", 512, 768, 16, 49_408)),
-    "resnet50_bert": Checkpoint(
-        "google-bert/bert-base-uncased",
-        Architecture("vision-text-dual-encoder", 768, 2048, 7, 30_522),
-        vision="microsoft/resnet-50",
-    ),
-    "vit_bert": Checkpoint(
-        "google-bert/bert-base-uncased",
-        Architecture("vision-text-dual-encoder", 768, 768, 16, 30_522),
-        vision="google/vit-base-patch16-224",
-    ),
-    "tiny_siglip": Checkpoint(None, Architecture("siglip", 128, 128, 16, None), kind="tiny_siglip", steps=400),
-    "tiny_clip": Checkpoint(None, Architecture("clip", 128, 128, 16, None), kind="tiny_clip", steps=400),
-    "tiny_clip_100steps": Checkpoint(None, Architecture("clip", 128, 128, 16, None), kind="tiny_clip", steps=100),
-    "tiny_resnet_bert": Checkpoint(
-        None, Architecture("vision-text-dual-encoder", 128, 128, 7, None), kind="tiny_resnet_bert", steps=120
-    ),
-}
-
-
 def prepare(
-    name: str,
+    backbone: str | DictConfig,
     root: Path = Path(),
     *,
     source: Path | None = None,
@@ -88,22 +51,22 @@ def prepare(
     """Returns the folder of a checkpoint, complete and of the right architecture.
 
     Args:
-        name: a key of `CHECKPOINTS`.
+        backbone: its name, or what its YAML says.
         root: the folder that also holds the datasets.
         source: what to use instead of downloading: a `save_pretrained` folder, which is copied, or a file of
             weights, as `model.published.convert.convert` takes it, which is converted.
         target: the folder; None: ``<root>/<name>_checkpoints``.
         img_size: (height, width) that a file's positions are for, where their number does not tell.
         activation: of the blocks of a file's towers, where it does not tell.
-        steps: how long a tiny backbone is pre-trained; None: as long as `CHECKPOINTS` says.
+        steps: how long a tiny backbone is pre-trained; None: as long as its YAML says.
 
     Raises:
         UserError: unknown name, no network, a wrong or damaged source, a full disk; says what to do.
     """
-    if name not in CHECKPOINTS:
-        hint = nearest(name, list(CHECKPOINTS))
-        raise UserError(f"there is no checkpoint {name!r}; expected one of {', '.join(CHECKPOINTS)}.{hint}")
-    repo, architecture, vision, _, usual_steps = CHECKPOINTS[name]
+    if isinstance(backbone, str):
+        backbone = described("backbone", backbone)
+    name, architecture = backbone.name, Architecture.described(backbone)
+    repo, steps = backbone.description.repository, backbone.description.steps if steps is None else steps
     folder = target or root / f"{name}_checkpoints"
     if folder.exists():
         try:
@@ -120,13 +83,15 @@ def prepare(
     if repo is None:
         if source is not None:
             raise UserError(f"{name} is made here from scratch; --from is for those that are downloaded")
-        _make(name, folder, root, usual_steps if steps is None else steps)
+        if steps is None:
+            raise UserError(f"description in {name}.yaml: neither repository nor steps has a value; give one of them")
+        _make(backbone, folder, root, steps)
     elif source is not None and source.is_file():
-        _convert(name, source, folder, root, img_size, activation)
+        _convert(backbone, source, folder, root, img_size, activation)
     elif source is not None:
         copy_folder(source, folder, architecture)
-    elif vision is not None:
-        _join(name, vision, repo, folder, root)
+    elif backbone.description.vision_repository is not None:
+        _join(backbone, folder, root)
     else:
         _download(name, repo, folder)
     check_folder(folder, architecture)
@@ -134,37 +99,38 @@ def prepare(
     return folder
 
 
-def prepare_folder(name: str, place: Path, root: Path) -> Path:
-    """Returns the folder of a backbone.
+def prepare_folder(backbone: DictConfig, root: Path) -> Path:
+    """Returns the folder of the backbone of a run.
 
     A backbone that comes from scratch is made where it is not there yet. A file of published weights is converted once,
     into a folder beside it that is named after the file and the start of its SHA-256.
 
     Args:
-        name: a key of `CHECKPOINTS`.
-        place: the folder, or the file.
+        backbone: the part of the config; its `folder` is the folder, or the file.
         root: the folder that also holds the datasets.
 
     Raises:
         UserError: the folder of another backbone is not there, or a file that cannot be converted.
     """
+    name, place = backbone.name, Path(backbone.folder)
     if place.is_file():
-        return _converted_once(name, place, root)
+        return _converted_once(backbone, place, root)
     if place.exists():
         return place
-    if name not in CHECKPOINTS or CHECKPOINTS[name].repo is not None:
+    if backbone.description.steps is None:
         raise UserError(
             f"backbone {name!r}: {place} does not exist; run 'uv run prepare_checkpoints.py {name}', or "
             "set backbone.folder to where it lies"
         )
     with FileLock(root / f".{name}_checkpoints.lock"):  # other jobs and processes wait for the first
         if not place.exists():
-            prepare(name, root)
+            prepare(backbone, root)
     return place
 
 
-def _converted_once(name: str, file: Path, root: Path) -> Path:
-    if name not in CHECKPOINTS or CHECKPOINTS[name].repo is None or CHECKPOINTS[name].architecture.model_type != "clip":
+def _converted_once(backbone: DictConfig, file: Path, root: Path) -> Path:
+    name = backbone.name
+    if backbone.description.repository is None or backbone.family != "clip":
         raise UserError(
             f"backbone.folder: {file} is a file; published weights are those of a CLIP: choose -cn clip or "
             f"backbone=clip, or name a folder of {name}"
@@ -174,7 +140,7 @@ def _converted_once(name: str, file: Path, root: Path) -> Path:
         if (folder / WEIGHTS).is_file():  # they are moved in last
             print(f"{name}: {folder} holds {file}, converted")
         else:
-            prepare(name, root, source=file, target=folder)
+            prepare(backbone, root, source=file, target=folder)
     return folder
 
 
@@ -192,25 +158,27 @@ def _download(name: str, repo: str, folder: Path) -> None:
         ) from error
 
 
-def _join(name: str, vision: str, text: str, folder: Path, root: Path) -> None:
+def _join(backbone: DictConfig, folder: Path, root: Path) -> None:
     """Downloads an image tower and a text tower below downloads/, where they stay, and joins them."""
     from utils.checkpoints.folder import write_record
 
+    vision, text = backbone.description.vision_repository, backbone.description.repository
     sources = {repo: root / "downloads" / repo.replace("/", "--") for repo in (vision, text)}
     for repo, source in sources.items():
-        _download(name, repo, source)
+        _download(backbone.name, repo, source)
 
     from model.backbones.bert import join_folders
 
     with scratch_folder(folder) as temporary:
-        joined = join_folders(sources[vision], sources[text], temporary)
+        width = backbone.description.architecture.projection_dim
+        joined = join_folders(sources[vision], sources[text], temporary, width=width)
         files = [path.name for path in joined.iterdir()]
         write_record(joined, repo=f"{vision} and {text}", revision="newest", files=files)
-        copy_folder(joined, folder, CHECKPOINTS[name].architecture)
+        copy_folder(joined, folder, Architecture.described(backbone))
 
 
 def _convert(
-    name: str,
+    backbone: DictConfig,
     source: Path,
     folder: Path,
     root: Path,
@@ -222,16 +190,15 @@ def _convert(
     from model.published.converted import write_converted
     from model.published.file import read_state
 
-    repo, architecture, *_ = CHECKPOINTS[name]
-    if repo is None or architecture.model_type != "clip":
-        raise UserError(f"{source} is a file, but {name} is copied from folders only; files are converted for clip")
+    if backbone.family != "clip":
+        raise UserError(f"{source} is a file, and {backbone.name} is copied from folders; files are those of a CLIP")
     published = convert(read_state(source), source=source, img_size=img_size, activation=activation)
     with writing(folder), scratch_folder(folder) as temporary:
         staging = temporary / "converted"
         staging.mkdir()
-        _add_tokenizer(repo, [folder, root / f"{name}_checkpoints"], staging)
+        _add_tokenizer(backbone.description.repository, [folder, root / f"{backbone.name}_checkpoints"], staging)
         write_converted(published, staging, source=source)
-        check_folder(staging, architecture, source=source)
+        check_folder(staging, Architecture.described(backbone), source=source)
         move_in(staging, folder)
     print(published.report())
 
@@ -253,7 +220,7 @@ def _add_tokenizer(repo: str, folders: list[Path], staging: Path) -> None:
         ) from error
 
 
-def _make(name: str, folder: Path, root: Path, steps: int) -> None:
+def _make(backbone: DictConfig, folder: Path, root: Path, steps: int) -> None:
     """Makes a tiny backbone and pre-trains it on the training split of the embedded dataset, in both languages."""
     import torch
 
@@ -263,31 +230,26 @@ def _make(name: str, folder: Path, root: Path, steps: int) -> None:
     from data.synthetic import FOLDER, generate
     from data.text.tokens import Tokenize, load_tokenizer
     from model.backbones import load_backbone, save_backbone
-    from model.tiny.build import IMAGE_SIZE, TEXT_LENGTH, make_tiny
+    from model.tiny.build import IMAGE_SIZE, make_tiny
     from model.tiny.pretrain import pretrain
 
     if not (root / FOLDER).exists():
         generate(root)
-    kind = CHECKPOINTS[name].kind
     languages = [read_dataset("drawn", root, language=language).train for language in ("en", "vi")]
-    print(f"{name}: making {folder} from scratch, {steps} steps of pre-training")
+    print(f"{backbone.name}: making {folder} from scratch, {steps} steps of pre-training")
     with (
         scratch_folder(folder) as temporary,
         torch.random.fork_rng(devices=[]),
     ):
-        made = make_tiny(kind, (c for records in languages for r in records for c in r.captions), temporary / "made")
+        captions = (c for records in languages for r in records for c in r.captions)
+        architecture: Any = OmegaConf.to_container(backbone.description.architecture)
+        made = make_tiny(backbone.family, architecture, captions, temporary / "made")
         size = (IMAGE_SIZE, IMAGE_SIZE // 2)
-        backbone = load_backbone(
-            name,
-            CHECKPOINTS[name].architecture.model_type,
-            made,
-            size,
-            sigmoid=kind == "tiny_siglip",
-            max_length=TEXT_LENGTH,
-        )
-        tokenize = Tokenize(load_tokenizer(made), TEXT_LENGTH)
+        own = {key: backbone[key] for key in ("name", "family", "sigmoid", "max_length")}
+        model = load_backbone(folder=made, img_size=size, **own)
+        tokenize = Tokenize(load_tokenizer(made), backbone.max_length)
         pretrain(
-            backbone,
+            model,
             images=torch.stack([read_image(record, Resize(size, "bicubic")) for record in languages[0]]),
             texts=[
                 Tokens(*map(torch.stack, zip(*(tokenize(record.captions) for record in records), strict=True)))
@@ -295,14 +257,16 @@ def _make(name: str, folder: Path, root: Path, steps: int) -> None:
             ],
             steps=steps,
         )
-        save_backbone(backbone, made)
+        save_backbone(model, made)
         made.rename(folder)
 
 
 def main() -> None:
     """Parses the command line and prepares what it names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(CHECKPOINTS)} (default: m_siglip)")
+    with composer():
+        known = ", ".join(options_of("backbone"))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{known} (default: m_siglip)")
     parser.add_argument(
         "--from", dest="source", type=Path, metavar="PATH", help="copy this folder, or convert this file, instead"
     )
@@ -316,11 +280,8 @@ def main() -> None:
         help="of the file to convert, where neither it nor a config beside it tells",
     )
     parser.add_argument("--root", type=Path, default=Path(), help="where to put the folders (default: here)")
-    parser.add_argument(
-        "--steps",
-        type=int,
-        help="pre-training of a tiny backbone (default: 400; tiny_clip_100steps 100, tiny_resnet_bert 120)",
-    )
+    parser.add_argument("--steps", type=int, help="pre-training of a backbone from scratch (default: as its YAML says)")
+    parser.add_argument("--config-dir", type=Path, metavar="FOLDER", help="holds backbone/NAME.yaml of your own")
     args = parser.parse_args()
     names = args.names or ["m_siglip"]
     if (args.source or args.target) and len(names) > 1:
@@ -328,18 +289,11 @@ def main() -> None:
         raise UserError(f"{option} holds one checkpoint, but {' and '.join(names)} are named; name one")
     if (args.img_size or args.activation) and (args.source is None or args.source.is_dir()):
         raise UserError("--img-size and --activation are of a file to convert; name it with --from FILE")
-    height_width = None if args.img_size is None else parse_size(args.img_size, "--img-size")
-    img_size = None if height_width is None else (height_width[0], height_width[1])
-    for name in names:
-        prepare(
-            name,
-            args.root,
-            source=args.source,
-            target=args.target,
-            img_size=img_size,
-            activation=args.activation,
-            steps=args.steps,
-        )
+    img_size: Any = None if args.img_size is None else tuple(parse_size(args.img_size, "--img-size"))
+    with composer(args.config_dir):
+        options = {key: getattr(args, key) for key in ("source", "target", "activation", "steps")}
+        for backbone in [described("backbone", name) for name in names]:
+            prepare(backbone, args.root, img_size=img_size, **options)
 
 
 if __name__ == "__main__":

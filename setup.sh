@@ -3,15 +3,16 @@
 set -euo pipefail
 
 usage() {
-    cat <<'HELP'
+    cat <<HELP
 Usage: ./setup.sh [options]
 
 Installs uv (if absent) and the environment, prepares a backbone and, if asked, a dataset.
 
-  --checkpoint NAME   m_siglip (default), siglip, clip, resnet50_bert, vit_bert, tiny_siglip, tiny_clip,
-                      tiny_clip_100steps or tiny_resnet_bert; may be repeated
+  --checkpoint NAME   may be repeated; m_siglip by default. One of
+                      $(names backbone)
   --no-checkpoint     prepare none
-  --dataset NAME      cuhk_pedes, icfg_pedes, rstpreid, vn3k_vi, vn3k_en or vn3k_mixed
+  --dataset NAME      one of
+                      $(names dataset)
   --from SOURCE       where its archive is: an http(s) address, gdrive:FILE_ID, or a zip or tar file
   --sha256 HEX        what the archive has to hash to
   --dry-run           print the commands instead of running them
@@ -31,14 +32,17 @@ value() { # option, number of arguments left: an option needs a value after it
     [[ $2 -ge 2 ]] || fail "$1 needs a value; see ./setup.sh --help"
 }
 
-folder_of() {
-    case $1 in
-        cuhk_pedes) echo CUHK-PEDES ;;
-        icfg_pedes) echo ICFG-PEDES ;;
-        rstpreid) echo RSTPReid ;;
-        vn3k_vi | vn3k_en | vn3k_mixed) echo VN3K ;;
-        *) fail "--dataset: there is no dataset '$1'; expected cuhk_pedes, icfg_pedes, rstpreid, vn3k_vi, vn3k_en or vn3k_mixed" ;;
-    esac
+names() { # group of config/
+    local file name all=''
+    for file in "$config/$1"/[!_]*.yaml; do
+        name=${file##*/}
+        all+="${all:+, }${name%.yaml}"
+    done
+    echo "$all"
+}
+
+known() { # group of config/, option, name
+    [[ $3 != _* && $3 != */* && -f $config/$1/$3.yaml ]] || fail "$2: there is no ${2#--} '$3'; expected one of $(names "$1")"
 }
 
 run() {
@@ -61,6 +65,7 @@ install_uv() {
     command -v uv >/dev/null || fail "pip has put uv outside PATH; extend PATH by the folder that pip names above, then run this again"
 }
 
+config=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)/config
 checkpoints=() no_checkpoint='' dataset='' source='' sha256='' dry_run=''
 while [[ $# -gt 0 ]]; do
     case $1 in
@@ -76,18 +81,11 @@ while [[ $# -gt 0 ]]; do
     shift
 done
 
-for name in ${checkpoints[@]+"${checkpoints[@]}"}; do
-    case $name in
-        m_siglip | siglip | clip | resnet50_bert | vit_bert) ;;
-        tiny_siglip | tiny_clip | tiny_clip_100steps | tiny_resnet_bert) ;;
-        *) fail "--checkpoint: there is no checkpoint '$name'; expected m_siglip, siglip, clip, resnet50_bert, vit_bert or a tiny one, see --help" ;;
-    esac
-done
+for name in ${checkpoints[@]+"${checkpoints[@]}"}; do known backbone --checkpoint "$name"; done
 [[ -z $no_checkpoint ]] || [[ ${#checkpoints[@]} -eq 0 ]] || fail "--checkpoint and --no-checkpoint exclude each other"
 [[ -n $dataset ]] || [[ -z $source$sha256 ]] || fail "--from and --sha256 need --dataset NAME"
 [[ -n $source ]] || [[ -z $sha256 ]] || fail "--sha256 needs --from SOURCE"
-folder=''
-if [[ -n $dataset ]]; then folder=$(folder_of "$dataset"); fi
+if [[ -n $dataset ]]; then known dataset --dataset "$dataset"; fi
 extra=()
 case $source in
     '' | http://* | https://*) ;;
@@ -98,11 +96,11 @@ case $source in
         ;;
 esac
 
-cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
+cd -- "${config%/*}"
 install_uv
 run uv sync
 if [[ -z $no_checkpoint ]]; then run uv run prepare_checkpoints.py ${checkpoints[@]+"${checkpoints[@]}"}; fi
 if [[ -n $source ]]; then
-    run uv run ${extra[@]+"${extra[@]}"} python -m utils.download "$folder" --from "$source" ${sha256:+--sha256 "$sha256"}
+    run uv run ${extra[@]+"${extra[@]}"} python -m utils.download "$dataset" --from "$source" ${sha256:+--sha256 "$sha256"}
 fi
 if [[ -n $dataset ]]; then run uv run python -m data.doctor "$dataset"; fi

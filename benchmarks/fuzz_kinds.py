@@ -31,14 +31,16 @@ from data.annotations import read_dataset
 from data.doctor import examine
 from data.synthetic import SyntheticSpec, generate
 from data.text.tokens import Tokenize, load_tokenizer
-from lightning_models import LitRanker, LitTBPS
+from lightning_models import LitTBPS
+from lightning_ranker import LitRanker
 from model.backbones import load_backbone
 from model.backbones.position_embeddings import write_positions
 from model.published.converted import HEADS_FILE, ranking_notes
-from prepare_checkpoints import CHECKPOINTS, prepare
+from prepare_checkpoints import prepare
 from tests.model.openai_clip import PATCH, TEXT_WIDTH, VOCABULARY, WIDTH, Irra
 from tests.small_run import CONFIG_DIR, SMALL
 from utils.checkpoints.folder import SMALL_FILES, Architecture, check_folder
+from utils.continuing.composed import described
 from utils.download.archives import install
 from utils.report.provenance import code
 
@@ -134,15 +136,16 @@ def _test(sound: Path, work: Path) -> None:
 
 
 def _convert(sound: Path, work: Path) -> None:
-    clip = Architecture("clip", TEXT_WIDTH, WIDTH, PATCH, VOCABULARY)
-    CHECKPOINTS["clip"] = CHECKPOINTS["clip"]._replace(architecture=clip)
+    clip = described("backbone", "clip")
+    text, vision = (clip.description.architecture[f"{tower}_config"] for tower in ("text", "vision"))
+    text.hidden_size, text.vocab_size, vision.hidden_size, vision.patch_size = TEXT_WIDTH, VOCABULARY, WIDTH, PATCH
     other = work / "irra.safetensors"
-    prepare("clip", work, source=other if other.exists() else work / "irra.pth", target=work / "converted")
+    prepare(clip, work, source=other if other.exists() else work / "irra.pth", target=work / "converted")
 
 
 def _load(sound: Path, work: Path) -> None:
     folder = work / "folder"
-    check_folder(folder, CHECKPOINTS[TINY].architecture)
+    check_folder(folder, Architecture.described(described("backbone", TINY)))
     backbone = load_backbone(TINY, "siglip", folder, (64, 32), sigmoid=True, max_length=16)
     tokenize = Tokenize(load_tokenizer(folder), 16)
     tokenize.count(["a man in a red coat"])
@@ -154,8 +157,9 @@ def _load(sound: Path, work: Path) -> None:
 
 
 def _prepare(sound: Path, work: Path) -> None:
-    CHECKPOINTS["siglip"] = CHECKPOINTS["siglip"]._replace(architecture=CHECKPOINTS[TINY].architecture)
-    prepare("siglip", work, source=work / "folder", target=work / "copied")
+    siglip = described("backbone", TINY)
+    siglip.description.repository, siglip.description.architecture.text_config.vocab_size = "google/siglip", None
+    prepare(siglip, work, source=work / "folder", target=work / "copied")
 
 
 def _read(sound: Path, work: Path) -> None:

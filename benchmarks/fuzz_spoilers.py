@@ -13,16 +13,8 @@ from typing import Any, Final
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.fuzz_mutations import (
-    VALUES,
-    files_below,
-    spoil_file,
-    spoil_json,
-    spoil_tensor,
-    spoil_tree,
-    write_pickled,
-    write_raw_pickle,
-)
+from benchmarks.fuzz_mutations import VALUES, files_below, spoil_file, spoil_json, spoil_tensor, spoil_tree
+from benchmarks.fuzz_pickles import write_pickled, write_raw_pickle
 from utils.checkpoints.folder import PICKLED, WEIGHTS
 
 TINY: Final = "tiny_siglip"

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from model.prototypes import Modality, cluster_statistics, dbscan, mine_outliers
 from model.prototypes.jaccard import jaccard_distances, k_reciprocal_encoding
-from model.prototypes.neighbours import nearest_neighbours, unit_features
+from model.prototypes.neighbors import nearest_neighbors, unit_features
 
 DIM, LATENT, NOISE = 512, 48, 1.7
 CAPTIONS_OF_A_PERSON, CAPTIONS_OF_AN_IMAGE = 6, 2
@@ -62,10 +62,10 @@ def drawn_features(count: int) -> tuple[Tensor, Modality]:
     draw = torch.Generator().manual_seed(0)
     persons = torch.arange(count) // CAPTIONS_OF_A_PERSON
     latent = torch.randn(int(persons.max()) + 1, LATENT, generator=draw) @ torch.randn(LATENT, DIM, generator=draw)
-    centres = unit_features(latent)
+    centers = unit_features(latent)
     shown = persons[::CAPTIONS_OF_AN_IMAGE]
     texts, images = (
-        unit_features(centres[of] + torch.randn(len(of), DIM, generator=draw) * NOISE / DIM**0.5)
+        unit_features(centers[of] + torch.randn(len(of), DIM, generator=draw) * NOISE / DIM**0.5)
         for of in (persons, shown)
     )
     outlier = torch.rand(len(shown), generator=draw) < 1 / 3
@@ -77,7 +77,7 @@ def measure_sparse(count: int, threads: int) -> Figures:
     features, images = drawn_features(count)
     text_images = torch.arange(count) // CAPTIONS_OF_AN_IMAGE
     watch = Stopwatch()
-    nearest = watch.run("search", lambda: nearest_neighbours(features, K1))
+    nearest = watch.run("search", lambda: nearest_neighbors(features, K1))
     weights = watch.run("encoding", lambda: k_reciprocal_encoding(features, nearest, K1, K2))
     near = watch.run("Jaccard", lambda: jaccard_distances(weights, EPS))
     labels = watch.run("DBSCAN", lambda: dbscan(near, EPS, MIN_SAMPLES))

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from hydra import compose, initialize_config_dir
 
-from lightning_models import trace_step
+from lightning_plan import trace_step
 from utils.config.resolvers import register_resolvers
 from utils.memory.plan import MOST, gib, make_plan
 from utils.training.log_filters import quiet_libraries

@@ -142,14 +142,14 @@ OF_SMALL_SETS = ("t2i, re-ranked", "whole product", "argsort", "argsort, no loop
 def draw(size: Size, dim: int) -> Features:
     """Returns unit-norm texts and images, and their identities, piece by piece: without a peak above their size."""
     generator = torch.Generator().manual_seed(0)
-    centres = normalize(torch.randn(size.identities, dim, generator=generator), dim=1)
+    centers = normalize(torch.randn(size.identities, dim, generator=generator), dim=1)
     sides = []
     for items in (size.texts, size.images):
         pids = (torch.arange(items) % size.identities)[torch.randperm(items, generator=generator)]
         features = torch.empty(items, dim)
         for piece, of in zip(features.split(ROWS), pids.split(ROWS), strict=True):
             noise = torch.randn(len(of), dim, generator=generator) / dim**0.5
-            piece.copy_(normalize(centres[of] + NOISE * noise, dim=1))
+            piece.copy_(normalize(centers[of] + NOISE * noise, dim=1))
         sides.append((features, pids))
     (texts, text_pids), (images, image_pids) = sides
     return texts, images, text_pids, image_pids

@@ -54,6 +54,11 @@ NOT_PREDICTED: Final = -100  # what PyTorch's cross-entropy, and with it the `ml
 Batch = dict[str, Any]
 
 
+def provided(with_pids: bool) -> frozenset[str]:
+    """Returns what a loss may need of training batches: views, and identities or, without these, pseudo labels."""
+    return frozenset({*VIEWS, MLM_LABELS, MLM_POSITIONS, *((PIDS,) if with_pids else (IMAGE_LABELS, TEXT_LABELS))})
+
+
 class Tokens(NamedTuple):
     """Token ids ``(B, L)`` int64 and the mask ``(B, L)`` bool that is true on tokens that are not padding."""
 

@@ -22,6 +22,7 @@ ALIKE = {
     r"^(param_groups)\.(?!default\.)\w+\.": r"\1.*.",
     r"^(?:images|texts)\.": "images/texts.",
 }
+AT_ONCE = r"description\.(architecture|caption_keys|official)"  # mappings that one line tells of
 PIPE = "\\|"  # within a table
 ELSEWHERE = {"loss": "terms."}  # options that another group tells of
 
@@ -96,7 +97,7 @@ def _keys(node: yaml.MappingNode, prefix: str = "") -> Iterator[tuple[str, int, 
         key = f"{prefix}{name.value}"
         if name.value.startswith("_") or name.value == "<<" or key in NO_OPTIONS:
             continue
-        if isinstance(value, yaml.MappingNode) and value.value:
+        if isinstance(value, yaml.MappingNode) and value.value and not re.fullmatch(AT_ONCE, key):
             yield from _keys(value, f"{key}.")
         elif isinstance(value, yaml.ScalarNode):
             yield key, name.start_mark.line, value.value or "null"

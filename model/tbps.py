@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from typing import Protocol
 
+from hydra.utils import instantiate
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from model.backbones import Backbone, BackboneOutput
+from model.backbones.lora import add_lora
 from model.features import Encoded
 
 
@@ -56,8 +59,22 @@ class TBPS(nn.Module):
         """Grows the token table to that of `weights`, where training added a mask token."""
         table = next(name for name, p in self.named_parameters() if p is self.backbone.token_table)
         if table in weights:
-            self.backbone.grow_token_table(len(weights[table]))
+            self.backbone.resize_token_embeddings(len(weights[table]))
 
     def logit_scale_and_bias(self) -> tuple[Tensor, Tensor]:
         """(logit_scale, logit_bias) of the backbone."""
         return self.backbone.logit_scale_and_bias()
+
+
+def build_encoder(cfg: DictConfig, *, weights: bool = True) -> TBPS:
+    """Returns the encoder that `cfg.backbone`, `cfg.lora` and `cfg.head` describe.
+
+    Args:
+        weights: as in `load_backbone`; without, towers are not compiled either.
+    """
+    backbone = instantiate(cfg.backbone, **({} if weights else {"weights": False}))
+    if cfg.lora.r > 0:
+        add_lora(backbone, **{k: v for k, v in cfg.lora.items() if k != "name"})
+    if cfg.compile and weights:
+        backbone.compile_towers()
+    return TBPS(backbone, instantiate(cfg.head)(backbone.embed_dim, backbone.grid))

@@ -75,7 +75,7 @@ def kind_of(name: str, dimensions: int) -> str:
         return "temperature"
     if last == "bias" or last.endswith("_bias"):
         return "bias"
-    if "position_embedding" in name or last == "positions":
+    if "position_embedding" in name or last == "pos_embed":
         return "position"
     if dimensions >= 2:
         return "matrix"

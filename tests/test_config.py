@@ -13,14 +13,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from data.annotations.layouts import LAYOUTS
+from data.annotations.layouts import layout_of
 from data.batch import VIEWS
 from data.views.augmentation import Augmentation
 from data.views.build import Views
 from model.backbones import Backbone
 from model.backbones.lora import add_lora
 from model.objectives import ModelSpec, build_objective
-from model.prototypes import Labeller
+from model.prototypes import Labeler
 from model.tbps import TBPS
 from solver.groups import split_parameters
 from utils.config.evaluation import build_measures, build_plots, build_reranker
@@ -55,7 +55,7 @@ def linear() -> nn.Linear:
 
 
 def check_dataset(cfg: DictConfig, folders: dict[str, Path]) -> None:
-    assert cfg.dataset.name in LAYOUTS
+    assert layout_of(cfg.dataset.name).folder == cfg.dataset.description.folder
     assert cfg.dataset.batch_size % cfg.dataset.num_instance == 0
 
 
@@ -88,9 +88,9 @@ def check_pseudo_label(cfg: DictConfig, folders: dict[str, Path]) -> None:
     if cfg.pseudo_label.name == "kmeans":
         cfg.pseudo_label.images.clusters = 7
         assert cfg.pseudo_label.texts.clusters == 7
-    labeller = instantiate(cfg.pseudo_label)
-    assert isinstance(labeller, Labeller)
-    assert labeller.name == cfg.pseudo_label.name
+    labeler = instantiate(cfg.pseudo_label)
+    assert isinstance(labeler, Labeler)
+    assert labeler.name == cfg.pseudo_label.name
 
 
 def check_aug(cfg: DictConfig, folders: dict[str, Path]) -> None:

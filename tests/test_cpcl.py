@@ -15,7 +15,7 @@ import trainer
 from data.annotations import DatasetSplits
 from data.synthetic import SyntheticSpec, generate
 from lightning_models import LitTBPS
-from model.prototypes import Found, Labeller
+from model.prototypes import ClusteringResult, Labeler
 from prepare_checkpoints import prepare
 from utils.checkpoints.weights import read_checkpoint
 from utils.errors import UserError
@@ -78,7 +78,7 @@ def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_epoch_trains_clustered_pairs_by_prototypes_and_then_the_others_by_itc(trained: Path) -> None:
     state = last(trained)
-    clustered = (state["labeller.image_labels"] >= 0) & (state["labeller.text_labels"] >= 0)
+    clustered = (state["labeler.image_labels"] >= 0) & (state["labeler.text_labels"] >= 0)
     steps = [row for row in logged(trained) if "train/loss/pcm" in row]
     assert len(steps) == 2 * 48 // 8
     epoch = steps[6:]
@@ -92,7 +92,7 @@ def test_an_epoch_trains_clustered_pairs_by_prototypes_and_then_the_others_by_it
 def test_figures_and_pictures_of_the_labels(trained: Path) -> None:
     rows = [row for row in logged(trained) if "pseudo_label/images/before/outliers" in row]
     assert [int(row["step"]) for row in rows] == [0, 6]
-    history = last(trained)["labeller.history"]
+    history = last(trained)["labeler.history"]
     for row, counts in zip(rows, history.tolist(), strict=True):
         for modality, (clusters, before, after) in zip(("images", "texts"), counts, strict=True):
             assert float(row[f"pseudo_label/{modality}/after/clusters"]) == clusters
@@ -109,7 +109,7 @@ def test_memories_and_labels_travel_in_the_checkpoint_and_its_test_needs_neither
     state = last(trained)
     for modality in ("image", "text"):
         prototypes = state[f"objective.terms.pcm.{modality}_memory.prototypes"]
-        assert len(prototypes) == state[f"labeller.{modality}_labels"].max() + 1
+        assert len(prototypes) == state[f"labeler.{modality}_labels"].max() + 1
         torch.testing.assert_close(prototypes.norm(dim=1), torch.ones(len(prototypes)))
         assert state[f"objective.terms.pcm.{modality}_log_temperature"] != torch.tensor(0.02).log()
     best = next((trained / "checkpoints").glob("best-*"))
@@ -155,14 +155,14 @@ def test_continued_within_an_epoch_it_is_bit_identical_and_clusters_no_more_ofte
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     trainer.train(config(root, straight, *overrides))
 
-    step, find, found = LitTBPS.training_step, Labeller.find, []
+    step, find, found = LitTBPS.training_step, Labeler.find, []
 
     def dying(self: LitTBPS, *args: Any) -> torch.Tensor:
         if self.global_step == dies_at:
             raise Died
         return step(self, *args)
 
-    def counted(self: Labeller, *args: Any) -> Found:
+    def counted(self: Labeler, *args: Any) -> ClusteringResult:
         found.append(1)
         return find(self, *args)
 
@@ -170,7 +170,7 @@ def test_continued_within_an_epoch_it_is_bit_identical_and_clusters_no_more_ofte
         patch.setattr(LitTBPS, "training_step", dying)
         with pytest.raises(Died):
             trainer.train(config(root, broken, *overrides))
-    monkeypatch.setattr(Labeller, "find", counted)
+    monkeypatch.setattr(Labeler, "find", counted)
     trainer.train(config(root, broken, *overrides, f"ckpt_path={broken / 'checkpoints' / 'last.ckpt'}"))
     expected, continued = last(straight), last(broken)
     assert expected.keys() == continued.keys()

@@ -52,12 +52,13 @@ from data.loading.dummy_batch import blank_batch
 from data.views.augmentation import RandomResizedCrop
 from data.views.build import PROVIDED_BY, Views
 from data.views.on_device import DeviceViews
-from lightning_models import LitTBPS, build_encoder, build_module
+from lightning_models import LitTBPS, build_module
 from model.features import Features
 from model.objectives import LossReport
 from model.objectives.build import PROVIDERS
 from model.prototypes import Modality, PrototypeMemory
-from model.prototypes.labeller import Found, Labels
+from model.prototypes.labeler import ClusteringResult, Labels
+from model.tbps import build_encoder
 from tests.small_run import ANY_METHOD, CONFIG_DIR
 from tests.stand_in_gpu import CUDA, StandInGpu, stand_in_gpu
 from utils.training.gather import gather_rows
@@ -125,10 +126,10 @@ def filled_batch(module: LitTBPS, cfg: DictConfig) -> Batch:
 
 def label(module: LitTBPS) -> None:
     """Gives the pairs pseudo labels, an outlier on either side among them, where `module` learns from such."""
-    if module.labeller is None:
+    if module.labeler is None:
         return
     found = Labels(torch.tensor([0, 0, 1, 1, 2, -1]), torch.tensor([0, 0, 1, 1, -1, 2]))
-    module.labeller.take(Found(found, found), torch.arange(PAIRS))
+    module.labeler.take(ClusteringResult(found, found), torch.arange(PAIRS))
     features = torch.randn(PAIRS, module.encoder.embed_dim, generator=torch.Generator().manual_seed(1))
     images, texts = (Modality(features.to(module.device), labels) for labels in found)
     module.objective.reset_prototypes(images, texts, seed=0)
@@ -201,8 +202,8 @@ def test_every_term_under_autocast_of_cuda(
         module.to_empty(device=CUDA)
         for memory in (part for part in module.modules() if isinstance(part, PrototypeMemory)):
             memory.prototypes = memory.prototypes.new_zeros(3, memory.prototypes.shape[1])
-        assert module.labeller is not None
-        module.labeller.image_labels = module.labeller.text_labels = torch.zeros(PAIRS, dtype=torch.int64, device=CUDA)
+        assert module.labeler is not None
+        module.labeler.image_labels = module.labeler.text_labels = torch.zeros(PAIRS, dtype=torch.int64, device=CUDA)
         batch = move_data_to_device(filled_batch(module, cfg), CUDA)
         with torch.autocast("cuda", dtype):
             report = losses(module, batch)[1]
@@ -330,10 +331,10 @@ class BackwardOnTheCpu(torch.autograd.Function):
 class Unregistered(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.centre = torch.zeros(4)
+        self.center = torch.zeros(4)
 
     def forward(self, rows: Tensor) -> Tensor:
-        return rows - self.centre
+        return rows - self.center
 
 
 MISTAKES: Final[Mapping[str, Callable[[Tensor], Any]]] = {

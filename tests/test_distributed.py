@@ -131,7 +131,7 @@ def test_every_term_is_among_the_steps(two: Found) -> None:
 
 def test_the_pseudo_labels_that_agree_are_of_several_clusters(two: Found) -> None:
     buffers = two.ranks[0]["steps"]["cpcl"]["buffers"]
-    assert min(buffers[f"labeller.{modality}_labels"].max() for modality in ("image", "text")) >= 3
+    assert min(buffers[f"labeler.{modality}_labels"].max() for modality in ("image", "text")) >= 3
 
 
 def test_metrics_are_those_of_one_process(two: Found, root: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 
-from lightning_models import build_encoder, build_module
+from lightning_models import build_module
+from model.tbps import build_encoder
 from tests.small_run import command
 from utils.config.resolvers import register_resolvers
 

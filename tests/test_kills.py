@@ -15,8 +15,9 @@ from hydra import compose, initialize_config_dir
 
 import lightning_data
 import trainer
-from lightning_models import LitRanker, LitTBPS
-from model.prototypes import Labeller
+from lightning_models import LitTBPS
+from lightning_ranker import LitRanker
+from model.prototypes import Labeler
 from tests.forked import die, forked
 from tests.same_run import differences
 from tests.small_run import ANY_METHOD, CONFIG_DIR
@@ -249,7 +250,7 @@ def test_clusters_are_found_again_by_a_run_that_was_killed_while_it_looked_for_t
     overrides = ("experiment=cpcl", "backbone=tiny_clip", "loss=cpcl", "callbacks.last.every_n_steps=3")
     train(small_root, tmp_path / "straight", *overrides)
     with monkeypatch.context() as patch:
-        dies_in(Labeller, "find", lambda labeller, *_: len(labeller.history) == 1)(patch)
+        dies_in(Labeler, "find", lambda labeler, *_: len(labeler.history) == 1)(patch)
         assert forked(lambda: train(small_root, tmp_path / "killed", *overrides)) == -signal.SIGKILL
     train(small_root, tmp_path / "killed", *overrides, f"ckpt_path={last(tmp_path / 'killed')}")
     assert differences(tmp_path / "straight", tmp_path / "killed") == []

@@ -287,8 +287,8 @@ class TestAugmentOnDevice:
 class TestEvaluation:
     def test_the_training_set_is_encoded_as_it_is(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
         images, texts = map(list, TBPSDataModule(dataset, **settings).relabel_dataloaders())
-        greys = torch.cat([batch[IMAGE] for batch in images])[:, 0, 0, 0]
-        assert greys.tolist() == [5 * image for image in range(24)]
+        grays = torch.cat([batch[IMAGE] for batch in images])[:, 0, 0, 0]
+        assert grays.tolist() == [5 * image for image in range(24)]
         assert torch.cat([batch[INDEX] for batch in texts]).tolist() == list(range(48))
 
     @pytest.mark.parametrize(("name", "persons", "captions"), [("val", 3, 1), ("test", 5, 2)])
@@ -305,8 +305,8 @@ class TestEvaluation:
         assert torch.cat([batch[PIDS] for batch in texts]).tolist() == [
             record.pid for record in records for _ in range(captions)
         ]
-        greys = torch.cat([batch[IMAGE] for batch in images])[:, 0, 0, 0]
-        assert greys.tolist() == [5 * image for image in range(2 * persons)]
+        grays = torch.cat([batch[IMAGE] for batch in images])[:, 0, 0, 0]
+        assert grays.tolist() == [5 * image for image in range(2 * persons)]
 
 
 class Reader(L.LightningModule):
@@ -396,16 +396,10 @@ class TestDescription:
         assert "left out of train because images cannot be read: images 3, captions 6, identities 1" in data.describe()
         assert (tmp_path / "run" / "broken_images.txt").is_file()
 
-    def test_the_token_table_must_reach_the_largest_id(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
-        data = TBPSDataModule(dataset, **settings)
-        data.check_token_ids(vocab_size=8)
-        with pytest.raises(UserError, match="token id 7 lies outside the backbone's table of 7 tokens"):
-            data.check_token_ids(vocab_size=7)
-
     def test_what_a_picture_of_results_shows(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
         data = TBPSDataModule(dataset, **settings)
-        assert data.captions("test") == ["a bag", "red"] * 10
-        assert data.image_paths("test") == [record.image_path for record in dataset.test]
+        assert data.dataset.captions("test") == ["a bag", "red"] * 10
+        assert data.dataset.image_paths("test") == [record.image_path for record in dataset.test]
         pair = data.test_pair(7)
         images, captions = (list(loader) for loader in data.test_dataloader())
         assert torch.equal(pair["image"][0], torch.cat([batch["image"] for batch in images])[3])

@@ -7,7 +7,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from lightning_models import build_encoder, build_module
+from lightning_models import build_module
+from model.tbps import build_encoder
 from tests.small_run import ANY_METHOD, CONFIG_DIR
 from utils.config.resolvers import register_resolvers
 

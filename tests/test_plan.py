@@ -18,8 +18,10 @@ from torch.utils._pytree import tree_leaves
 import trainer
 from data.batch import INDEX, Batch
 from data.loading.dummy_batch import blank_batch, published_identities
-from lightning_models import LitTBPS, build_encoder, build_module, trace_step
+from lightning_models import LitTBPS, build_module
+from lightning_plan import trace_step
 from model.prototypes import PrototypeMemory
+from model.tbps import build_encoder
 from utils.errors import UserError
 from utils.memory.trace import no_cycle_collection
 
@@ -42,8 +44,8 @@ def real_module(cfg: DictConfig) -> tuple[LitTBPS, Batch]:
     batch = blank_batch(module.objective.needs, BATCH, cfg.img_size, cfg.backbone.max_length)
     for memory in (part for part in module.modules() if isinstance(part, PrototypeMemory)):
         memory.prototypes = torch.rand(identities, memory.prototypes.shape[1])
-    if module.labeller is not None:
-        module.labeller.image_labels = module.labeller.text_labels = torch.zeros_like(batch[INDEX])
+    if module.labeler is not None:
+        module.labeler.image_labels = module.labeler.text_labels = torch.zeros_like(batch[INDEX])
     return module, batch
 
 

@@ -6,26 +6,30 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from safetensors.numpy import save
 
 import prepare_checkpoints
 from model.backbones import load_backbone
-from prepare_checkpoints import CHECKPOINTS, prepare, prepare_folder
+from prepare_checkpoints import prepare, prepare_folder
 from tests.conftest import save_model, small_towers
 from tests.http_server import COMMIT, WebServer, web_server
 from tests.model.openai_clip import PATCH, TEXT_WIDTH, VOCABULARY, WIDTH, Irra
 from utils.checkpoints.folder import Architecture, check_folder
+from utils.continuing.composed import described
 from utils.errors import UserError
 
 REPOSITORY = Path(prepare_checkpoints.__file__).parent
-REPO = CHECKPOINTS["m_siglip"].repo or ""
+REPO = "google/siglip-base-patch16-256-multilingual"
+CLIP_REPO = "openai/clip-vit-base-patch16"
 SMALL = Architecture("siglip", text_width=6, vision_width=4, patch=2, vocab=200_000)
 MODEL = {
     "config.json": b'{"model_type": "siglip"}',
@@ -47,14 +51,23 @@ TOKENIZER = json.dumps(
 )
 WEIGHTS = "/cdn/model.safetensors"
 # The command line with an m_siglip that is small enough to serve.
-SMALL_COMMAND = f"""
+SMALL_COMMAND = """
 import prepare_checkpoints as command
-from utils.checkpoints.folder import Architecture
+from tests.test_prepare_checkpoints import SMALL, small
 from utils.errors import run_command
-real = command.CHECKPOINTS["m_siglip"]
-command.CHECKPOINTS["m_siglip"] = real._replace(architecture={SMALL!r})
+real = command.described
+command.described = lambda group, name: small(name, SMALL) if name == "m_siglip" else real(group, name)
 run_command(command.main)
 """
+
+
+def small(name: str, sizes: Architecture) -> DictConfig:
+    """The YAML of a backbone, with other sizes."""
+    backbone = described("backbone", name)
+    text, vision = (backbone.description.architecture[f"{tower}_config"] for tower in ("text", "vision"))
+    text.hidden_size, text.vocab_size, vision.hidden_size = sizes.text_width, sizes.vocab, sizes.vision_width
+    OmegaConf.update(vision, "patch_size", sizes.patch, force_add=True)
+    return backbone
 
 
 @pytest.fixture
@@ -160,15 +173,14 @@ def test_a_damaged_folder_is_completed(
 ) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setitem(CHECKPOINTS, "m_siglip", CHECKPOINTS["m_siglip"]._replace(architecture=SMALL))
-    prepare("m_siglip", tmp_path)
+    prepare(small("m_siglip", SMALL), tmp_path)
     weights = tmp_path / "m_siglip_checkpoints" / "model.safetensors"
     if damage == "remove":
         weights.unlink()
     else:
         data = weights.read_bytes()
         weights.write_bytes(data[:-1] + (b"!" if damage == "flip" else b""))
-    prepare("m_siglip", tmp_path)
+    prepare(small("m_siglip", SMALL), tmp_path)
     assert weights.read_bytes() == MODEL["model.safetensors"]
     assert len(server.sent(WEIGHTS)) == 2
     assert len(server.sent(f"/{REPO}/resolve/{COMMIT}/tokenizer.json")) == 1
@@ -249,25 +261,24 @@ def test_an_image_tower_and_bert_are_downloaded_and_joined(
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     name = {"resnet": "resnet50_bert", "vit": "vit_bert"}[vision]
-    published = CHECKPOINTS[name]
-    for repo, tower in zip((published.vision, published.repo), small_towers(vision), strict=True):
+    published = described("backbone", name).description
+    for repo, tower in zip((published.vision_repository, published.repository), small_towers(vision), strict=True):
         source = save_model(tower, tmp_path / "hub" / str(repo))
         (source / "tokenizer.json").write_text(TOKENIZER)
         server.serve_model(str(repo), {path.name: path.read_bytes() for path in source.iterdir()})
     width, patch = {"resnet": (48, 7), "vit": (32, 8)}[vision]
-    small = Architecture("vision-text-dual-encoder", text_width=32, vision_width=width, patch=patch, vocab=40)
-    monkeypatch.setitem(CHECKPOINTS, name, published._replace(architecture=small))
+    sizes = Architecture("vision-text-dual-encoder", text_width=32, vision_width=width, patch=patch, vocab=40)
 
-    folder = prepare(name, tmp_path)
-    check_folder(folder, small)
-    backbone = load_backbone(name, small.model_type, folder, (32, 32), sigmoid=False, max_length=12)
+    folder = prepare(small(name, sizes), tmp_path)
+    check_folder(folder, sizes)
+    backbone = load_backbone(name, sizes.model_type, folder, (32, 32), sigmoid=False, max_length=12)
     assert backbone.embed_dim == 768
     weights = (folder / "model.safetensors").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"hub", "downloads", folder.name}
 
     (folder / "model.safetensors").write_bytes(weights[:-1] + b"!")
     sent = len(server.requests)
-    prepare(name, tmp_path)
+    prepare(small(name, sizes), tmp_path)
     assert (folder / "model.safetensors").read_bytes() == weights
     assert not any("resolve" in request.path for request in server.requests[sent:]), "what was downloaded is kept"
 
@@ -283,7 +294,7 @@ def test_a_tiny_model_is_made_once_and_learns_words_from_train_alone(name: str, 
     write_synthetic(tmp_path)
     folder = prepare(name, tmp_path, steps=2)
     assert folder == tmp_path / f"{name}_checkpoints"
-    check_folder(folder, CHECKPOINTS[name].architecture)
+    check_folder(folder, Architecture.described(described("backbone", name)))
     vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     assert {"▁train", "▁phụ", "▁nữ", "▁woman"} <= vocabulary.keys()
     assert not {"▁test", "▁validate"} & vocabulary.keys()
@@ -301,22 +312,30 @@ def test_an_unfinished_tiny_folder_is_not_guessed_about(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def small_clip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def small_clip(tmp_path: Path) -> Path:
     """A file in the layout of IRRA, of the width that "clip" is expected to have here."""
-    small = Architecture("clip", TEXT_WIDTH, WIDTH, PATCH, VOCABULARY)
-    monkeypatch.setitem(CHECKPOINTS, "clip", CHECKPOINTS["clip"]._replace(architecture=small))
     torch.save({"model": Irra(patches=12, identities=7).state_dict()}, tmp_path / "irra.pth")
     return tmp_path / "irra.pth"
 
 
+CLIP = small("clip", Architecture("clip", TEXT_WIDTH, WIDTH, PATCH, VOCABULARY))
+
+
 CLIP_FILES = {name: content for name, content in MODEL.items() if name != "model.safetensors"}
+
+
+def of_run(backbone: DictConfig, folder: Path) -> DictConfig:
+    """The part of a run's config."""
+    changed = deepcopy(backbone)
+    changed.folder = str(folder)
+    return changed
 
 
 def test_a_file_in_openais_layout_is_converted_beside_the_tokenizer_of_clip(
     small_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "clip_checkpoints", CLIP_FILES)
-    folder = prepare("clip", tmp_path, source=small_clip, target=tmp_path / "irra_checkpoints")
+    folder = prepare(CLIP, tmp_path, source=small_clip, target=tmp_path / "irra_checkpoints")
     assert folder == tmp_path / "irra_checkpoints"
     assert {file.name for file in folder.iterdir()} == {
         *("config.json", "preprocessor_config.json", "tokenizer.json"),
@@ -324,7 +343,7 @@ def test_a_file_in_openais_layout_is_converted_beside_the_tokenizer_of_clip(
     }
     assert json.loads((folder / "config.json").read_text())["vision_config"]["hidden_size"] == WIDTH
     assert "6 x 2" in capsys.readouterr().out
-    prepare("clip", tmp_path, source=small_clip, target=folder)
+    prepare(CLIP, tmp_path, source=small_clip, target=folder)
     assert f"complete and kept; {small_clip} was not read" in capsys.readouterr().out
 
 
@@ -332,26 +351,26 @@ def test_a_file_in_the_place_of_a_folder_is_converted_once(
     small_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "clip_checkpoints", CLIP_FILES)
-    folder = prepare_folder("clip", small_clip, tmp_path)
+    folder = prepare_folder(of_run(CLIP, small_clip), tmp_path)
     assert re.fullmatch(r"irra-[0-9a-f]{8}_checkpoints", folder.name)
     assert folder.parent == small_clip.parent
     assert "is ready" in capsys.readouterr().out
     before = (folder / "model.safetensors").stat().st_mtime_ns
-    assert prepare_folder("clip", small_clip, tmp_path) == folder
+    assert prepare_folder(of_run(CLIP, small_clip), tmp_path) == folder
     assert f"{folder} holds {small_clip}, converted" in capsys.readouterr().out
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
-    assert prepare_folder("clip", folder, tmp_path) == folder
+    assert prepare_folder(of_run(CLIP, folder), tmp_path) == folder
 
     torch.save({"model": Irra(patches=12, identities=8).state_dict()}, small_clip)
-    assert prepare_folder("clip", small_clip, tmp_path) != folder, "other weights of the same name"
-    for name in ("siglip", "tiny_clip", "mine"):
+    assert prepare_folder(of_run(CLIP, small_clip), tmp_path) != folder, "other weights of the same name"
+    for name in ("siglip", "tiny_clip"):
         with pytest.raises(UserError, match=r"backbone.folder: .*irra.pth is a file; .* choose -cn clip or"):
-            prepare_folder(name, small_clip, tmp_path)
+            prepare_folder(of_run(described("backbone", name), small_clip), tmp_path)
 
 
 def test_the_activation_of_a_file_is_given_on_the_command_line(small_clip: Path, tmp_path: Path) -> None:
     write(tmp_path / "clip_checkpoints", CLIP_FILES)
-    folder = prepare("clip", tmp_path, source=small_clip, target=tmp_path / "irra_checkpoints", activation="gelu")
+    folder = prepare(CLIP, tmp_path, source=small_clip, target=tmp_path / "irra_checkpoints", activation="gelu")
     config = json.loads((folder / "config.json").read_text())
     assert {config[f"{tower}_config"]["hidden_act"] for tower in ("vision", "text")} == {"gelu"}
     for option in (["--activation", "gelu"], ["--img-size", "8x8", "--from", str(tmp_path)]):
@@ -362,15 +381,15 @@ def test_the_activation_of_a_file_is_given_on_the_command_line(small_clip: Path,
 def test_the_tokenizer_alone_is_downloaded_where_there_is_none(
     small_clip: Path, tmp_path: Path, server: WebServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.serve_model(CHECKPOINTS["clip"].repo or "", MODEL, large=("model.safetensors",))
+    server.serve_model(CLIP_REPO, MODEL, large=("model.safetensors",))
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    folder = prepare("clip", tmp_path, source=small_clip)
+    folder = prepare(CLIP, tmp_path, source=small_clip)
     assert (folder / "tokenizer.json").read_bytes() == MODEL["tokenizer.json"]
     assert (folder / "heads.safetensors").is_file()
     monkeypatch.setattr(constants, "ENDPOINT", refused_endpoint())
     with pytest.raises(UserError, match=r"only the tokenizer of openai/clip-vit-base-patch16 is needed: fill"):
-        prepare("clip", tmp_path / "elsewhere", source=small_clip)
+        prepare(CLIP, tmp_path / "elsewhere", source=small_clip)
 
 
 def test_without_network_the_tokenizer_alone_is_asked_for_and_enough(
@@ -379,7 +398,7 @@ def test_without_network_the_tokenizer_alone_is_asked_for_and_enough(
     monkeypatch.setattr(constants, "ENDPOINT", refused_endpoint())
     for target in (tmp_path / "irra_checkpoints", tmp_path / "clip_checkpoints"):
         with pytest.raises(UserError) as error:
-            prepare("clip", tmp_path, source=small_clip, target=target)
+            prepare(CLIP, tmp_path, source=small_clip, target=target)
         assert re.search(
             rf"only the tokenizer of openai/clip-vit-base-patch16 is needed: fill {tmp_path}/clip_checkpoints with its "
             r"tokenizer.json, or vocab.json and merges.txt, from any machine, and run the same command again$",
@@ -389,7 +408,7 @@ def test_without_network_the_tokenizer_alone_is_asked_for_and_enough(
         assert not target.exists()
     write(tmp_path / "clip_checkpoints", {"tokenizer.json": TOKENIZER.encode()})
     for target in (tmp_path / "irra_checkpoints", tmp_path / "clip_checkpoints"):
-        folder = prepare("clip", tmp_path, source=small_clip, target=target)
+        folder = prepare(CLIP, tmp_path, source=small_clip, target=target)
         assert load_backbone("clip", "clip", folder, (24, 8), sigmoid=False, max_length=12).mean[0].item() > 0.48
         assert (folder / "tokenizer.json").read_text() == TOKENIZER
     assert "does not exist" not in capsys.readouterr().out
@@ -399,10 +418,9 @@ def test_a_file_of_another_width_or_for_another_backbone_leaves_nothing_behind(
     small_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "clip_checkpoints", CLIP_FILES)
-    with pytest.raises(UserError, match="is copied from folders only; files are converted for clip"):
+    with pytest.raises(UserError, match="siglip is copied from folders; files are those of a CLIP"):
         prepare("siglip", tmp_path, source=small_clip)
-    wide = Architecture("clip", 2 * TEXT_WIDTH, WIDTH, PATCH, VOCABULARY)
-    monkeypatch.setitem(CHECKPOINTS, "clip", CHECKPOINTS["clip"]._replace(architecture=wide))
+    wide = small("clip", Architecture("clip", 2 * TEXT_WIDTH, WIDTH, PATCH, VOCABULARY))
     with pytest.raises(UserError, match=r"irra.pth holds a clip model \(text width 128.* expected a clip model"):
-        prepare("clip", tmp_path, source=small_clip, target=tmp_path / "irra_checkpoints")
+        prepare(wide, tmp_path, source=small_clip, target=tmp_path / "irra_checkpoints")
     assert {path.name for path in tmp_path.iterdir()} == {"clip_checkpoints", "irra.pth"}

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import stat
 import subprocess
@@ -10,7 +11,6 @@ import pytest
 from PIL import Image
 
 import prepare_checkpoints
-from data.annotations.layouts import LAYOUTS
 from tests.http_server import web_server
 
 REPOSITORY = Path(prepare_checkpoints.__file__).parent
@@ -28,6 +28,7 @@ class Machine:
         for folder in (self.repository, self.bin, home / "elsewhere"):
             folder.mkdir()
         shutil.copy(REPOSITORY / "setup.sh", self.repository)
+        shutil.copytree(REPOSITORY / "config", self.repository / "config")
         for tool in TOOLS:
             (self.bin / tool).symlink_to(shutil.which(tool) or tool)
 
@@ -90,7 +91,7 @@ def test_every_step_runs_in_the_repository_and_a_relative_file_is_the_callers(wi
     assert with_uv.calls() == [
         "uv sync",
         "uv run prepare_checkpoints.py siglip tiny_clip",
-        f"uv run python -m utils.download ICFG-PEDES --from {with_uv.home}/elsewhere/my data.zip",
+        f"uv run python -m utils.download icfg_pedes --from {with_uv.home}/elsewhere/my data.zip",
         "uv run python -m data.doctor icfg_pedes",
     ]
 
@@ -102,33 +103,29 @@ def test_a_dry_run_only_prints(machine: Machine) -> None:
     assert machine.calls() == []
     assert done.stdout.splitlines()[1:] == [
         "+ uv sync",
-        f"+ uv run --extra drive python -m utils.download VN3K --from gdrive:abc --sha256 {'0' * 64}",
+        f"+ uv run --extra drive python -m utils.download vn3k_vi --from gdrive:abc --sha256 {'0' * 64}",
         "+ uv run python -m data.doctor vn3k_vi",
     ]
 
 
-def test_it_knows_every_real_dataset_and_its_folder(with_uv: Machine) -> None:
-    real = {name: layout.folder for name, layout in LAYOUTS.items() if name != "drawn"}
+@pytest.mark.parametrize("group", ["backbone", "dataset"])
+def test_it_knows_what_has_a_yaml_and_nothing_else(with_uv: Machine, group: str) -> None:
+    folder = with_uv.repository / "config" / group
+    (folder / "a_new_one.yaml").write_text("name: a_new_one")
     usage = with_uv.setup("--help").stdout
-    for name, folder in real.items():
-        assert name in usage
-        done = with_uv.setup("--dry-run", "--dataset", name, "--from", "https://example.org/x.zip")
-        assert f"utils.download {folder} --from" in done.stdout
-
-
-def test_it_knows_every_checkpoint(with_uv: Machine) -> None:
-    usage = with_uv.setup("--help").stdout
-    for name in prepare_checkpoints.CHECKPOINTS:
-        assert name in usage
-        assert with_uv.setup("--dry-run", "--checkpoint", name).returncode == 0
+    option = {"backbone": "--checkpoint", "dataset": "--dataset"}[group]
+    for file in folder.glob("*.yaml"):
+        is_option = not file.stem.startswith("_")
+        assert bool(re.search(rf"\b{file.stem}\b", usage)) == is_option
+        assert with_uv.setup("--dry-run", option, file.stem).returncode == (0 if is_option else 2)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--dataset"], "--dataset needs a value"),
-        (["--dataset", "vn3k"], "there is no dataset 'vn3k'; expected cuhk_pedes"),
-        (["--checkpoint", "blip"], "there is no checkpoint 'blip'; expected m_siglip"),
+        (["--dataset", "vn3k"], "there is no dataset 'vn3k'; expected one of cuhk_pedes"),
+        (["--checkpoint", "blip"], "there is no checkpoint 'blip'; expected one of clip, m_siglip"),
         (["--checkpoint", "clip", "--no-checkpoint"], "exclude each other"),
         (["--from", "https://example.org/x.zip"], "need --dataset NAME"),
         (["--dataset", "vn3k_vi", "--sha256", "00"], "--sha256 needs --from SOURCE"),

@@ -20,11 +20,9 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 
 import trainer
-from prepare_checkpoints import CHECKPOINTS
 from tests.model.openai_clip import PATCH, TEXT_WIDTH, WIDTH, Rde
 from tests.small_run import ANY_METHOD, CONFIG_DIR, SMALL
 from tests.small_run import command as command_line
-from utils.checkpoints.folder import Architecture
 from utils.checkpoints.weights import read_checkpoint
 from utils.errors import UserError
 
@@ -125,15 +123,13 @@ def test_a_backbone_is_tested_as_it_is(small_root: Path, tmp_path: Path, capsys:
 
 
 def test_published_weights_are_tested_by_one_command(
-    small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "root"
     shutil.copytree(small_root / "DRAWN-PEDES", root / "DRAWN-PEDES")
     (root / "clip_checkpoints").mkdir()
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(small_root / "tiny_clip_checkpoints" / file, root / "clip_checkpoints")
-    small = Architecture("clip", TEXT_WIDTH, WIDTH, PATCH, None)
-    monkeypatch.setitem(CHECKPOINTS, "clip", CHECKPOINTS["clip"]._replace(architecture=small))
     torch.manual_seed(0)
     state = Rde(patches=48).state_dict()
     state["base_model.token_embedding.weight"] = torch.randn(2000, TEXT_WIDTH)
@@ -143,6 +139,8 @@ def test_published_weights_are_tested_by_one_command(
         *("task=test", "dataset=drawn", f"backbone.folder={tmp_path / 'best.pth'}", "img_size_str=48x16"),
         *("backbone.max_length=12", "shown_queries=2", "dataset.num_workers=0", "logger=csv"),
         f"dataset_root_dir={root}",
+        f"backbone.description.architecture.vision_config={{hidden_size:{WIDTH},patch_size:{PATCH}}}",
+        f"backbone.description.architecture.text_config={{hidden_size:{TEXT_WIDTH},vocab_size:2000}}",
     )
     first, again, half = (tmp_path / name for name in ("first", "again", "half"))
     found = []
@@ -280,7 +278,7 @@ def test_lora_saves_what_it_trains_and_reloads(small_root: Path, tmp_path: Path)
 def test_what_cannot_be_is_refused_before_a_logger_starts(
     override: str, message: str, small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("utils.report.loggers.build_loggers", lambda *_: pytest.fail("W&B would have begun a run"))
+    monkeypatch.setattr("lightning_run.build_loggers", lambda *_: pytest.fail("W&B would have begun a run"))
     with pytest.raises((UserError, InstantiationException), match=message):
         trainer.train(config(small_root, tmp_path / "run", override))
 
@@ -290,7 +288,7 @@ def test_a_broken_image_is_found_before_a_logger_starts(
 ) -> None:
     shutil.copytree(small_root / "DRAWN-PEDES", tmp_path / "DRAWN-PEDES")
     next((tmp_path / "DRAWN-PEDES" / "imgs").glob("*.jpg")).write_bytes(b"no image")
-    monkeypatch.setattr("utils.report.loggers.build_loggers", lambda *_: pytest.fail("W&B would have begun a run"))
+    monkeypatch.setattr("lightning_run.build_loggers", lambda *_: pytest.fail("W&B would have begun a run"))
     backbone = f"backbone.folder={small_root / 'tiny_siglip_checkpoints'}"
     with pytest.raises(UserError, match="imgs"):
         trainer.train(config(tmp_path, tmp_path / "run", backbone))

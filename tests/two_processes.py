@@ -22,7 +22,9 @@ sys.path.insert(0, str(ROOT))
 
 import trainer  # noqa: E402
 from lightning_data import build_data  # noqa: E402
-from lightning_models import build_encoder, build_module  # noqa: E402
+from lightning_models import build_module  # noqa: E402
+from lightning_run import build_trainer, prepare  # noqa: E402
+from model.tbps import build_encoder  # noqa: E402
 
 
 class KeepFirstStep(Callback):
@@ -49,12 +51,12 @@ def composed(overrides: Sequence[str]) -> DictConfig:
 
 def two_steps(cfg: DictConfig) -> dict[str, Any]:
     """Returns gradients and losses of the first step of two, and the buffers and weights after the second."""
-    trainer._prepare(cfg)
+    prepare(cfg)
     data = build_data(cfg)
     module = build_module(cfg, build_encoder(cfg), num_classes=data.num_classes)
     data.set_views(module.objective.needs)
-    module.encoder.backbone.grow_token_table(data.max_token_id + 1)
-    lightning, kept = trainer._trainer(cfg, data), KeepFirstStep()
+    module.encoder.backbone.resize_token_embeddings(data.max_token_id + 1)
+    lightning, kept = build_trainer(cfg, data), KeepFirstStep()
     lightning.callbacks = [kept]
     lightning.fit(module, datamodule=data)
     weights = {name: parameter.detach() for name, parameter in module.named_parameters()}

@@ -126,12 +126,12 @@ def _in_8_bits(image: Image.Image, opened: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.float32)
     tags: Any = getattr(opened, "tag_v2", {})
     full = _full_range(image, opened.format, values, bits=tags.get(ExifTags.Base.BitsPerSample, (16,))[0])
-    grey = values.clip(0, full) / full
+    gray = values.clip(0, full) / full
     if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # white is zero
-        grey = 1 - grey
+        gray = 1 - gray
     if "transparency" in image.info:
-        grey[values == image.info["transparency"]] = 1
-    return Image.fromarray((255 * grey + 0.5).astype(np.uint8))
+        gray[values == image.info["transparency"]] = 1
+    return Image.fromarray((255 * gray + 0.5).astype(np.uint8))
 
 
 def _full_range(image: Image.Image, file_format: str | None, values: np.ndarray, bits: int) -> int:

@@ -11,7 +11,7 @@ from benchmarks.efa_memory import MIB
 from benchmarks.gpu_claims.bench import GIB, Bench
 from benchmarks.gpu_claims.steps import Recipe, Trainee, seconds_each, some_recipes
 from benchmarks.grad_cache import BASE, TINY, Cost, measure
-from lightning_models import trace_step
+from lightning_plan import trace_step
 
 FLAT: Final = 1.1  # times the smallest peak that the largest may be
 LOSS: Final = {True: 1e-2, False: 1e-4}  # by which losses may differ, relatively: on the GPU bf16, else fp32

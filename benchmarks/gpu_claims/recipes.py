@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.gpu_claims.bench import GIB, Bench
 from benchmarks.gpu_claims.steps import Recipe, Trainee, all_recipes, seconds_each
-from lightning_models import trace_step
+from lightning_plan import trace_step
 
 AGREE = (0.85, 1.1)  # of the planned peak that may be allocated
 

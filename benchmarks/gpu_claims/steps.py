@@ -17,9 +17,10 @@ from benchmarks.gpu_claims.bench import GIB, Bench
 from benchmarks.plan import HYBRID, LORA, RUNS
 from data.batch import IMAGE_VIEWS, INDEX, MLM_LABELS, MLM_POSITIONS, NOT_PREDICTED, PIDS, TEXT_VIEWS, Batch
 from data.loading.dummy_batch import blank_batch, published_identities
-from lightning_models import LitTBPS, build_encoder, build_module
+from lightning_models import LitTBPS, build_module
 from model.features import Features
 from model.prototypes import PrototypeMemory
+from model.tbps import build_encoder
 from utils.config.resolvers import register_resolvers
 from utils.training.precision import AUTOCAST
 
@@ -90,8 +91,8 @@ class Trainee:
         for memory in (part for part in self.module.modules() if isinstance(part, PrototypeMemory)):
             shape = identities, memory.prototypes.shape[1]
             memory.prototypes = nn.functional.normalize(torch.rand(shape, device=device), dim=1)
-        if self.module.labeller is not None:
-            self.module.labeller.image_labels = self.module.labeller.text_labels = self.batch[INDEX] // 2
+        if self.module.labeler is not None:
+            self.module.labeler.image_labels = self.module.labeler.text_labels = self.batch[INDEX] // 2
         self.optimizer = instantiate(cfg.optimizer)(self.module.named_parameters())
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "16-mixed")
 
@@ -112,7 +113,7 @@ class Trainee:
         for _ in range(self._accumulated):
             loss, features = self.loss()
             self.scaler.scale(loss / self._accumulated).backward()
-            if self.module.labeller is not None:
+            if self.module.labeler is not None:
                 self.module.objective.after_step(features)
             del features
         if self._clip is not None:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch.callbacks import Callback
 
+import lightning_run
 import trainer
 from benchmarks.gpu_claims.bench import cap_memory
 from benchmarks.gpu_claims.kernels import counted_synchronizations
@@ -58,13 +59,13 @@ def without_pictures(*_: Any) -> None:
 def main(memory_gb: float, run_dir: Path, overrides: list[str]) -> None:
     if torch.cuda.is_available():
         cap_memory(memory_gb)
-    drawing: Callable[..., None] = trainer._report
+    drawing: Callable[..., None] = lightning_run.report
     if find_spec("matplotlib") is None:
-        trainer._report = without_pictures
+        lightning_run.report = without_pictures
     metrics = trainer.train(composed("demo", f"run_dir={run_dir}", *overrides))
     found = {
         "metrics": metrics,
-        "pictures": trainer._report is drawing,
+        "pictures": lightning_run.report is drawing,
         "steps": CountSynchronizations.steps,
         "synchronizations": CountSynchronizations.places,
     }

@@ -55,6 +55,14 @@ class DatasetSplits:
         """Whether validation happens on the test split, as in the literature."""
         return self.validation == "test"
 
+    def captions(self, split: str) -> list[str]:
+        """Returns the captions of a split, image by image, as they are evaluated."""
+        return [caption for record in getattr(self, split) for caption in record.captions]
+
+    def image_paths(self, split: str) -> list[Path]:
+        """Returns the image files of a split, as they are evaluated."""
+        return [record.image_path for record in getattr(self, split)]
+
 
 def size_of(records: Sequence[Record]) -> Size:
     """Returns how much a split holds."""
@@ -78,7 +86,7 @@ def read_dataset(
     Image files are not opened; every path stays inside the dataset folder, and is spelled as it is on disk.
 
     Args:
-        name: a key of `data.annotations.layouts.LAYOUTS`.
+        name: of its YAML in config/dataset/, or in the folder of --config-dir.
         root: the folder that holds ``CUHK-PEDES/``, ``VN3K/``, ...
         language: captions to read (``vi``, ``en``, ``mixed``); the dataset's own by default.
         val_protocol: what to validate on where the file has no validation split: ``held_out`` identities

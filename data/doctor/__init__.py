@@ -13,22 +13,23 @@ from pathlib import Path
 from typing import Final
 
 from data.annotations import cut
-from data.annotations.layouts import IMAGE_FOLDER, LAYOUTS, layout_of
+from data.annotations.layouts import IMAGE_FOLDER, layout_of
 from data.annotations.paths import nearest_name
 from data.annotations.records import load_annotations
 from data.annotations.values import short
-from data.doctor.facts import (
-    Facts,
-    caption_facts,
-    duplicate_facts,
-    id_facts,
-    image_facts,
-    split_facts,
-    token_facts,
-)
 from data.doctor.images import look_at_images
+from data.doctor.summary import (
+    DatasetSummary,
+    caption_summary,
+    duplicate_summary,
+    id_summary,
+    image_summary,
+    split_summary,
+    token_summary,
+)
 from data.doctor.tables import NAMED_AT_MOST, render
 from data.images.oddities import ODDITIES
+from utils.continuing.composed import composer, options_of
 from utils.errors import EXIT_STATUS, UserError, one_line
 
 FAULT_WORDS: Final = {
@@ -46,7 +47,7 @@ def examine(
     tokenizer: Path | None = None,
     max_length: int | None = None,
     decode: bool = True,
-) -> Facts:
+) -> DatasetSummary:
     """Returns everything that is known of dataset `name` below `root`, ready for JSON.
 
     Unlike `read_dataset` it goes on after a bad record. What breaks training is under ``errors``, what is
@@ -65,22 +66,22 @@ def examine(
     """
     annotations = load_annotations(name, layout_of(name, language), root)
     images = annotations.images
-    tokens = token_facts(images, tokenizer, max_length) if tokenizer else None
+    tokens = token_summary(images, tokenizer, max_length) if tokenizer else None
     files = [annotations.folder / IMAGE_FOLDER / image.path for image in images]
     states = look_at_images(files, decode=decode)
-    report: Facts = {
+    report: DatasetSummary = {
         "dataset": name,
         "language": annotations.layout.language,
         "folder": str(annotations.folder),
         "annotation_file": annotations.file.name,
         "records": annotations.records,
-        "splits": split_facts(annotations),
+        "splits": split_summary(annotations),
         "validation": None,
-        "ids": id_facts(annotations),
-        "captions": caption_facts(images),
+        "ids": id_summary(annotations),
+        "captions": caption_summary(images),
         "tokens": tokens,
-        "images": {"decoded": decode} | image_facts(annotations, states),
-        "duplicates": duplicate_facts(annotations, states),
+        "images": {"decoded": decode} | image_summary(annotations, states),
+        "duplicates": duplicate_summary(annotations, states),
         "respelled": annotations.respelled,
     }
     errors = [annotations.sentence(problem) for problem in annotations.problems] + _image_errors(report)
@@ -93,7 +94,7 @@ def examine(
     return report | {"errors": errors, "warnings": _warnings(report), "trainable": not errors}
 
 
-def _image_errors(report: Facts) -> list[str]:
+def _image_errors(report: DatasetSummary) -> list[str]:
     """Returns one sentence for each image folder that is missing altogether and each other faulty image."""
     folders = report["images"]["folders"]
     absent = {folder: counts["images"] for folder, counts in folders.items() if not counts["exists"]}
@@ -112,7 +113,7 @@ def _image_errors(report: Facts) -> list[str]:
     return whole + sentences
 
 
-def _warnings(report: Facts) -> list[str]:
+def _warnings(report: DatasetSummary) -> list[str]:
     """Returns one sentence for each oddity that does not keep a model from training."""
     warnings = []
     for split, found in report["splits"].items():
@@ -141,7 +142,7 @@ def _warnings(report: Facts) -> list[str]:
     return warnings
 
 
-def _counts(found: Facts, what: str) -> tuple[int, ...]:
+def _counts(found: DatasetSummary, what: str) -> tuple[int, ...]:
     """Returns the numbers that may equal an official one: records too for images, as authors count either."""
     return (found[what], found["records"]) if what == "images" else (found[what],)
 
@@ -149,8 +150,10 @@ def _counts(found: Facts, what: str) -> tuple[int, ...]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the report on the dataset that the arguments name and returns the exit status."""
     parser = argparse.ArgumentParser(prog="data.doctor", description="Examines a dataset folder.")
-    parser.add_argument("name", help=", ".join(LAYOUTS))
+    with composer():
+        parser.add_argument("name", help=", ".join(options_of("dataset")))
     parser.add_argument("--root", type=Path, default=Path(), help="folder that holds CUHK-PEDES/, VN3K/, ...")
+    parser.add_argument("--config-dir", type=Path, help="folder that holds dataset/NAME.yaml of your own")
     parser.add_argument("--language", help="vi, en or mixed, for datasets that have several")
     parser.add_argument("--tokenizer", type=Path, help="checkpoint folder: count the captions it would cut")
     parser.add_argument("--max-length", type=int, help="tokens that fit (default: the tokenizer's own limit)")
@@ -160,14 +163,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.max_length is not None and options.tokenizer is None:
         parser.error("--max-length needs --tokenizer")
     try:
-        report = examine(
-            options.name,
-            options.root,
-            language=options.language,
-            tokenizer=options.tokenizer,
-            max_length=options.max_length,
-            decode=not options.fast,
-        )
+        with composer(options.config_dir):
+            report = examine(
+                options.name,
+                options.root,
+                language=options.language,
+                tokenizer=options.tokenizer,
+                max_length=options.max_length,
+                decode=not options.fast,
+            )
     except UserError as error:
         if not options.json:
             raise

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from prettytable import PrettyTable
 
-from data.doctor.facts import Facts
+from data.doctor.summary import DatasetSummary
 from utils.images import FAULTS
 
 NAMED_AT_MOST: Final = 10
@@ -15,10 +15,10 @@ VALIDATION: Final = {
 }
 
 
-def render(report: Facts) -> str:
+def render(report: DatasetSummary) -> str:
     """Returns the tables, the first errors and warnings, and the verdict."""
     title = f"{report['dataset']} ({report['language']}): {report['folder']}/{report['annotation_file']}"
-    parts = [title, _split_table(report["splits"]), _folder_table(report["images"]), _fact_table(report)]
+    parts = [title, _split_table(report["splits"]), _folder_table(report["images"]), _summary_table(report)]
     for kind in ("errors", "warnings"):
         if report[kind]:
             parts.append(_named(kind, report[kind]))
@@ -40,10 +40,10 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return str(table)
 
 
-def _split_table(splits: Facts) -> str:
+def _split_table(splits: DatasetSummary) -> str:
     keys = ("images", "captions", "ids")
 
-    def row(split: str, found: Facts) -> list[Any]:
+    def row(split: str, found: DatasetSummary) -> list[Any]:
         official = found["official"] or {}
         counts = [cell for key in keys for cell in (found[key], official.get(key, "-"))]
         return [split, found["records"], *counts]
@@ -52,14 +52,14 @@ def _split_table(splits: Facts) -> str:
     return _table(header, [row(split, found) for split, found in splits.items()])
 
 
-def _folder_table(images: Facts) -> str:
+def _folder_table(images: DatasetSummary) -> str:
     rows = [
         [folder, counts["images"], *(counts[fault] for fault in FAULTS)] for folder, counts in images["folders"].items()
     ]
     return _table(("folder", "images", *FAULTS), rows)
 
 
-def _fact_table(report: Facts) -> str:
+def _summary_table(report: DatasetSummary) -> str:
     captions, images, duplicates = report["captions"], report["images"], report["duplicates"]
     tokens, ids, validation = report["tokens"], report["ids"], report["validation"]
     per_image = ", ".join(f"{size}: {count:,}" for size, count in captions["per_image"].items())
@@ -84,13 +84,13 @@ def _fact_table(report: Facts) -> str:
     return str(table)
 
 
-def _id_sentence(ids: Facts) -> str:
+def _id_sentence(ids: DatasetSummary) -> str:
     return (
         "{first:,} to {last:,}, {distinct:,} identities, {unused:,} numbers unused, {with_one_image:,} with one image"
     ).format(**ids) + (", each split counts from 0" if ids["restart_in_each_split"] else "")
 
 
-def _token_sentence(tokens: Facts) -> str:
+def _token_sentence(tokens: DatasetSummary) -> str:
     return "{cut:,} ({share:.1%}) at {max_length} tokens; the longest has {longest}".format(**tokens)
 
 

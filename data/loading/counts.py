@@ -1,13 +1,13 @@
 """How much a dataset holds."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data.annotations import DatasetSplits
 from data.annotations.values import short
 from data.images.oddities import ODDITIES
-from data.loading.datasets import captions_of
 from data.text.tokens import Tokenize
+from utils.report.provenance import file_hash
 
 
 class SplitCounts(NamedTuple):
@@ -31,14 +31,13 @@ class DatasetCounts:
 def count(dataset: DatasetSplits, tokenize: Tokenize) -> DatasetCounts:
     """Returns what the splits hold; every caption is tokenised for it."""
     splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
-    texts = {name: [caption.text for caption in captions_of(records)] for name, records in splits.items()}
-    tokens = {name: tokenize.count(captions) for name, captions in texts.items()}
+    tokens = {name: tokenize.count(dataset.captions(name)) for name in splits}
     return DatasetCounts(
         splits={
             name: SplitCounts(
                 identities=len({record.pid for record in records}),
                 images=len(records),
-                captions=len(texts[name]),
+                captions=sum(len(record.captions) for record in records),
                 cut=tokens[name].cut,
             )
             for name, records in splits.items()
@@ -72,3 +71,12 @@ def describe(dataset: DatasetSplits, counts: DatasetCounts, max_length: int) -> 
     if dataset.val_is_test:
         name += ", validated on test"
     return f"{name}: {'; '.join(told)}"
+
+
+def provenance(dataset: DatasetSplits, counts: DatasetCounts) -> dict[str, Any]:
+    """Returns what tells a dataset from another of its name: its annotation file, the hash of that, and the counts."""
+    return {
+        "file": dataset.file and dataset.file.name,
+        "annotations": dataset.file and file_hash(dataset.file),
+        "splits": {split: of_split._asdict() for split, of_split in counts.splits.items()},
+    }

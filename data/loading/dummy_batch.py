@@ -7,8 +7,8 @@ import torch
 
 from data.annotations.layouts import layout_of
 from data.batch import IMAGE_VIEWS, INDEX, LABELS, MLM_LABELS, MLM_POSITIONS, TEXT_VIEWS, Batch, Tokens
-from data.synthetic import SyntheticSpec
 from data.text.masking import MASKED_SHARE
+from utils.errors import UserError
 
 
 def blank_batch(needs: frozenset[str], size: int, img_size: Sequence[int], length: int) -> Batch:
@@ -27,6 +27,15 @@ def blank_batch(needs: frozenset[str], size: int, img_size: Sequence[int], lengt
 
 
 def published_identities(name: str, proportion: float) -> int:
-    """Returns how many identities `proportion` of the training set of dataset `name` has, as published."""
-    official = layout_of(name).official
-    return ceil((official["train"].ids if official else SyntheticSpec().train) * proportion)
+    """Returns how many identities `proportion` of the training set of dataset `name` has, as published.
+
+    Raises:
+        UserError: its YAML does not say it.
+    """
+    train = layout_of(name).official.get("train")
+    if train is None:
+        raise UserError(
+            f"dataset={name}: how many persons a plan has to expect is not known; give description.official.train in "
+            f"dataset/{name}.yaml, as that of cuhk_pedes does"
+        )
+    return ceil(train.ids * proportion)

@@ -8,7 +8,7 @@ from typing import Any, Final
 RGB = tuple[int, int, int]
 Weights = dict[Any, float]
 
-COLOURS: Final[dict[str, RGB]] = {
+COLORS: Final[dict[str, RGB]] = {
     "black": (30, 30, 34),
     "white": (240, 240, 238),
     "grey": (138, 140, 144),
@@ -21,14 +21,14 @@ COLOURS: Final[dict[str, RGB]] = {
     "pink": (246, 138, 178),
     "brown": (118, 72, 38),
 }
-HAIR_COLOURS: Final[dict[str, RGB]] = {
+HAIR_COLORS: Final[dict[str, RGB]] = {
     "black": (28, 24, 26),
     "brown": (112, 66, 34),
     "blond": (222, 182, 92),
     "grey": (176, 176, 178),
     "red": (166, 44, 26),
 }
-PATTERN_COLOURS: Final = ("white", "black", "yellow", "red", "blue")
+PATTERN_COLORS: Final = ("white", "black", "yellow", "red", "blue")
 HAND_CARRIED: Final = ("handbag", "suitcase")
 PATTERNS: Final[dict[str, Weights]] = {
     "t-shirt": {"plain": 4, "striped": 2, "print": 2, "dotted": 1},
@@ -52,26 +52,26 @@ class Appearance:
 
     gender: str
     headwear: str | None
-    headwear_colour: str | None
+    headwear_color: str | None
     hair: str
-    hair_colour: str | None
+    hair_color: str | None
     upper: str
-    upper_colour: str
+    upper_color: str
     pattern: str
-    pattern_colour: str | None
-    inner_colour: str | None
+    pattern_color: str | None
+    inner_color: str | None
     lower: str | None
-    lower_colour: str | None
+    lower_color: str | None
     shoes: str
-    shoes_colour: str
+    shoes_color: str
     bag: str | None
-    bag_colour: str | None
+    bag_color: str | None
     bag_side: str | None
-    scarf_colour: str | None
+    scarf_color: str | None
     eyewear: str | None
-    mask_colour: str | None
+    mask_color: str | None
     held: str | None
-    held_colour: str | None
+    held_color: str | None
     held_side: str | None
 
 
@@ -95,14 +95,14 @@ def options(field: str, person: Mapping[str, Any]) -> Weights:
             return {"man": 1, "woman": 1}
         case "headwear":
             return {None: 24, "cap": 3, "beanie": 2, "wide hat": 2, "helmet": 2, "conical hat": 1}
-        case "headwear_colour":
-            return _any_colour() if person["headwear"] not in (None, "conical hat") else {None: 1}
+        case "headwear_color":
+            return _any_color() if person["headwear"] not in (None, "conical hat") else {None: 1}
         case "hair":
             if person["gender"] == "man":
                 return {"short": 8.0, "shaved": 1.0}
             return {"long": 4.0, "ponytail": 3.0, "bob": 2.0} | ({} if person["headwear"] else {"bun": 2.0})
-        case "hair_colour":
-            return dict.fromkeys(HAIR_COLOURS, 1.0) if person["hair"] != "shaved" else {None: 1}
+        case "hair_color":
+            return dict.fromkeys(HAIR_COLORS, 1.0) if person["hair"] != "shaved" else {None: 1}
         case "upper":
             both = {
                 "t-shirt": 4,
@@ -114,40 +114,40 @@ def options(field: str, person: Mapping[str, Any]) -> Weights:
                 "tank top": 1.5,
             }
             return both | ({"dress": 5} if person["gender"] == "woman" else {})
-        case "upper_colour" | "shoes_colour":
-            return _any_colour()
+        case "upper_color" | "shoes_color":
+            return _any_color()
         case "pattern":
             return PATTERNS[person["upper"]]
-        case "pattern_colour":
-            return _contrasting(person["upper_colour"]) if person["pattern"] != "plain" else {None: 1}
-        case "inner_colour":
-            return _other_colours(person["upper_colour"]) if person["upper"] == "jacket" else {None: 1}
+        case "pattern_color":
+            return _contrasting(person["upper_color"]) if person["pattern"] != "plain" else {None: 1}
+        case "inner_color":
+            return _other_colors(person["upper_color"]) if person["upper"] == "jacket" else {None: 1}
         case "lower":
             return _lower_garments(person)
-        case "lower_colour":
+        case "lower_color":
             if person["lower"] == "jeans":
                 return {"blue": 3, "black": 2, "grey": 2}
-            return _any_colour() if person["lower"] else {None: 1}
+            return _any_color() if person["lower"] else {None: 1}
         case "shoes":
             return {"trainers": 5, "sandals": 1.5} | ({} if person["lower"] == "long skirt" else {"boots": 2.5})
         case "bag":
             return {None: 10, "backpack": 4, "shoulder bag": 3, "handbag": 2.5, "suitcase": 1.5}
-        case "bag_colour":
-            return _any_colour() if person["bag"] else {None: 1}
+        case "bag_color":
+            return _any_color() if person["bag"] else {None: 1}
         case "bag_side":
             return {"left": 1, "right": 1} if person["bag"] not in (None, "backpack") else {None: 1}
-        case "scarf_colour":
+        case "scarf_color":
             bare = person["upper"] in ("hoodie", "tank top", "t-shirt")
-            return {None: 1} if bare else {None: 100} | _other_colours(person["upper_colour"])
+            return {None: 1} if bare else {None: 100} | _other_colors(person["upper_color"])
         case "eyewear":
             return {None: 9, "sunglasses": 1}
-        case "mask_colour":
+        case "mask_color":
             return {None: 40, "white": 1, "blue": 1, "black": 1, "pink": 1}
         case "held":
             shelter: Weights = {} if person["headwear"] else {"umbrella": 2}
             return {None: 20, "phone": 2} | shelter
-        case "held_colour":
-            return _any_colour() if person["held"] == "umbrella" else {None: 1}
+        case "held_color":
+            return _any_color() if person["held"] == "umbrella" else {None: 1}
         case "held_side":
             if person["held"] is None:
                 return {None: 1}
@@ -213,21 +213,21 @@ def _new_people(members: int, taken: set[Appearance], rng: random.Random) -> Ite
             return people
 
 
-def _any_colour() -> Weights:
-    return dict.fromkeys(COLOURS, 1)
+def _any_color() -> Weights:
+    return dict.fromkeys(COLORS, 1)
 
 
-def _other_colours(colour: str) -> Weights:
-    return {name: 1 for name in COLOURS if name != colour}
+def _other_colors(color: str) -> Weights:
+    return {name: 1 for name in COLORS if name != color}
 
 
-def _contrasting(colour: str) -> Weights:
-    light = _luminance(colour)
-    return {name: 1 for name in PATTERN_COLOURS if abs(_luminance(name) - light) > 80}
+def _contrasting(color: str) -> Weights:
+    light = _luminance(color)
+    return {name: 1 for name in PATTERN_COLORS if abs(_luminance(name) - light) > 80}
 
 
-def _luminance(colour: str) -> float:
-    red, green, blue = COLOURS[colour]
+def _luminance(color: str) -> float:
+    red, green, blue = COLORS[color]
     return 0.299 * red + 0.587 * green + 0.114 * blue
 
 

@@ -7,9 +7,9 @@ from typing import Final
 from data.synthetic.attributes import Appearance
 
 VIEWS: Final = {"front": 9, "back": 5, "left": 3, "right": 3}
-SHOES: Final = {"shoes", "shoes_colour"}
-BAG: Final = {"bag", "bag_colour", "bag_side"}
-HELD: Final = {"held", "held_colour", "held_side"}
+SHOES: Final = {"shoes", "shoes_color"}
+BAG: Final = {"bag", "bag_color", "bag_side"}
+HELD: Final = {"held", "held_color", "held_side"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Shot:
     stride: float
     turn: float
     height: float
-    centre: float
+    center: float
     ground: float
     occluder: str | None
 
@@ -57,7 +57,7 @@ def sample_shot(person: Appearance, view: str, rng: random.Random) -> Shot:
         stride=rng.choice((-1, 1)) * (rng.uniform(0.45, 1) if walking else rng.uniform(0, 0.15)),
         turn=rng.uniform(-1, 1),
         height=height,
-        centre=0.5 + rng.uniform(-0.04, 0.04),
+        center=0.5 + rng.uniform(-0.04, 0.04),
         ground=ground,
         occluder=occluder,
     )
@@ -72,13 +72,13 @@ def visible_fields(person: Appearance, shot: Shot) -> frozenset[str]:
     """Returns the fields of `person` that are not None and can be read off the picture."""
     hidden: set[str] = set()
     if person.headwear and person.hair in ("short", "shaved"):
-        hidden |= {"hair", "hair_colour"}
+        hidden |= {"hair", "hair_color"}
     if shot.view != "front":
-        hidden |= {"inner_colour"}
+        hidden |= {"inner_color"}
         if person.pattern == "print":
-            hidden |= {"pattern", "pattern_colour"}
+            hidden |= {"pattern", "pattern_color"}
     if shot.view == "back":
-        hidden |= {"eyewear", "mask_colour"}
+        hidden |= {"eyewear", "mask_color"}
         if person.held == "phone":
             hidden |= HELD
     if shot.sideways and person.bag_side not in (None, shot.view):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from model.backbones.position_embeddings import Positions
+from utils.errors import UserError
 
 
 class BackboneOutput(NamedTuple):
@@ -83,12 +84,20 @@ class Backbone(nn.Module):
         """The embeddings of the vocabulary ``(V, D)``."""
         return getattr(self.hub_model.text_model.embeddings, self.token_embedding).weight
 
+    def check_token_id(self, largest: int) -> None:
+        """Raises `UserError` if the token table has no row `largest`: it would end in NaN or in a device assert."""
+        if largest >= self.vocab_size:
+            raise UserError(
+                f"token id {largest} lies outside the backbone's table of {self.vocab_size} tokens: "
+                "tokenizer and weights in the checkpoint folder do not belong together; fill it again."
+            )
+
     @torch.no_grad()
-    def grow_token_table(self, rows: int) -> None:
+    def resize_token_embeddings(self, rows: int) -> None:
         """Gives the token table `rows` rows if it has fewer; new ones are the mean of the old ones."""
         old, missing = self.token_table, rows - self.vocab_size
         if missing > 0:
-            # Not resize_token_embeddings: a CLIPModel does not know where its token table is.
+            # Not transformers' own function of this name: a CLIPModel does not know where its token table is.
             table = torch.cat([old, old.mean(dim=0).expand(missing, -1)])
             grown = nn.Embedding.from_pretrained(table, freeze=not old.requires_grad)
             setattr(self.hub_model.text_model.embeddings, self.token_embedding, grown)
@@ -107,7 +116,7 @@ class Backbone(nn.Module):
         for tower in (self.hub_model.vision_model, self.hub_model.text_model):
             tower.compile()
 
-    def normalise(self, pixels: Tensor) -> Tensor:
+    def normalize(self, pixels: Tensor) -> Tensor:
         """Returns float pixels ``(B, 3, H, W)`` as the tower was pre-trained on, from uint8 ones."""
         return (pixels.float() / 255 - self.mean) / self.std  # type: ignore[operator]
 

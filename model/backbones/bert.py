@@ -19,7 +19,6 @@ from model.backbones.base import Backbone, BackboneOutput
 from model.backbones.position_embeddings import Positions, native_positions, resize_positions
 from utils.errors import library_errors
 
-WIDTH: Final = 768  # of the joint space of ResNet-50 or ViT-B/16 and BERT: that of BERT
 RESNET_STRIDE: Final = 16  # pixels that a cell of its last feature map stands for
 
 
@@ -86,7 +85,7 @@ class BertBackbone(Backbone):
         return self
 
     def image(self, pixels: Tensor) -> BackboneOutput:
-        hidden = self.hub_model.vision_model(self.normalise(pixels)).last_hidden_state
+        hidden = self.hub_model.vision_model(self.normalize(pixels)).last_hidden_state
         if hidden.ndim == 4:  # a feature map (B, C, H, W)
             hidden = hidden.flatten(2).transpose(1, 2)
         tokens = self.hub_model.visual_projection(hidden)
@@ -102,7 +101,7 @@ class BertBackbone(Backbone):
         return BackboneOutput(pooled, tokens, mask)
 
 
-def join_towers(vision: PreTrainedModel, text: PreTrainedModel, width: int = WIDTH) -> VisionTextDualEncoderModel:
+def join_towers(vision: PreTrainedModel, text: PreTrainedModel, width: int) -> VisionTextDualEncoderModel:
     """Returns both towers with new projections to features of `width`."""
     if isinstance(vision, ResNetModel):
         vision.config.hidden_size = list(vision.config.hidden_sizes or ())[-1]  # what the dual encoder asks for
@@ -110,10 +109,11 @@ def join_towers(vision: PreTrainedModel, text: PreTrainedModel, width: int = WID
     return VisionTextDualEncoderModel(config, vision, text)
 
 
-def join_folders(vision: Path, text: Path, folder: Path, *, seed: int = 0) -> Path:
+def join_folders(vision: Path, text: Path, folder: Path, *, width: int, seed: int = 0) -> Path:
     """Returns `folder`, newly written: the image tower of one folder, BERT and tokenizer of another, joined.
 
     Args:
+        width: of the features that both towers are projected to.
         seed: of the projections.
     """
     local = {"local_files_only": True, "trust_remote_code": False}
@@ -122,8 +122,8 @@ def join_folders(vision: Path, text: Path, folder: Path, *, seed: int = 0) -> Pa
         torch.random.fork_rng(devices=[]),
     ):
         torch.manual_seed(seed)
-        towers = (AutoModel.from_pretrained(source, use_safetensors=True, **local) for source in (vision, text))
-        join_towers(*towers).save_pretrained(folder)
+        image_tower, bert = (AutoModel.from_pretrained(path, use_safetensors=True, **local) for path in (vision, text))
+        join_towers(image_tower, bert, width).save_pretrained(folder)
         AutoTokenizer.from_pretrained(text, **local).save_pretrained(folder)
     shutil.copyfile(vision / "preprocessor_config.json", folder / "preprocessor_config.json")
     return folder

@@ -1,11 +1,10 @@
 """Backbones from folders in Hugging Face format, and back."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from model.backbones.architectures import ARCHITECTURES
 from model.backbones.base import Backbone
 from model.backbones.bert import RESNET_STRIDE, BertBackbone
 from model.backbones.folder import make_config, pretrained, read_config, read_pixel_statistics, untrained
@@ -37,6 +36,7 @@ def load_backbone(
     freeze_text: bool = False,
     freeze_token_table: bool = False,
     gradient_checkpointing: bool = False,
+    description: Mapping[str, Any] | None = None,
     weights: bool = True,
 ) -> Backbone:
     """Returns the backbone of `folder` in fp32, fitted to images of `img_size`.
@@ -50,23 +50,26 @@ def load_backbone(
         pos_interpolation: of `position_embeddings.MODES`, for positions of another grid than that of `img_size`.
         freeze_vision, freeze_text, freeze_token_table: exclude a tower, or the token table, from training.
         gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
+        description: what it is, as its YAML says.
         weights: whether the pre-trained ones are loaded. Without, they are those that a training from scratch starts
-            from, and a backbone of `ARCHITECTURES` needs no folder.
+            from; where there is no folder, the model is that of `description["architecture"]`.
 
     Raises:
-        UserError: no folder, another architecture, captions longer than its positions, a size that the patches
-            do not divide, or towers that cannot recompute activations.
+        UserError: no folder, an unknown family, another architecture, captions longer than its positions, a size that
+            the patches do not divide, or towers that cannot recompute activations.
     """
     check_choice("backbone.pos_interpolation", pos_interpolation, MODES)
+    check_choice("backbone.family", family, tuple(FAMILIES))
     folder = Path(folder)
-    known = not weights and not folder.is_dir() and name in ARCHITECTURES
+    architecture = {} if weights or folder.is_dir() or description is None else description["architecture"]
     backbone_class = FAMILIES[family]
     model_class = backbone_class.model_class
     with _advice(name):
-        config = (
-            make_config(ARCHITECTURES[name], model_class, name) if known else read_config(folder / CONFIG, model_class)
-        )
-        mean, std = _NO_PIXELS if known else read_pixel_statistics(folder / "preprocessor_config.json")
+        if architecture:
+            config, (mean, std) = make_config({"model_type": family, **architecture}, model_class, name), _NO_PIXELS
+        else:
+            config = read_config(folder / CONFIG, model_class)
+            mean, std = read_pixel_statistics(folder / "preprocessor_config.json")
         native = read_positions(folder)
     positions = config.text_config.max_position_embeddings
     if max_length > positions:

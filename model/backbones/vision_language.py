@@ -69,7 +69,7 @@ class SiglipBackbone(VisionLanguageBackbone):
         return self.hub_model.config.vision_config.hidden_size
 
     def image(self, pixels: Tensor) -> BackboneOutput:
-        output = self.hub_model.vision_model(self.normalise(pixels))
+        output = self.hub_model.vision_model(self.normalize(pixels))
         tokens = output.last_hidden_state
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return BackboneOutput(output.pooler_output, tokens, mask)
@@ -97,7 +97,7 @@ class ClipBackbone(VisionLanguageBackbone):
 
     def image(self, pixels: Tensor) -> BackboneOutput:
         tower = self.hub_model.vision_model
-        hidden = tower(self.normalise(pixels)).last_hidden_state
+        hidden = tower(self.normalize(pixels)).last_hidden_state
         tokens = self.hub_model.visual_projection(tower.post_layernorm(hidden))
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         mask[:, 0] = False

@@ -73,7 +73,7 @@ class PartHead(nn.Module):
             )
         self.slots = {"global": 1, "coarse": coarse, "fine": fine}
         self.embed_dim = (1 + coarse + fine) * dim
-        self.positions = nn.Parameter(0.02 * torch.randn(rows * columns, dim))
+        self.pos_embed = nn.Parameter(0.02 * torch.randn(rows * columns, dim))
         self.image_encoder = _attention(dim)
         self.text_encoder = _attention(dim)
         self.decoder = Decoder(dim, coarse)
@@ -105,7 +105,7 @@ class PartHead(nn.Module):
         return self._text(output)[1]
 
     def _image(self, output: BackboneOutput) -> tuple[Encoded, Tensor]:
-        patches = output.tokens[:, -len(self.positions) :] + self.positions
+        patches = output.tokens[:, -len(self.pos_embed) :] + self.pos_embed
         memory = patches + self.image_encoder(patches, patches, patches, need_weights=False)[0]  # (B, N, D)
         slots = [output.pooled[:, None]]
         foreground = torch.zeros_like(memory[:, :, 0])

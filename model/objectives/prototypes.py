@@ -110,8 +110,8 @@ class PCM(LossTerm):
 
     def reset_prototypes(self, images: Modality, texts: Modality, seed: int) -> None:
         """Starts both memories from new pseudo labels; `seed` draws the members of `start="member"`."""
-        self.image_memory.fill(*images, seed=seed)
-        self.text_memory.fill(*texts, seed=seed)
+        self.image_memory.reset_prototypes(*images, seed=seed)
+        self.text_memory.reset_prototypes(*texts, seed=seed)
 
     def after_step(self, features: Features) -> None:
         """Moves the prototypes towards the features of the step."""

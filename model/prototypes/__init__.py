@@ -2,16 +2,16 @@
 
 from model.prototypes.clustering import JaccardDBSCAN, KMeans, dbscan, kmeans
 from model.prototypes.jaccard import k_reciprocal_jaccard
-from model.prototypes.labeller import Found, Labeller, Labels
+from model.prototypes.labeler import ClusteringResult, Labeler, Labels
 from model.prototypes.memory import PrototypeMemory
 from model.prototypes.mining import Modality, mine_outliers
 from model.prototypes.statistics import cluster_statistics
 
 __all__ = [
-    "Found",
+    "ClusteringResult",
     "JaccardDBSCAN",
     "KMeans",
-    "Labeller",
+    "Labeler",
     "Labels",
     "Modality",
     "PrototypeMemory",

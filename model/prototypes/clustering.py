@@ -8,14 +8,14 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from model.prototypes.jaccard import k_reciprocal_jaccard
-from model.prototypes.neighbours import unit_features
+from model.prototypes.neighbors import unit_features
 from utils.errors import UserError
 from utils.ranking.retrieval import full_precision
 from utils.training.progress import Bar
 
 ROUNDS = 25
 ROWS = 1_024
-MAX_NEIGHBOURS = 100_000_000
+MAX_NEIGHBORS = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ def dbscan(distances: csr_matrix, eps: float, min_samples: int) -> Tensor:
     if min_samples < 1:
         raise UserError(f"min_samples: {min_samples} given, expected at least 1")
     near = _within(distances, eps)
-    if near.nnz > MAX_NEIGHBOURS:
+    if near.nnz > MAX_NEIGHBORS:
         raise UserError(
-            f"{near.nnz:,} pairs of {near.shape[0]:,} features lie within eps {eps}, more than {MAX_NEIGHBOURS:,}: the"
+            f"{near.nnz:,} pairs of {near.shape[0]:,} features lie within eps {eps}, more than {MAX_NEIGHBORS:,}: the"
             " features have collapsed into one another, or eps is too large; lower the learning rate or eps"
         )
     graph = sort_graph_by_row_values(near, copy=False, warn_when_not_sorted=False)
@@ -101,14 +101,14 @@ def kmeans(features: Tensor, clusters: int, seed: int) -> Tensor:
     if not 1 <= clusters <= len(features):
         raise UserError(f"clusters: {clusters} given, expected from 1 to the {len(features)} samples there are")
     start = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:clusters]
-    centres = features[start.to(features.device)]
+    centers = features[start.to(features.device)]
     labels = torch.full((len(features),), -1)
     for _ in Bar(range(ROUNDS), desc="clustering, rounds", unit="round", leave=False):
-        before, labels = labels, _nearest_centre(features, centres)
+        before, labels = labels, _nearest_center(features, centers)
         if torch.equal(before, labels):
             break
         means, filled = cluster_means(features, labels, clusters)
-        centres = torch.where(filled[:, None], means, centres)
+        centers = torch.where(filled[:, None], means, centers)
     return labels.unique(return_inverse=True)[1]
 
 
@@ -127,7 +127,7 @@ def cluster_means(features: Tensor, labels: Tensor, clusters: int) -> tuple[Tens
     return sums / sizes.clamp_min(1)[:, None], sizes > 0
 
 
-def _nearest_centre(features: Tensor, centres: Tensor) -> Tensor:
+def _nearest_center(features: Tensor, centers: Tensor) -> Tensor:
     """Returns the index ``(N,)`` on the CPU of the centre nearest to each feature, the lowest among equals."""
-    offsets = -centres.square().sum(dim=1) / 2
-    return torch.cat([torch.addmm(offsets, rows, centres.T).argmax(dim=1) for rows in features.split(ROWS)]).cpu()
+    offsets = -centers.square().sum(dim=1) / 2
+    return torch.cat([torch.addmm(offsets, rows, centers.T).argmax(dim=1) for rows in features.split(ROWS)]).cpu()

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, identity
 from torch import Tensor
 
-from model.prototypes.neighbours import nearest_neighbours, pair_cosines, unit_features
+from model.prototypes.neighbors import nearest_neighbors, pair_cosines, unit_features
 from utils.errors import UserError
 from utils.training.progress import Bar
 
@@ -41,18 +41,18 @@ def k_reciprocal_jaccard(features: Tensor, k1: int = 20, k2: int = 6, *, radius:
         if value < 1:
             raise UserError(f"{name}: {value} given, expected at least 1 neighbour")
     features = unit_features(features)
-    neighbours = nearest_neighbours(features, max(k1, k2 - 1))
-    return jaccard_distances(k_reciprocal_encoding(features, neighbours, k1, k2), radius)
+    neighbors = nearest_neighbors(features, max(k1, k2 - 1))
+    return jaccard_distances(k_reciprocal_encoding(features, neighbors, k1, k2), radius)
 
 
-def k_reciprocal_encoding(features: Tensor, neighbours: Tensor, k1: int, k2: int) -> csr_matrix:
+def k_reciprocal_encoding(features: Tensor, neighbors: Tensor, k1: int, k2: int) -> csr_matrix:
     """Returns V ``(N, N)``, fp64 with rows that sum to 1, as `k_reciprocal_jaccard` defines it.
 
     Args:
         features: Shape: ``(N, D)``, unit norm.
-        neighbours: from `nearest_neighbours`, of at least max(k1, k2 - 1) others.
+        neighbours: from `nearest_neighbors`, of at least max(k1, k2 - 1) others.
     """
-    nearest = neighbours.numpy().astype(np.int32)
+    nearest = neighbors.numpy().astype(np.int32)
     reciprocal = _reciprocal(nearest, k1)
     half = _reciprocal(nearest, round(k1 / 2))
     overlap = (reciprocal @ half).multiply(reciprocal).tocsr()  # at (i, c): |R(c, k1 / 2) within R(i, k1)|

@@ -16,7 +16,7 @@ STARTS: Final = get_args(Start)
 
 
 class PrototypeMemory(Resizable):
-    """The prototypes ``(C, D)`` of C clusters, none before the first `fill`.
+    """The prototypes ``(C, D)`` of C clusters, none before the first `reset_prototypes`.
 
     They travel in `state_dict`; loading takes over the checkpoint's number of clusters.
 
@@ -40,7 +40,7 @@ class PrototypeMemory(Resizable):
         self.register_buffer("prototypes", torch.zeros(0, dim))
 
     @torch.no_grad()
-    def fill(self, features: Tensor, labels: Tensor, seed: int) -> None:
+    def reset_prototypes(self, features: Tensor, labels: Tensor, seed: int) -> None:
         """Replaces the prototypes by those of a new clustering.
 
         Source: CPCL, eq. (1) and table 7.

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from model.prototypes.neighbours import pair_cosines, unit_features
+from model.prototypes.neighbors import pair_cosines, unit_features
 from utils.errors import UserError
 from utils.ranking.retrieval import full_precision, score_chunks
 

@@ -1,6 +1,6 @@
 """Tiny SigLIP, CLIP and ResNet-BERT from scratch: real classes and tokenizers, small enough to train on a CPU."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import log
 from pathlib import Path
@@ -30,31 +30,24 @@ from transformers.utils import logging
 from model.backbones.bert import join_towers
 from utils.checkpoints.disk import scratch_folder
 
-WIDTH: Final = 128
-PATCH_SIZE: Final = 16
 IMAGE_SIZE: Final = 128
-TEXT_LENGTH: Final = 48
-TEXT_POSITIONS: Final = {"siglip": 64, "clip": 77, "bert": 64}
-VOCAB_SIZE: Final = 2000
-_TOWER: Final[dict[str, Any]] = {
-    "hidden_size": WIDTH,
-    "intermediate_size": 4 * WIDTH,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-}
-_VISION: Final = {**_TOWER, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
+TOWERS: Final = ("text_config", "vision_config")
 _SQUARE: Final = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
 _Parts = tuple[PreTrainedModel, PreTrainedTokenizerFast, BaseImageProcessor]
 
 
-def make_tiny(name: str, captions: Iterable[str], folder: Path, seed: int = 0) -> Path:
+def make_tiny(
+    family: str, architecture: Mapping[str, Any], captions: Iterable[str], folder: Path, seed: int = 0
+) -> Path:
     """Returns `folder`, newly written with a tiny model, its tokenizer and its image normalisation.
 
     The same captions, seed and library versions give the same bytes. The folder appears whole or not at
     all; of several processes that make it at once, the first one wins.
 
     Args:
-        name: ``tiny_siglip``, ``tiny_clip`` or ``tiny_resnet_bert``.
+        family: a key of `MAKERS`.
+        architecture: the model's config.json, as a backbone's YAML describes it; `vocab_size` is the most tokens that
+            the tokenizer may have.
         captions: what the tokenizer learns from, in every language that the model will see.
         folder: where to write; must not exist.
     """
@@ -64,7 +57,7 @@ def make_tiny(name: str, captions: Iterable[str], folder: Path, seed: int = 0) -
         _silent_transformers(),
     ):
         torch.manual_seed(seed)
-        parts = MAKERS[name](captions)
+        parts = MAKERS[family](architecture, captions)
         for part in parts:
             part.save_pretrained(temporary / "made")
         try:
@@ -78,13 +71,13 @@ def make_tiny(name: str, captions: Iterable[str], folder: Path, seed: int = 0) -
 @torch.no_grad()
 def _ease_reading(bert: BertModel) -> None:
     """Does for a BERT what `_ease_learning` does for the text tower of a SigLIP or CLIP."""
-    embeddings = bert.embeddings
+    embeddings, width = bert.embeddings, bert.config.hidden_size
     embeddings.word_embeddings.weight.normal_(std=0.3)
     positions = embeddings.position_embeddings.weight
-    positions.copy_(0.3 * _sinusoids(len(positions), WIDTH))
+    positions.copy_(0.3 * _sinusoids(len(positions), width))
     for layer in bert.encoder.layer[:2]:
         for projection in (layer.attention.self.query, layer.attention.self.key):
-            projection.weight.mul_(0.5).add_(0.7 * torch.eye(WIDTH))
+            projection.weight.mul_(0.5).add_(0.7 * torch.eye(width))
 
 
 @torch.no_grad()
@@ -95,16 +88,17 @@ def _ease_learning(model: Any) -> None:
     and keys start similar (mimetic initialisation, Trockman and Kolter, ICML 2023).
     """
     text, vision = model.text_model, model.vision_model
+    width = text.config.hidden_size
     text.embeddings.token_embedding.weight.normal_(std=0.3)
     positions = text.embeddings.position_embedding.weight
-    positions.copy_(0.3 * _sinusoids(len(positions), WIDTH))
-    side = IMAGE_SIZE // PATCH_SIZE
-    axis = _sinusoids(side, WIDTH // 2)
+    positions.copy_(0.3 * _sinusoids(len(positions), width))
+    side = vision.config.image_size // vision.config.patch_size
+    axis = _sinusoids(side, vision.config.hidden_size // 2)
     grid = torch.cat([axis.repeat_interleave(side, 0), axis.repeat(side, 1)], dim=1)
     vision.embeddings.position_embedding.weight[-len(grid) :] = 0.3 * grid
     for layer in (*text.encoder.layers[:2], *vision.encoder.layers[:2]):
         for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
-            projection.weight.mul_(0.5).add_(0.7 * torch.eye(WIDTH))
+            projection.weight.mul_(0.5).add_(0.7 * torch.eye(len(projection.weight)))
 
 
 def _sinusoids(positions: int, width: int) -> torch.Tensor:
@@ -114,19 +108,19 @@ def _sinusoids(positions: int, width: int) -> torch.Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def _siglip(captions: Iterable[str]) -> _Parts:
+def _siglip(architecture: Mapping[str, Any], captions: Iterable[str]) -> _Parts:
     """Sigmoid family: texts are padded to the full length; scale 10 and bias -10 as SigLIP starts from."""
     specials = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    tokenizer = _tokenizer(captions, specials, template="$A </s>", max_length=TEXT_POSITIONS["siglip"])
+    text = architecture["text_config"]
+    tokenizer = _tokenizer(captions, specials, template="$A </s>", sizes=text)
     text = {
-        **_TOWER,
+        **text,
         "vocab_size": len(tokenizer),
-        "max_position_embeddings": tokenizer.model_max_length,
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
     }
-    model = SiglipModel(SiglipConfig(text_config=text, vision_config=_VISION))
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config=dict(architecture["vision_config"])))
     _ease_learning(model)
     with torch.no_grad():
         model.logit_scale.fill_(log(10))
@@ -134,27 +128,27 @@ def _siglip(captions: Iterable[str]) -> _Parts:
     return model, tokenizer, SiglipImageProcessor(size=_SQUARE)
 
 
-def _clip(captions: Iterable[str]) -> _Parts:
+def _clip(architecture: Mapping[str, Any], captions: Iterable[str]) -> _Parts:
     """Softmax family: pooled at the first end-of-text token, which also pads; scale 1/0.07."""
     start, end = "<|startoftext|>", "<|endoftext|>"
     specials = {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": "<unk>"}
-    tokenizer = _tokenizer(captions, specials, template=f"{start} $A {end}", max_length=TEXT_POSITIONS["clip"])
+    text, width = architecture["text_config"], architecture["projection_dim"]
+    tokenizer = _tokenizer(captions, specials, template=f"{start} $A {end}", sizes=text)
     text = {
-        **_TOWER,
-        "projection_dim": WIDTH,
+        **text,
+        "projection_dim": width,
         "vocab_size": len(tokenizer),
-        "max_position_embeddings": tokenizer.model_max_length,
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
-    vision = {**_VISION, "projection_dim": WIDTH}
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH))
+    vision = {**architecture["vision_config"], "projection_dim": width}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=width))
     _ease_learning(model)
     return model, tokenizer, CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=_SQUARE)
 
 
-def _resnet_bert(captions: Iterable[str]) -> _Parts:
+def _resnet_bert(architecture: Mapping[str, Any], captions: Iterable[str]) -> _Parts:
     """A ResNet and a BERT, joined: texts begin with [CLS] and end with [SEP]."""
     specials = {
         "pad_token": "[PAD]",
@@ -163,26 +157,18 @@ def _resnet_bert(captions: Iterable[str]) -> _Parts:
         "sep_token": "[SEP]",
         "mask_token": "[MASK]",
     }
-    tokenizer = _tokenizer(captions, specials, template="[CLS] $A [SEP]", max_length=TEXT_POSITIONS["bert"])
-    text = BertConfig(
-        **_TOWER,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=tokenizer.model_max_length,
-        pad_token_id=tokenizer.pad_token_id,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    bert = BertModel(text)
+    text, vision = ({k: v for k, v in architecture[t].items() if k != "model_type"} for t in TOWERS)
+    tokenizer = _tokenizer(captions, specials, template="[CLS] $A [SEP]", sizes=text)
+    bert = BertModel(BertConfig(**{**text, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}))
     _ease_reading(bert)
-    vision = ResNetConfig(embedding_size=16, hidden_sizes=[16, 32, 64, WIDTH], depths=[1, 1, 1, 1], layer_type="basic")
-    model = join_towers(ResNetModel(vision), bert, WIDTH)
+    model = join_towers(ResNetModel(ResNetConfig(**vision)), bert, architecture["projection_dim"])
     return model, tokenizer, ConvNextImageProcessor(size={"shortest_edge": IMAGE_SIZE}, do_resize=False)
 
 
 def _tokenizer(
-    captions: Iterable[str], specials: dict[str, str], *, template: str, max_length: int
+    captions: Iterable[str], specials: dict[str, str], *, template: str, sizes: Mapping[str, Any]
 ) -> PreTrainedTokenizerFast:
-    """Returns a BPE tokenizer of at most `VOCAB_SIZE` tokens, special ones first.
+    """Returns a BPE tokenizer of at most `vocab_size` tokens, special ones first.
 
     It reads lower-cased NFC text without punctuation, which SigLIP drops as well.
 
@@ -192,6 +178,7 @@ def _tokenizer(
     Args:
         specials: role -> token, in the order of their ids.
         template: where special tokens go around a text ``$A``.
+        sizes: of the text tower.
     """
     core = Tokenizer(models.BPE(unk_token=specials["unk_token"]))
     no_punctuation = normalizers.Replace(Regex(r"\p{P}+"), " ")
@@ -199,7 +186,7 @@ def _tokenizer(
     core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
     core.decoder = decoders.Metaspace()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=sizes["vocab_size"],
         special_tokens=list(dict.fromkeys(specials.values())),
         initial_alphabet=list(ascii_lowercase + digits),
         show_progress=False,
@@ -207,7 +194,7 @@ def _tokenizer(
     core.train_from_iterator(captions, trainer)
     around = [(token, core.token_to_id(token)) for token in specials.values() if token in template]
     core.post_processor = processors.TemplateProcessing(single=template, special_tokens=around)
-    return PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=max_length, **specials)
+    return PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=sizes["max_position_embeddings"], **specials)
 
 
 @contextmanager
@@ -224,4 +211,4 @@ def _silent_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-MAKERS: Final = {"tiny_siglip": _siglip, "tiny_clip": _clip, "tiny_resnet_bert": _resnet_bert}
+MAKERS: Final = {"siglip": _siglip, "clip": _clip, "vision-text-dual-encoder": _resnet_bert}

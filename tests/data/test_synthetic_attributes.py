@@ -64,10 +64,10 @@ def test_people_and_twins_obey_the_rules() -> None:
         assert is_valid(person)
         assert is_valid(twin)
         for one in (person, twin):
-            assert (one.pattern == "plain") == (one.pattern_colour is None)
-            assert (one.bag is None) == (one.bag_colour is None)
+            assert (one.pattern == "plain") == (one.pattern_color is None)
+            assert (one.bag is None) == (one.bag_color is None)
             assert (one.upper == "dress") == (one.lower is None)
-            assert (one.upper == "jacket") == (one.inner_colour is not None)
+            assert (one.upper == "jacket") == (one.inner_color is not None)
             if one.bag in ("handbag", "suitcase"):
                 assert one.held_side != one.bag_side
 
@@ -76,4 +76,4 @@ def test_twins_differ_in_many_kinds_of_attribute() -> None:
     rng = random.Random(2)
     people = [sample_appearance(rng) for _ in range(300)]
     changed = {differences(person, sample_twin(person, rng))[0] for person in people}
-    assert {"upper_colour", "lower_colour", "shoes_colour", "bag_colour", "bag_side", "hair_colour"} <= changed
+    assert {"upper_color", "lower_color", "shoes_color", "bag_color", "bag_side", "hair_color"} <= changed

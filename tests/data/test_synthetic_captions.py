@@ -12,7 +12,7 @@ from data.synthetic.captions.phrases import listed
 from data.synthetic.shot import VIEWS, Shot, sample_shot, visible_fields
 
 # Written down here once more, so that a wrong entry in the lexicon is not its own witness.
-COLOUR_WORDS = {
+COLOR_WORDS = {
     "en": {
         "gray": "grey", "silver": "grey", "blond": "blond", "fair": "blond", "ginger": "red", "violet": "purple",
         "black": "black", "white": "white", "grey": "grey", "red": "red", "orange": "orange", "yellow": "yellow",
@@ -105,13 +105,13 @@ def test_captions_only_say_what_the_picture_shows(samples: list[Sample]) -> None
 
 def test_every_colour_word_is_a_colour_that_the_caption_may_say(samples: list[Sample]) -> None:
     for sample in samples:
-        table = COLOUR_WORDS[sample.language]
+        table = COLOR_WORDS[sample.language]
         longest_first = "|".join(sorted(table, key=len, reverse=True))
-        said = {value for field, value in sample.caption.said.items() if field.endswith("colour")}
+        said = {value for field, value in sample.caption.said.items() if field.endswith("color")}
         text = sample.caption.text.replace("kính đen", "")  # sunglasses
         found = {table[word] for word in words(text, longest_first)}
         if sample.language == "vi":  # one word, vàng, for yellow clothes and blond hair
-            found, said = ({"yellow" if colour == "blond" else colour for colour in one} for one in (found, said))
+            found, said = ({"yellow" if color == "blond" else color for color in one} for one in (found, said))
         assert found == said, text
 
 
@@ -158,20 +158,20 @@ def test_the_two_annotators_differ_in_style() -> None:
 
 
 def test_views_hide_what_they_hide() -> None:
-    masked = next(i.appearance for i in people(400) if i.appearance.mask_colour)
-    masked = replace(masked, upper="jacket", pattern="plain", pattern_colour=None, inner_colour="white")
+    masked = next(i.appearance for i in people(400) if i.appearance.mask_color)
+    masked = replace(masked, upper="jacket", pattern="plain", pattern_color=None, inner_color="white")
     shots = {view: sample_shot(masked, view, random.Random(0)) for view in VIEWS}
-    assert "mask_colour" in visible_fields(masked, shots["front"])
-    assert "mask_colour" in visible_fields(masked, shots["left"])
-    assert "mask_colour" not in visible_fields(masked, shots["back"])
-    assert "inner_colour" not in visible_fields(masked, shots["left"])
-    handbag = replace(masked, bag="handbag", bag_colour="red", bag_side="left")
+    assert "mask_color" in visible_fields(masked, shots["front"])
+    assert "mask_color" in visible_fields(masked, shots["left"])
+    assert "mask_color" not in visible_fields(masked, shots["back"])
+    assert "inner_color" not in visible_fields(masked, shots["left"])
+    handbag = replace(masked, bag="handbag", bag_color="red", bag_side="left")
     assert "bag" in visible_fields(handbag, shots["left"])
     assert "bag" not in visible_fields(handbag, shots["right"])
     cropped = replace(shots["front"], ground=1.04)
-    assert not {"shoes", "shoes_colour"} & visible_fields(masked, cropped)
+    assert not {"shoes", "shoes_color"} & visible_fields(masked, cropped)
     hidden_legs = replace(shots["front"], ground=0.97, occluder="bush")
-    assert not {"shoes", "shoes_colour"} & visible_fields(masked, hidden_legs)
+    assert not {"shoes", "shoes_color"} & visible_fields(masked, hidden_legs)
 
 
 def agreement(said: dict[str, str], person: Appearance, visible: frozenset[str]) -> int:

@@ -6,16 +6,16 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.synthetic.attributes import COLOURS, Appearance, is_valid
+from data.synthetic.attributes import COLORS, Appearance, is_valid
 from data.synthetic.drawing.picture import draw_picture
 from data.synthetic.shot import VIEWS, Shot, sample_shot
 
 PERSON = Appearance(
-    gender="man", headwear=None, headwear_colour=None, hair="short", hair_colour="black",
-    upper="t-shirt", upper_colour="white", pattern="plain", pattern_colour=None, inner_colour=None,
-    lower="trousers", lower_colour="grey", shoes="trainers", shoes_colour="black",
-    bag=None, bag_colour=None, bag_side=None, scarf_colour=None, eyewear=None, mask_colour=None,
-    held=None, held_colour=None, held_side=None,
+    gender="man", headwear=None, headwear_color=None, hair="short", hair_color="black",
+    upper="t-shirt", upper_color="white", pattern="plain", pattern_color=None, inner_color=None,
+    lower="trousers", lower_color="grey", shoes="trainers", shoes_color="black",
+    bag=None, bag_color=None, bag_side=None, scarf_color=None, eyewear=None, mask_color=None,
+    held=None, held_color=None, held_side=None,
 )  # fmt: skip
 STANDING = Shot("front", False, 0.1, 0.0, 0.87, 0.5, 0.97, None)
 
@@ -45,13 +45,13 @@ def test_any_size_and_view_can_be_drawn(size: tuple[int, int], view: str) -> Non
     assert np.asarray(picture).std() > 10
 
 
-@pytest.mark.parametrize("colour", ["black", "white", "red", "yellow", "green", "blue", "pink"])
-@pytest.mark.parametrize(("field", "rows"), [("upper_colour", slice(48, 68)), ("lower_colour", slice(76, 100))])
-def test_garments_have_the_colour_that_they_are_called(colour: str, field: str, rows: slice) -> None:
-    person = replace(PERSON, **{field: colour})
+@pytest.mark.parametrize("color", ["black", "white", "red", "yellow", "green", "blue", "pink"])
+@pytest.mark.parametrize(("field", "rows"), [("upper_color", slice(48, 68)), ("lower_color", slice(76, 100))])
+def test_garments_have_the_colour_that_they_are_called(color: str, field: str, rows: slice) -> None:
+    person = replace(PERSON, **{field: color})
     region = np.mean([np.asarray(draw(person, STANDING, seed=seed))[rows, 26:38] for seed in range(6)], axis=(0, 1, 2))
-    nearest = min(COLOURS, key=lambda name: float(np.abs(region - np.array(COLOURS[name])).sum()))
-    assert nearest == colour
+    nearest = min(COLORS, key=lambda name: float(np.abs(region - np.array(COLORS[name])).sum()))
+    assert nearest == color
 
 
 @pytest.mark.parametrize("bag", ["handbag", "shoulder bag", "suitcase"])
@@ -59,7 +59,7 @@ def test_garments_have_the_colour_that_they_are_called(colour: str, field: str, 
     ("front", "left", True), ("front", "right", False), ("back", "left", False), ("back", "right", True),
 ])  # fmt: skip
 def test_left_and_right_are_the_persons_own(bag: str, view: str, side: str, right_half: bool) -> None:
-    person = replace(PERSON, bag=bag, bag_colour="red", bag_side=side)
+    person = replace(PERSON, bag=bag, bag_color="red", bag_side=side)
     columns = np.nonzero(changed(person, replace(STANDING, view=view))[64:])[1]
     assert columns.size > 20
     assert (columns.mean() > 32) == right_half
@@ -67,29 +67,29 @@ def test_left_and_right_are_the_persons_own(bag: str, view: str, side: str, righ
 
 @pytest.mark.parametrize(("side", "view", "shown"), [("left", "left", True), ("right", "left", False)])
 def test_the_near_side_hides_a_far_shoulder_bag(side: str, view: str, shown: bool) -> None:
-    person = replace(PERSON, bag="shoulder bag", bag_colour="red", bag_side=side)
+    person = replace(PERSON, bag="shoulder bag", bag_color="red", bag_side=side)
     below_the_chest = changed(person, replace(STANDING, view=view))[60:]
     assert (below_the_chest.sum() > 20) == shown
 
 
 @pytest.mark.parametrize("change", [
-    {"headwear": "cap", "headwear_colour": "red"}, {"headwear": "conical hat"}, {"scarf_colour": "red"},
-    {"eyewear": "sunglasses"}, {"mask_colour": "blue"}, {"upper_colour": "red"}, {"lower": "shorts"},
-    {"shoes": "boots", "shoes_colour": "red"}, {"bag": "backpack", "bag_colour": "red"},
-    {"held": "umbrella", "held_colour": "red", "held_side": "left"}, {"held": "phone", "held_side": "right"},
-    {"upper": "jacket", "inner_colour": "red"}, {"pattern": "striped", "pattern_colour": "black"},
-    {"pattern": "print", "pattern_colour": "red"}, {"hair_colour": "blond"},
+    {"headwear": "cap", "headwear_color": "red"}, {"headwear": "conical hat"}, {"scarf_color": "red"},
+    {"eyewear": "sunglasses"}, {"mask_color": "blue"}, {"upper_color": "red"}, {"lower": "shorts"},
+    {"shoes": "boots", "shoes_color": "red"}, {"bag": "backpack", "bag_color": "red"},
+    {"held": "umbrella", "held_color": "red", "held_side": "left"}, {"held": "phone", "held_side": "right"},
+    {"upper": "jacket", "inner_color": "red"}, {"pattern": "striped", "pattern_color": "black"},
+    {"pattern": "print", "pattern_color": "red"}, {"hair_color": "blond"},
 ])  # fmt: skip
 def test_every_attribute_shows_in_a_front_view(change: dict[str, str]) -> None:
-    base = replace(PERSON, upper="shirt") if "scarf_colour" in change else PERSON
+    base = replace(PERSON, upper="shirt") if "scarf_color" in change else PERSON
     pixels = [np.asarray(draw(person, STANDING), np.int32) for person in (base, replace(base, **change))]
     assert (np.abs(pixels[0] - pixels[1]).sum(axis=2) > 60).sum() >= 10
 
 
 def test_shots_keep_the_figure_in_the_frame() -> None:
-    tall = replace(PERSON, held="umbrella", held_colour="red", held_side="left")
+    tall = replace(PERSON, held="umbrella", held_color="red", held_side="left")
     for seed in range(200):
         for person, top in ((PERSON, 1.02), (tall, 1.1)):
             shot = sample_shot(person, "front", random.Random(seed))
             assert shot.ground - shot.height * top > -0.01
-            assert abs(shot.centre - 0.5) <= 0.04
+            assert abs(shot.center - 0.5) <= 0.04

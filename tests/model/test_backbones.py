@@ -35,9 +35,9 @@ def test_native_size_equals_the_library_model(hub_folders: dict[str, Path], fami
     library = {"siglip": SiglipModel, "clip": CLIPModel}[family].from_pretrained(hub_folders[family]).eval()
     mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.5, 0.25, 0.2])
     images = pixels()
-    normalised = (images / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    normalized = (images / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     with torch.no_grad():
-        output = library(input_ids=IDS, pixel_values=normalised)
+        output = library(input_ids=IDS, pixel_values=normalized)
         encoder = TBPS(backbone, GlobalHead(backbone.embed_dim))
         image, text = encoder.encode_image(images), encoder.encode_text(IDS, MASK)
     torch.testing.assert_close(image.embedding, output.image_embeds)
@@ -173,12 +173,19 @@ def test_a_grown_token_table_keeps_its_rows_and_encodes_as_before(
     ids = torch.randint(4, 40, (2, 12))
     mask = torch.ones_like(ids, dtype=torch.bool)
     before, old = backbone.text(ids, mask).pooled, backbone.token_table.clone()
-    backbone.grow_token_table(43)
+    backbone.resize_token_embeddings(43)
     assert backbone.vocab_size == 43
     assert backbone.token_table.requires_grad is not frozen
     assert torch.equal(backbone.token_table[:40], old)
     assert torch.equal(backbone.token_table[40:], old.mean(dim=0).expand(3, -1))
     assert torch.equal(backbone.text(ids, mask).pooled, before)
-    backbone.grow_token_table(41)
+    backbone.resize_token_embeddings(41)
     assert backbone.vocab_size == 43
     assert backbone.hub_model.config.text_config.vocab_size == 43
+
+
+def test_the_token_table_must_reach_the_largest_id(hub_folders: dict[str, Path]) -> None:
+    backbone = load(hub_folders, FAMILIES[0])
+    backbone.check_token_id(39)
+    with pytest.raises(UserError, match="token id 40 lies outside the backbone's table of 40 tokens"):
+        backbone.check_token_id(40)

@@ -124,7 +124,7 @@ def test_every_trainable_weight_but_the_temperature_gets_gradient(hub_folders: d
 def test_the_token_table_grows_and_can_be_frozen(hub_folders: dict[str, Path]) -> None:
     backbone = load(hub_folders["resnet"], freeze_token_table=True).eval()
     before = backbone.text(IDS, MASK).pooled
-    backbone.grow_token_table(43)
+    backbone.resize_token_embeddings(43)
     assert backbone.vocab_size == 43
     assert not backbone.token_table.requires_grad
     assert torch.equal(backbone.text(IDS, MASK).pooled, before)
@@ -149,7 +149,7 @@ def test_two_folders_are_joined_into_one_that_loads(tmp_path: Path, vision: str)
     words = Tokenizer(models.WordLevel({"[UNK]": 0, "[PAD]": 1, "red": 2}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(sources[1])
-    folder = join_folders(sources[0], sources[1], tmp_path / "joined")
+    folder = join_folders(sources[0], sources[1], tmp_path / "joined", width=768)
     backbone = load(folder)
     assert isinstance(backbone, BertBackbone)
     assert backbone.embed_dim == 768
@@ -157,5 +157,5 @@ def test_two_folders_are_joined_into_one_that_loads(tmp_path: Path, vision: str)
     tower = {"resnet": ResNetModel, "vit": ViTModel}[vision].from_pretrained(sources[0])
     joined = VisionTextDualEncoderModel.from_pretrained(folder).vision_model.state_dict()
     assert all(torch.equal(joined[name], weight) for name, weight in tower.state_dict().items())
-    again = join_folders(sources[0], sources[1], tmp_path / "again")
+    again = join_folders(sources[0], sources[1], tmp_path / "again", width=768)
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()

@@ -50,7 +50,7 @@ def test_an_image_follows_the_equations() -> None:
     part, output = head(), image_output()
     slots = part.image(output).slots
     for sample in range(BATCH):
-        patches = output.tokens[sample] + part.positions
+        patches = output.tokens[sample] + part.pos_embed
         memory = patches + slow_attention(part.image_encoder, patches, patches)[0]  # (3)
         coarse, weights = slow_attention(part.decoder.attention, part.decoder.tokens, memory)  # (4)
         foreground = weights.mean(dim=0)
@@ -123,7 +123,7 @@ def test_separate_decoders_share_nothing_across_modalities() -> None:
 def test_24_rows_make_4_stripes_of_6() -> None:
     torch.manual_seed(0)
     part = PartHead(DIM, (24, 8), coarse=0, fine=4)
-    nn.init.zeros_(part.positions)
+    nn.init.zeros_(part.pos_embed)
     nn.init.zeros_(part.image_encoder.out_proj.weight)
     tokens = torch.arange(24.0).repeat_interleave(8)[None, :, None].expand(1, -1, DIM)  # each patch: its row
     slots = part.image(BackboneOutput(draw(1, DIM), tokens, torch.ones(1, 192, dtype=torch.bool))).slots

@@ -50,7 +50,7 @@ def split(groups: dict, model: nn.Module | None = None) -> dict:
         ("encoder.backbone.model.logit_bias", 1, "backbone", "temperature"),
         ("encoder.backbone.model.base_model.layers.0.q_proj.lora_A.default.weight", 2, "adapters", "matrix"),
         ("encoder.head.attention.queries", 2, "head", "matrix"),
-        ("encoder.head.positions", 2, "head", "position"),
+        ("encoder.head.pos_embed", 2, "head", "position"),
         ("objective.terms.any_name.image_log_temperature", 0, "loss", "temperature"),
         ("objective.terms.any_name.head.weight", 2, "loss", "matrix"),
         ("objective.terms.any_name.backbone.bias", 1, "loss", "bias"),

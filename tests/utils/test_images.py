@@ -13,7 +13,7 @@ from PIL import Image, TiffImagePlugin
 from utils.images import TURNS, BadImageError, read_bytes, read_rgb
 
 HEIGHT, WIDTH = 6, 4
-GREY = np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH) * 10 + 5
+GRAY = np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH) * 10 + 5
 
 
 def packed(pixels: np.ndarray | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -40,25 +40,25 @@ def whites(tags: dict[int, int]) -> TiffImagePlugin.ImageFileDirectory_v2:
 @pytest.mark.parametrize(
     ("pixels", "kind"),
     [
-        (GREY.astype(np.uint16) * 257, "PNG"),
-        (GREY.astype(np.uint16) * 257, "TIFF"),
-        (GREY.astype(">u2") * 257, "TIFF"),
-        (GREY.astype(np.int32) * 257, "TIFF"),
-        (GREY.astype(np.int32) * 257, "PPM"),
-        (GREY.astype(np.int32), "TIFF"),
-        (GREY.astype(np.float32) / 255, "TIFF"),
-        (GREY.astype(np.float32), "TIFF"),
-        (GREY.astype(np.float32) * 257, "TIFF"),
-        (GREY.astype(np.float32) / 255, "PPM"),
+        (GRAY.astype(np.uint16) * 257, "PNG"),
+        (GRAY.astype(np.uint16) * 257, "TIFF"),
+        (GRAY.astype(">u2") * 257, "TIFF"),
+        (GRAY.astype(np.int32) * 257, "TIFF"),
+        (GRAY.astype(np.int32) * 257, "PPM"),
+        (GRAY.astype(np.int32), "TIFF"),
+        (GRAY.astype(np.float32) / 255, "TIFF"),
+        (GRAY.astype(np.float32), "TIFF"),
+        (GRAY.astype(np.float32) * 257, "TIFF"),
+        (GRAY.astype(np.float32) / 255, "PPM"),
     ],
     ids=lambda value: str(value.dtype) if isinstance(value, np.ndarray) else value,
 )
 def test_more_than_8_bits_are_scaled_to_8(pixels: np.ndarray, kind: str) -> None:
-    assert np.abs(read(packed(pixels, kind)) - GREY[..., None]).max() <= 1
+    assert np.abs(read(packed(pixels, kind)) - GRAY[..., None]).max() <= 1
 
 
 def test_a_dark_16_bit_image_stays_dark() -> None:
-    assert read(packed(GREY.astype(np.uint16), "PNG")).max() == 1
+    assert read(packed(GRAY.astype(np.uint16), "PNG")).max() == 1
 
 
 def test_numbers_a_little_outside_of_their_range_are_cut_off() -> None:
@@ -74,17 +74,17 @@ def test_numbers_of_no_known_range_are_refused(values: list[float]) -> None:
 
 
 def test_a_tiff_whose_white_is_zero_is_turned_round() -> None:
-    pixels = (255 - GREY).astype(np.uint16) * 257
+    pixels = (255 - GRAY).astype(np.uint16) * 257
     content = packed(pixels, "TIFF", tiffinfo=whites({262: 0}))
     with Image.open(io.BytesIO(content)) as image:
         assert image.tag_v2[262] == 0  # type: ignore[attr-defined]
-    assert np.abs(read(content) - GREY[..., None]).max() <= 1
+    assert np.abs(read(content) - GRAY[..., None]).max() <= 1
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", TURNS)
 def test_images_are_upright(kind: str, orientation: int) -> None:
-    upright = Image.fromarray(np.kron(GREY, np.ones((16, 16), np.uint8))).convert("RGB")
+    upright = Image.fromarray(np.kron(GRAY, np.ones((16, 16), np.uint8))).convert("RGB")
     back = {6: 8, 8: 6}.get(orientation, orientation)
     lying = upright.transpose(TURNS[back])
     exif = Image.Exif()
@@ -97,14 +97,14 @@ def test_images_are_upright(kind: str, orientation: int) -> None:
 @pytest.mark.parametrize("damage", [b"MM\0*\0\0\0\x08\xff\xff", b"nonsense", b"MM\0*\0\0\0\x08\0\2\1\x0f\0\2\xff\xff"])
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_damaged_exif_data_is_done_without(damage: bytes) -> None:
-    content = packed(GREY, "WEBP", exif=b"Exif\0\0" + damage, lossless=True)
-    assert np.array_equal(read(content)[..., 0], GREY)
+    content = packed(GRAY, "WEBP", exif=b"Exif\0\0" + damage, lossless=True)
+    assert np.array_equal(read(content)[..., 0], GRAY)
 
 
 def test_orientation_beside_odd_exif_entries_is_read() -> None:
     """Pillow's own `exif_transpose` fails where it cannot write the entries again."""
     entries = b"\0\2" + b"\x01\x0f\0\2\0\0\0\4\xff\xfe\xfd\0" + b"\x01\x12\0\3\0\0\0\1\0\6\0\0"
-    content = packed(GREY, "WEBP", exif=b"MM\0*\0\0\0\x08" + entries + b"\0\0\0\0", lossless=True)
+    content = packed(GRAY, "WEBP", exif=b"MM\0*\0\0\0\x08" + entries + b"\0\0\0\0", lossless=True)
     assert read(content).shape == (WIDTH, HEIGHT, 3)
 
 
@@ -141,9 +141,9 @@ def test_half_transparent_pixels_are_mixed_with_white() -> None:
 
 
 def test_one_bit_cmyk_and_the_first_frame_of_an_animation() -> None:
-    bits = Image.fromarray(GREY > 100)
+    bits = Image.fromarray(GRAY > 100)
     assert bits.mode == "1"
-    assert np.array_equal(read(packed(bits))[..., 0], 255 * (GREY > 100))
+    assert np.array_equal(read(packed(bits))[..., 0], 255 * (GRAY > 100))
     assert np.abs(read(packed(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG")) - [255, 0, 0]).max() <= 3
     first, second = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
     for kind in ("GIF", "PNG", "WEBP"):

@@ -1,10 +1,13 @@
 """Checkpoint folders in Hugging Face format: what one has to hold, and how one is copied."""
 
+from __future__ import annotations
+
 import json
 import shutil
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from safetensors import SafetensorError, safe_open
 
@@ -44,24 +47,34 @@ class IncompleteError(UserError):
 
 @dataclass(frozen=True)
 class Architecture:
-    """What tells one dual encoder from another.
+    """What tells one dual encoder from another; None stands for any number.
 
     text_width, vision_width: hidden sizes of the towers. patch: side of an image patch in pixels, or of the first
-    convolution of a ResNet. vocab: rows of the token table; None stands for any number.
+    convolution of a ResNet. vocab: rows of the token table.
     """
 
     model_type: str
-    text_width: int
-    vision_width: int
-    patch: int
+    text_width: int | None
+    vision_width: int | None
+    patch: int | None
     vocab: int | None
 
+    @classmethod
+    def described(cls, backbone: Mapping[str, Any]) -> Self:
+        """Returns what the YAML of a backbone asks of its folder; the tokens of one that is made are not known."""
+        description = backbone["description"]
+        text, vision = (description["architecture"].get(f"{tower}_config", {}) for tower in ("text", "vision"))
+        vocab = text.get("vocab_size") if description["repository"] else None
+        sizes = text.get("hidden_size"), vision.get("hidden_size"), vision.get("patch_size")
+        return cls(backbone["family"], *sizes, vocab)
+
+    def fits(self, found: Architecture) -> bool:
+        """Returns whether all numbers that are not None are those of `found`."""
+        return all(mine in (None, other) for mine, other in zip(astuple(self), astuple(found), strict=True))
+
     def __str__(self) -> str:
-        tokens = "any number of" if self.vocab is None else self.vocab
-        return (
-            f"{self.model_type} model (text width {self.text_width}, vision width {self.vision_width}, "
-            f"{self.patch}-pixel patches, {tokens} tokens)"
-        )
+        kind, text, vision, patch, vocab = ("any" if number is None else number for number in astuple(self))
+        return f"{kind} model (text width {text}, vision width {vision}, {patch}-pixel patches, {vocab} tokens)"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -103,7 +116,7 @@ def check_folder(
     """
     configs = {name: read_json(folder / name) for name in CONFIGS}
     found = _architecture(weights or folder / WEIGHTS, str(configs["config.json"].get("model_type")))
-    if expected != (replace(found, vocab=None) if expected.vocab is None else found):
+    if not expected.fits(found):
         raise UserError(f"{source or folder} holds a {found}; expected a {expected}: choose another one")
     if not has_tokenizer(folder):
         raise IncompleteError(f"{folder} has no tokenizer (tokenizer.json or spiece.model)")

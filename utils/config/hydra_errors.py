@@ -12,11 +12,14 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from utils.config.command_line import prepared
+from utils.config.run_folders import remove_if_empty
 from utils.config.surroundings import LOST_WORKERS, refusal, settle_surroundings
 from utils.errors import UserError, fail, nearest
 
@@ -59,6 +62,25 @@ def hydra_errors_in_one_sentence(config_dir: Path, default_config: str) -> Itera
         if (told := job_sentence(error)) is None:
             raise
         fail(told)
+
+
+@contextmanager
+def job_errors_in_one_sentence(cfg: DictConfig) -> Iterator[None]:
+    """Ends the process with one sentence and status 2 when a job cannot be done; in a sweep, the other jobs go on.
+
+    Raises:
+        UserError: the job is one of a sweep.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (told := job_sentence(error)) is None:
+            raise
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            let_go(error)
+            raise UserError(told) from error
+        remove_if_empty(cfg.run_dir)
+        fail(told)  # before Hydra adds lines to it
 
 
 def sentence(error: BaseException, config_dir: Path, config_name: str, arguments: Sequence[str]) -> str:

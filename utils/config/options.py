@@ -49,6 +49,12 @@ def check_overrides(cfg: DictConfig) -> None:
     """
     hydra = HydraConfig.get()
     given = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
+    for section, _, name in (override.key_or_group.partition(".") for override in given):
+        if section in ("backbone", "dataset") and name.partition(".")[0] == "description":
+            raise UserError(
+                f"{section}.{name}: {section}.description says what {section}={cfg[section].name} is, and is no option "
+                f"of a run; for another {section}, write a YAML beside config/{section}/{cfg[section].name}.yaml"
+            )
     groups = [str(override.input_line) for override in given if override.key_or_group in hydra.runtime.choices]
     loader = GlobalHydra.instance().config_loader()
     usual = loader.load_configuration(hydra.job.config_name, groups, run_mode=RunMode.RUN)

@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from utils.config.run_folders import run_dir
 from utils.errors import UserError
 
+RunInfo = dict[str, Any]  # what tells a run from others
+
 _SIZE = re.compile(r"\(?\s*(\d+)\s*[x,]\s*(\d+)\s*\)?")
 
 
@@ -27,9 +29,7 @@ def parse_size(text: str, key: str = "img_size_str") -> list[int]:
     return [int(match[1]), int(match[2])]
 
 
-def run_facts(
-    cfg: DictConfig, *, language: str, val_is_test: bool, skipped: Mapping[str, int] | None = None
-) -> dict[str, Any]:
+def run_info(cfg: DictConfig, *, language: str, val_is_test: bool, skipped: Mapping[str, int] | None = None) -> RunInfo:
     """Returns what tells this run from others, in tables and on dashboards.
 
     Args:

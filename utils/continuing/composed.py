@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from utils.continuing.option_rules import rule_of
 from utils.continuing.plain_values import ForeignValueError
+from utils.errors import UserError, library_errors, nearest
 
 CONFIG_DIR = Path(__file__).parents[2] / "config"
 DEFAULT_CONFIG = "demo"
@@ -89,13 +90,23 @@ def own_choices(choices: Mapping[str, str | None]) -> dict[str, str | None]:
 
 
 @contextmanager
-def composer() -> Iterator[None]:
-    """Lets `compose` find this project's YAML, and what the command line added to it with --config-dir."""
-    if GlobalHydra.instance().is_initialized():
+def composer(config_dir: Path | None = None) -> Iterator[None]:
+    """Lets `compose` find this project's YAML, and what the command line added to it with --config-dir.
+
+    Args:
+        config_dir: what else is searched, and first, where no command line of Hydra's runs.
+    """
+    if GlobalHydra.instance().is_initialized() and options_of("loss/term"):  # not the app of another program
         yield
-    else:
-        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            yield
+        return
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        if config_dir is not None:
+            if not config_dir.is_dir():
+                raise UserError(f"--config-dir: there is no folder {config_dir}; name the one above your own YAML's")
+            loader = GlobalHydra.instance().config_loader()
+            loader.get_search_path().prepend("command-line", f"file://{config_dir.absolute()}")
+            loader.repository.initialize_sources(loader.get_search_path())  # type: ignore[attr-defined]
+        yield
 
 
 def options_of(group: str) -> list[str]:
@@ -104,6 +115,25 @@ def options_of(group: str) -> list[str]:
         return []
     loader = GlobalHydra.instance().config_loader()
     return [option for option in loader.get_group_options(group) if not option.startswith("_")]
+
+
+def described(group: str, name: str) -> DictConfig:
+    """Returns an option of "backbone" or "dataset" by itself, interpolations unresolved; `description` says what it is.
+
+    Raises:
+        UserError: there is no such option, or its YAML is none.
+    """
+    with composer():
+        options = options_of(group)
+        if name not in options:
+            hint = nearest(name.lower().replace("-", "_"), options)
+            raise UserError(f"There is no {group} {name!r}; expected one of {', '.join(options)}.{hint}")
+        file = f"{group}/{name}.yaml"
+        with library_errors(f"{file} cannot be composed", "correct it, by the example of the others"):
+            option = OmegaConf.select(compose(f"{group}/{name}"), group)
+    if OmegaConf.select(option, "description") is None:
+        raise UserError(f"{file} does not describe a {group}; begin it with 'defaults: [_base, _self_]'")
+    return option
 
 
 def compose_options(

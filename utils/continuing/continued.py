@@ -14,7 +14,7 @@ from utils.checkpoints.weights import load_weights, read_checkpoint, refused_to_
 from utils.config.multirun_subprocess import needs_own_command
 from utils.continuing.taken_over import continued_config
 from utils.errors import UserError
-from utils.report.provenance import checkpoint_facts
+from utils.report.provenance import checkpoint_info
 from utils.report.run_record import KEY
 
 
@@ -34,7 +34,7 @@ class Continued:
         with refused_to_continue(path):
             check_progress(checkpoint)
         self.config, self._differences = continued_config(cfg, checkpoint["config"], path)
-        self.facts = checkpoint_facts(path, checkpoint)
+        self.info = checkpoint_info(path, checkpoint)
         self._checkpoint = checkpoint
         self.path = path
         self._epochs = _count(checkpoint, "loops", "fit_loop", "epoch_progress", "current", "processed")

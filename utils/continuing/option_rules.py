@@ -43,6 +43,12 @@ RULES: Final = (
         note="where things lie on this machine; a file never says where to write",
     ),
     Rule(
+        keys=("backbone.description.*", "dataset.description.*"),
+        continued="here",
+        changes_result=False,
+        note="what a backbone and a dataset are: as their YAML says, and no option of a run",
+    ),
+    Rule(
         keys=(
             "trainer.accelerator",
             "trainer.devices",

@@ -1,4 +1,4 @@
-"""python -m utils.download FOLDER --from ADDRESS_OR_FILE: fetches the archive of a dataset and unpacks it."""
+"""python -m utils.download DATASET --from ADDRESS_OR_FILE: fetches the archive of a dataset and unpacks it."""
 
 from utils.download.fetch import main
 from utils.errors import run_command

@@ -1,8 +1,8 @@
 """Fetches a dataset archive and unpacks it into its folder; a folder that holds images is kept.
 
-uv run python -m utils.download CUHK-PEDES --from https://example.org/CUHK-PEDES.zip --sha256 HEX
-uv run --extra drive python -m utils.download VN3K --from gdrive:FILE_ID
-uv run python -m utils.download RSTPReid --from ~/RSTPReid.tar.gz
+uv run python -m utils.download cuhk_pedes --from https://example.org/CUHK-PEDES.zip --sha256 HEX
+uv run --extra drive python -m utils.download vn3k_vi --from gdrive:FILE_ID
+uv run python -m utils.download rstpreid --from ~/RSTPReid.tar.gz
 """
 
 import argparse
@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import requests
 
+from utils.continuing.composed import described
 from utils.download.archives import IMAGE_FOLDER, install
 from utils.download.download import download, reason, sha256_of, writing
 from utils.errors import UserError
@@ -69,16 +70,17 @@ def _download_from_drive(file_id: str, archive: Path) -> None:
 def main() -> None:
     """Parses the command line, fetches and unpacks."""
     parser = argparse.ArgumentParser(prog="python -m utils.download", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("folder", help="name of the dataset's folder, such as CUHK-PEDES")
+    parser.add_argument("dataset", help="its name, such as cuhk_pedes: its YAML names its folder")
     parser.add_argument("--from", dest="source", required=True, help="http(s) address, gdrive:FILE_ID, or a file")
     parser.add_argument("--sha256", type=_sha256, help="what the archive has to hash to")
     parser.add_argument("--root", type=Path, default=Path(), help="where the datasets lie (default: here)")
     args = parser.parse_args()
-    target: Path = args.root / args.folder
+    folder = described("dataset", args.dataset).description.folder
+    target: Path = args.root / folder
     if (target / IMAGE_FOLDER).is_dir():
         print(f"{target} holds images already and is kept; move it away to fetch it again")
         return
-    archive = fetch_archive(args.source, args.root / "downloads", prefix=args.folder, sha256=args.sha256)
+    archive = fetch_archive(args.source, args.root / "downloads", prefix=folder, sha256=args.sha256)
     install(archive, target)
     print(f"{target} is in place, unpacked from {archive}")
 

@@ -45,8 +45,8 @@ def group_by_identity(pids: Tensor, other_pids: Tensor) -> tuple[Grouped, Groupe
     return mine, other
 
 
-class Strip:
-    """Some neighbouring items of a side: the scores of their positives, and how many negatives each is behind.
+class RankBlock:
+    """Some neighbouring items of a side: the scores of their positives, and how many negatives are ahead of each.
 
     Args:
         side: where they are taken from.
@@ -65,10 +65,10 @@ class Strip:
         most = int(self.matches.max()) if wanted else 0
         self._slots = torch.arange(most, device=self.first.device)[:, None]
         self.positives = self.first.new_full((most, stop - start), -torch.inf, dtype=torch.float32)
-        self._behind = torch.zeros_like(self.positives)
+        self._num_ahead = torch.zeros_like(self.positives)
         self._lock = Lock()
 
-    def shares_identities(self, other: "Strip") -> bool:
+    def shares_identities(self, other: "RankBlock") -> bool:
         """Whether the identities of both overlap."""
         return self.lowest <= other.highest and other.lowest <= self.highest
 
@@ -87,16 +87,16 @@ class Strip:
     def count_negatives(self, scores: Tensor, buffer: Tensor) -> None:
         """Counts those among `scores` ``(n, m)`` that are not below a positive; `buffer` ``(n, m)`` is overwritten."""
         # Comparing into a float buffer keeps comparison and sum vectorised; sums are exact below 2^24 items.
-        behind = torch.empty_like(self.positives)
-        for positive, number in zip(self.positives, behind, strict=True):
+        num_ahead = torch.empty_like(self.positives)
+        for positive, number in zip(self.positives, num_ahead, strict=True):
             torch.ge(scores, positive[:, None], out=buffer)
             torch.sum(buffer, dim=1, out=number)
         with self._lock:
-            self._behind += behind
+            self._num_ahead += num_ahead
 
     def ranks(self) -> Tensor:
         """Ranks ``(n, K)`` of the positives, the best first; an item with fewer than K ends in filling."""
-        return (self._behind + self._slots + 1).T
+        return (self._num_ahead + self._slots + 1).T
 
     def flat_ranks(self) -> Tensor:
         """Ranks of the positives of one item after the other, without filling."""
@@ -105,8 +105,8 @@ class Strip:
 
 def count_ranks(
     query: Tensor, gallery: Tensor, sides: tuple[Grouped, Grouped], size: int, *, both: bool
-) -> tuple[list[Strip], list[Strip]]:
-    """Returns the query's and the gallery's strips, counted; those of the gallery only where `both` are wanted.
+) -> tuple[list[RankBlock], list[RankBlock]]:
+    """Returns the query's and the gallery's blocks, counted; those of the gallery only where `both` are wanted.
 
     The positives' scores are collected from the blocks that hold some, then all blocks are compared with them.
     All products have one shape, of whole tiles: a matrix product may round the elements of a ragged edge, or of
@@ -118,12 +118,12 @@ def count_ranks(
         size: of a block, in items of a side.
     """
     (rows, height), (columns, width) = (
-        _strips(side, size, wanted=wanted) for side, wanted in zip(sides, (True, both), strict=True)
+        _rank_blocks(side, size, wanted=wanted) for side, wanted in zip(sides, (True, both), strict=True)
     )
     tiles = gallery.new_zeros(len(columns), width, gallery.shape[1], dtype=torch.float32)
     tiles.flatten(0, 1)[: len(gallery)] = gallery[sides[1].order]
 
-    def blocks(row: Strip, against: Iterable[int]) -> Iterator[tuple[Strip, Tensor]]:
+    def blocks(row: RankBlock, against: Iterable[int]) -> Iterator[tuple[RankBlock, Tensor]]:
         chunk = query.new_zeros(height, query.shape[1], dtype=torch.float32)
         chunk[: len(row.order)] = query[row.order]
         block = chunk.new_empty(height, width)
@@ -131,13 +131,13 @@ def count_ranks(
             torch.mm(chunk, tiles[number].T, out=block)
             yield columns[number], block[: len(row.order), : len(columns[number].order)]
 
-    def collect(row: Strip) -> None:
+    def collect(row: RankBlock) -> None:
         sharing = (number for number, column in enumerate(columns) if row.shares_identities(column))
         for column, scores in blocks(row, sharing):
             row.collect(scores, column.start)
             column.collect(scores.T, row.start)
 
-    def count(row: Strip) -> None:
+    def count(row: RankBlock) -> None:
         buffer = query.new_empty(height, width, dtype=torch.float32)
         for column, scores in blocks(row, range(len(columns))):
             if row.shares_identities(column):
@@ -147,30 +147,30 @@ def count_ranks(
             column.count_negatives(scores.T, free.T)
 
     _side_by_side(collect, rows, "ranking, first pass")
-    for strip in (*rows, *columns):
-        strip.sort()
+    for block in (*rows, *columns):
+        block.sort()
     _side_by_side(count, rows, "ranking, second pass")
     return rows, columns
 
 
-def _side_by_side(work: Callable[[Strip], None], strips: list[Strip], what: str) -> None:
-    """Calls `work` for each strip: on a CPU in threads of one core each, which then never wait for one another."""
-    threads = min(torch.get_num_threads(), len(strips)) if strips[0].first.device.type == "cpu" else 1
+def _side_by_side(work: Callable[[RankBlock], None], blocks: list[RankBlock], what: str) -> None:
+    """Calls `work` for each block: on a CPU in threads of one core each, which then never wait for one another."""
+    threads = min(torch.get_num_threads(), len(blocks)) if blocks[0].first.device.type == "cpu" else 1
     if threads == 1:
-        for strip in Bar(strips, desc=what, unit="block", leave=False):
-            work(strip)
+        for block in Bar(blocks, desc=what, unit="block", leave=False):
+            work(block)
         return
     before = torch.get_num_threads()
     inference = torch.is_inference_mode_enabled()  # each thread has modes of its own
 
     @torch.no_grad()
-    def as_here(strip: Strip) -> None:
+    def as_here(block: RankBlock) -> None:
         with torch.inference_mode(inference):
-            work(strip)
+            work(block)
 
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(Bar(pool.map(as_here, strips), desc=what, total=len(strips), unit="block", leave=False))
+            list(Bar(pool.map(as_here, blocks), desc=what, total=len(blocks), unit="block", leave=False))
     finally:
         torch.set_num_threads(before)  # what a thread sets is also the default of threads to come
 
@@ -180,9 +180,9 @@ def whole_tiles(size: int) -> int:
     return -(-size // TILE) * TILE
 
 
-def _strips(side: Grouped, size: int, *, wanted: bool) -> tuple[list[Strip], int]:
-    """Returns a side in strips of at most `size` items (rounded up to whole tiles), and that number."""
+def _rank_blocks(side: Grouped, size: int, *, wanted: bool) -> tuple[list[RankBlock], int]:
+    """Returns a side in blocks of at most `size` items (rounded up to whole tiles), and that number."""
     items = len(side.order)
     length = whole_tiles(-(-items // -(-items // whole_tiles(size))))
-    strips = [Strip(side, start, min(start + length, items), wanted=wanted) for start in range(0, items, length)]
-    return strips, length
+    blocks = [RankBlock(side, start, min(start + length, items), wanted=wanted) for start in range(0, items, length)]
+    return blocks, length

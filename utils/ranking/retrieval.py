@@ -14,7 +14,7 @@ from utils.errors import UserError
 from utils.ranking.checks import check_features, check_positives, check_sides
 from utils.ranking.metrics import RetrievalMetrics, measure
 from utils.ranking.positives import Ranks
-from utils.ranking.ranks import Strip, count_ranks, group_by_identity, whole_tiles
+from utils.ranking.ranks import RankBlock, count_ranks, group_by_identity, whole_tiles
 
 CHUNK_SIZE = 128
 
@@ -233,8 +233,8 @@ def _block_size(device: torch.device) -> int:
     return 512 if device.type == "cpu" else 4096
 
 
-def _as_ranks(strips: list[Strip]) -> Ranks:
+def _as_ranks(blocks: list[RankBlock]) -> Ranks:
     """Returns the ranks of all items of a side, in the order in which the side was given."""
-    values = torch.cat([strip.flat_ranks() for strip in strips]).int().cpu().numpy()
-    order, counts = (torch.cat(parts).cpu() for parts in zip(*((s.order, s.matches) for s in strips), strict=True))
+    values = torch.cat([block.flat_ranks() for block in blocks]).int().cpu().numpy()
+    order, counts = (torch.cat(parts).cpu() for parts in zip(*((s.order, s.matches) for s in blocks), strict=True))
     return Ranks(values, counts.numpy()).take(order.argsort().numpy())

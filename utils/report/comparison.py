@@ -26,7 +26,7 @@ SHOWN = {
     "lora": "LoRA",
     "variant": "Variant",
 }
-FACTS = (*SHOWN, "split", "val_protocol", "skipped_test", "limited")
+INFO = (*SHOWN, "split", "val_protocol", "skipped_test", "limited")
 SOURCES = {"code": "the code", "data": "the annotations", "options": "options that the variant does not show"}
 
 NOT_METRICS = ("queries", "skipped")  # of the row of a direction
@@ -46,7 +46,7 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ by seed alone: their `FACTS`, `SOURCES`, seeds, and direction -> metric -> spread.
+    """Runs that differ by seed alone: their `INFO`, `SOURCES`, seeds, and direction -> metric -> spread.
 
     Metrics are those that all of the runs have.
 
@@ -54,7 +54,7 @@ class Group:
     mark: a letter, where other groups have the same facts and differ in their sources.
     """
 
-    facts: dict[str, str]
+    info: dict[str, str]
     sources: dict[str, str]
     seeds: list[int]
     spreads: dict[str, dict[str, Spread]]
@@ -78,14 +78,14 @@ class Comparison:
         table.align.update({SHOWN[name]: "l" for name in columns})
         for direction in DIRECTIONS:
             for group in self.groups:
-                names = [group.facts[name] for name in columns]
+                names = [group.info[name] for name in columns]
                 names[0] += f" [{group.mark}]" if group.mark else ""
-                names[0] += " *" if group.facts["val_protocol"] == "paper" else ""
-                names[0] += " †" if group.facts["skipped_test"] else ""
-                names[0] += f" [{limits.index(group.facts['limited']) + 1}]" if group.facts["limited"] else ""
+                names[0] += " *" if group.info["val_protocol"] == "paper" else ""
+                names[0] += " †" if group.info["skipped_test"] else ""
+                names[0] += f" [{limits.index(group.info['limited']) + 1}]" if group.info["limited"] else ""
                 cells = [str(group.spreads[direction].get(metric, "-")) for metric in metrics]
                 table.add_row([*names, len(group.seeds), direction, *cells], divider=group is self.groups[-1])
-        common = [self.groups[0].facts[name] for name in SHOWN if name not in columns]
+        common = [self.groups[0].info[name] for name in SHOWN if name not in columns]
         title = ", ".join([*filter(None, common), f"{' and '.join(self._values('split'))} split"])
         return "\n".join([title, str(table), *self._notes()])
 
@@ -95,7 +95,7 @@ class Comparison:
         blank = dict.fromkeys([*metrics, *(f"{metric}_std" for metric in metrics)])
         return as_csv(
             [
-                group.facts
+                group.info
                 | {"task": direction, "n": len(group.seeds), "seeds": " ".join(map(str, group.seeds))}
                 | blank
                 | {metric: spread.mean for metric, spread in group.spreads[direction].items()}
@@ -111,8 +111,8 @@ class Comparison:
         found = {metric: None for group in self.groups for own in group.spreads.values() for metric in own}
         return [*(metric for metric in METRICS if metric in found), *(m for m in found if m not in METRICS)]
 
-    def _values(self, fact: str) -> list[str]:
-        return sorted({group.facts[fact] for group in self.groups})
+    def _values(self, name: str) -> list[str]:
+        return sorted({group.info[name] for group in self.groups})
 
     def _limits(self) -> list[str]:
         """What was left out of runs that only tried things out, in the order of their marks [1], [2], ..."""
@@ -147,11 +147,11 @@ def compare_runs(files: Iterable[str | Path], *, mixed: bool = False) -> Compari
         raise UserError("there is no metrics.json to compare: train or test something first")
     newest: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[int, Metrics]] = defaultdict(dict)
     for run in runs:
-        newest[run.facts, ("",) * len(SOURCES) if mixed else run.sources][run.seed] = run.metrics
+        newest[run.info, ("",) * len(SOURCES) if mixed else run.sources][run.seed] = run.metrics
     groups = _marked([_group(*key, by_seed) for key, by_seed in newest.items()])
     groups.sort(
         key=lambda group: (
-            *(group.facts[name] for name in ("dataset", "backbone", "lora")),
+            *(group.info[name] for name in ("dataset", "backbone", "lora")),
             -(group.spreads["t2i"]["R1"].mean if "R1" in group.spreads["t2i"] else 0),
         )
     )
@@ -182,7 +182,7 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 class _Run(NamedTuple):
-    facts: tuple[str, ...]
+    info: tuple[str, ...]
     sources: tuple[str, ...]
     seed: int
     finished: str
@@ -192,11 +192,11 @@ class _Run(NamedTuple):
 def _read(file: Path) -> _Run:
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
-        facts = report["run"] | {"split": report["split"]}
+        info = report["run"] | {"split": report["split"]}
         return _Run(
-            facts=tuple(str(facts.get(name) or "") for name in FACTS),
+            info=tuple(str(info.get(name) or "") for name in INFO),
             sources=_sources(report.get("provenance")),
-            seed=int(facts["seed"]),
+            seed=int(info["seed"]),
             finished=report["finished"],
             metrics={direction: _percentages(report["metrics"][direction]) for direction in DIRECTIONS},
         )
@@ -233,7 +233,7 @@ def _alike(groups: Iterable[Group]) -> list[list[Group]]:
     """Returns the groups of the same facts together."""
     alike: dict[tuple[str, ...], list[Group]] = defaultdict(list)
     for group in groups:
-        alike[tuple(group.facts.values())].append(group)
+        alike[tuple(group.info.values())].append(group)
     return list(alike.values())
 
 
@@ -256,12 +256,12 @@ def _not_averaged(groups: Sequence[Group]) -> str:
     return f"{marks} are not averaged, differing in {' and '.join(differ)}; python -m utils.report --mixed does"
 
 
-def _group(facts: tuple[str, ...], sources: tuple[str, ...], by_seed: dict[int, Metrics]) -> Group:
+def _group(info: tuple[str, ...], sources: tuple[str, ...], by_seed: dict[int, Metrics]) -> Group:
     def spread(values: list[float]) -> Spread:
         return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
     runs = list(by_seed.values())
     common = {d: [metric for metric in runs[0][d] if all(metric in run[d] for run in runs)] for d in DIRECTIONS}
     spreads = {d: {metric: spread([run[d][metric] for run in runs]) for metric in common[d]} for d in DIRECTIONS}
-    named = dict(zip(FACTS, facts, strict=True)), dict(zip(SOURCES, sources, strict=True))
+    named = dict(zip(INFO, info, strict=True)), dict(zip(SOURCES, sources, strict=True))
     return Group(*named, sorted(by_seed), spreads)

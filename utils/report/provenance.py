@@ -78,7 +78,7 @@ def file_hash(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def checkpoint_facts(path: str | Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+def checkpoint_info(path: str | Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Returns which checkpoint it is: path, epochs that were done, optimizer steps, SHA-256."""
     place = {"path": str(path), "epochs": checkpoint.get("epoch"), "step": checkpoint.get("global_step")}
     return place | {"sha256": file_hash(path)}

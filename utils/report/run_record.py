@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from utils.checkpoints.disk import write_whole
 from utils.continuing.plain_values import is_plain
-from utils.report.provenance import checkpoint_facts, provenance
+from utils.report.provenance import checkpoint_info, provenance
 from utils.training.callbacks import peak_memory
 
 KEY = "provenance"  # of checkpoints and of metrics.json
@@ -27,7 +27,7 @@ class RunRecord(Callback):
     Args:
         cfg: what is trained or tested.
         data: what is known of the dataset, see `provenance`.
-        continued: the checkpoint that is continued, if one is; see `checkpoint_facts`.
+        continued: the checkpoint that is continued, if one is; see `checkpoint_info`.
     """
 
     def __init__(self, cfg: DictConfig, data: Mapping[str, Any], continued: Mapping[str, Any] | None = None) -> None:
@@ -50,7 +50,7 @@ class RunRecord(Callback):
         Args:
             path, checkpoint: file and content; None and empty where a backbone is tested as it is.
         """
-        record = self.as_dict() | {"tested": None if path is None else checkpoint_facts(path, checkpoint)}
+        record = self.as_dict() | {"tested": None if path is None else checkpoint_info(path, checkpoint)}
         if path is not None and not self._training:
             earlier = earlier_record(checkpoint)
             record |= {"training": earlier["training"], "options": earlier["options"]}

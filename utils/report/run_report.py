@@ -60,7 +60,7 @@ class RunReport:
             save_metrics(
                 self._folder,
                 tested.metrics,
-                tested.facts,
+                tested.run,
                 similarity=figures,
                 provenance=self._provenance,
                 reranked=None if again is None else again.as_dict(),
@@ -69,7 +69,7 @@ class RunReport:
         ]
         if self._provenance is not None:
             log_provenance(self._loggers, self._provenance)
-        print(metrics_table(table, tested.facts), flush=True)
+        print(metrics_table(table, tested.run), flush=True)
         logged = {f"test/similarity/{name}": value for name, value in figures.items()}
         if again is not None:
             print(f"reranked {len(tested.retrieval.texts):,} captions by {again.name} in {again.seconds:.1f} s")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from utils.config.resolvers import RunInfo
 from utils.ranking.metrics import RetrievalMetrics
 from utils.ranking.positives import Ranks
 from utils.ranking.rerank import Reranked
@@ -17,14 +18,14 @@ from utils.report.plots.similarity import PairSimilarities, pair_similarities
 class Tested:
     """A tested split.
 
-    facts: what tells the run from others, see `save_metrics`.
+    run: what tells the run from others, see `save_metrics`.
     retrieval, ranks, metrics: the split, and by direction what its ranking gave.
     reranked: what a re-ranker made of it, where there is one.
     shown_queries: how many captions pictures show.
     module, data: the `LitRanker` and the `TBPSDataModule`, for pictures that look into the model; of `lightning_plots`.
     """
 
-    facts: Mapping[str, Any]
+    run: RunInfo
     retrieval: Retrieval
     ranks: Mapping[str, Ranks]
     metrics: Mapping[str, RetrievalMetrics]
@@ -36,7 +37,7 @@ class Tested:
     @property
     def name(self) -> str:
         """The run in a few words, for titles."""
-        return f"{self.facts['strategy']} on {self.facts['dataset']}"
+        return f"{self.run['strategy']} on {self.run['dataset']}"
 
     @property
     def shown(self) -> Sequence[int]:

@@ -13,16 +13,16 @@ Said = dict[str, str]  # field of an appearance -> its value; a caption says not
 # Part, the details said with it, and the shares of captions (of those in which they are visible) that say them.
 PARTS: Final[tuple[tuple[tuple[str, ...], dict[tuple[str, ...], float], float], ...]] = (
     (("gender",), {}, 0.88),
-    (("hair", "hair_colour"), {}, 0.75),
-    (("headwear",), {("headwear_colour",): 0.96}, 0.93),
-    (("upper", "upper_colour"), {("pattern", "pattern_colour"): 0.93, ("inner_colour",): 0.88}, 1.0),
-    (("lower", "lower_colour"), {}, 0.98),
-    (("shoes", "shoes_colour"), {}, 0.8),
-    (("bag",), {("bag_colour",): 0.96, ("bag_side",): 0.6}, 0.94),
-    (("scarf_colour",), {}, 0.92),
+    (("hair", "hair_color"), {}, 0.75),
+    (("headwear",), {("headwear_color",): 0.96}, 0.93),
+    (("upper", "upper_color"), {("pattern", "pattern_color"): 0.93, ("inner_color",): 0.88}, 1.0),
+    (("lower", "lower_color"), {}, 0.98),
+    (("shoes", "shoes_color"), {}, 0.8),
+    (("bag",), {("bag_color",): 0.96, ("bag_side",): 0.6}, 0.94),
+    (("scarf_color",), {}, 0.92),
     (("eyewear",), {}, 0.85),
-    (("mask_colour",), {}, 0.9),
-    (("held",), {("held_colour",): 0.96, ("held_side",): 0.6}, 0.92),
+    (("mask_color",), {}, 0.9),
+    (("held",), {("held_color",): 0.96, ("held_side",): 0.6}, 0.92),
 )
 
 

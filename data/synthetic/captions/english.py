@@ -11,7 +11,7 @@ from data.synthetic.captions.content import Said, Scene
 from data.synthetic.captions.phrases import Lexicon, Phrases, Words, listed, sentence
 
 LEXICON: Final = Lexicon(
-    colours={
+    colors={
         "black": ("black",),
         "white": ("white",),
         "grey": ("grey", "gray"),
@@ -24,14 +24,14 @@ LEXICON: Final = Lexicon(
         "pink": ("pink",),
         "brown": ("brown",),
     },
-    hair_colours={
+    hair_colors={
         "black": ("black",),
         "brown": ("brown",),
         "blond": ("blond", "fair"),
         "grey": ("grey", "gray", "silver"),
         "red": ("red", "ginger"),
     },
-    colour_forms=("{}",),
+    color_forms=("{}",),
     things={
         "short": ("short {c} hair", "{c} hair cut short"),
         "long": ("long {c} hair", "{c} hair worn long"),

@@ -14,18 +14,18 @@ class Lexicon:
     """The words of a language. Several entries under one key are synonyms.
 
     Attributes:
-        colours, hair_colours: names of colours.
+        colours, hair_colors: names of colours.
         colour_forms: how a colour is attached, around ``{}``; one form serves a whole caption.
         things: phrase for each kind of hair, garment, bag, ..., with ``{c}`` where its colour goes.
-        patterns: phrase for an upper garment ``{n}`` of colour ``{c}`` with a pattern of colour ``{p}``.
-        layers: phrase for an open jacket ``{x}`` over something of colour ``{c}``.
+        patterns: phrase for an upper garment ``{n}`` of color ``{c}`` with a pattern of color ``{p}``.
+        layers: phrase for an open jacket ``{x}`` over something of color ``{c}``.
         places: where something is carried, with ``{s}`` for the side.
         sides: left and right.
     """
 
-    colours: Words
-    hair_colours: Words
-    colour_forms: tuple[str, ...]
+    colors: Words
+    hair_colors: Words
+    color_forms: tuple[str, ...]
     things: Words
     patterns: Words
     layers: tuple[str, ...]
@@ -40,14 +40,14 @@ class Phrases:
         self.said = said
         self._lexicon = lexicon
         self._rng = rng
-        self._colour_form = rng.choice(lexicon.colour_forms)
+        self._color_form = rng.choice(lexicon.color_forms)
 
     def hair(self) -> list[str]:
         """Returns the hair."""
         if "hair" not in self.said:
             return []
-        colour = self.said.get("hair_colour")
-        word = self._colour_form.format(self._rng.choice(self._lexicon.hair_colours[colour])) if colour else ""
+        color = self.said.get("hair_color")
+        word = self._color_form.format(self._rng.choice(self._lexicon.hair_colors[color])) if color else ""
         return [self._fill(self._lexicon.things[self.said["hair"]], c=word)]
 
     def upper(self) -> list[str]:
@@ -55,30 +55,30 @@ class Phrases:
         said, lexicon = self.said, self._lexicon
         garment = self._rng.choice(lexicon.things[said["upper"]])
         forms = lexicon.patterns[said.get("pattern", "plain")]
-        phrase = self._fill(forms, n=garment, c=self._colour("upper_colour"), p=self._colour("pattern_colour"))
-        if "inner_colour" in said:
-            phrase = self._fill(lexicon.layers, x=phrase, c=self._colour("inner_colour"))
+        phrase = self._fill(forms, n=garment, c=self._color("upper_color"), p=self._color("pattern_color"))
+        if "inner_color" in said:
+            phrase = self._fill(lexicon.layers, x=phrase, c=self._color("inner_color"))
         return [phrase]
 
     def thing(self, part: str) -> list[str]:
         """Returns the thing in field `part` with its colour: ``lower``, ``headwear``, ``shoes``, ``bag``, ..."""
         kind = self.said.get(part)
-        return [self._fill(self._lexicon.things[kind], c=self._colour(f"{part}_colour"))] if kind else []
+        return [self._fill(self._lexicon.things[kind], c=self._color(f"{part}_color"))] if kind else []
 
     def cloth(self, part: str) -> list[str]:
         """Returns the ``mask`` or ``scarf``, of which only the colour is a field."""
-        colour = self._colour(f"{part}_colour")
-        return [self._fill(self._lexicon.things[part], c=colour)] if colour else []
+        color = self._color(f"{part}_color")
+        return [self._fill(self._lexicon.things[part], c=color)] if color else []
 
     def place(self, part: str) -> str:
         """Returns at which side the ``bag`` or ``held`` thing is, or an empty string."""
         side = self.said.get(f"{part}_side")
         return self._lexicon.places[self.said[part]].format(s=self._lexicon.sides[side]) if side else ""
 
-    def _colour(self, field: str) -> str:
+    def _color(self, field: str) -> str:
         if field not in self.said:
             return ""
-        return self._colour_form.format(self._rng.choice(self._lexicon.colours[self.said[field]]))
+        return self._color_form.format(self._rng.choice(self._lexicon.colors[self.said[field]]))
 
     def _fill(self, templates: Sequence[str], **words: str) -> str:
         return " ".join(self._rng.choice(templates).format(**words).split())

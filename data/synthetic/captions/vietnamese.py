@@ -9,7 +9,7 @@ from data.synthetic.captions.phrases import Lexicon, Phrases, Words, listed, sen
 Thing = tuple[str, str]  # key of `VERBS`, phrase
 
 LEXICON: Final = Lexicon(
-    colours={
+    colors={
         "black": ("đen",),
         "white": ("trắng",),
         "grey": ("xám", "ghi"),
@@ -22,14 +22,14 @@ LEXICON: Final = Lexicon(
         "pink": ("hồng",),
         "brown": ("nâu",),
     },
-    hair_colours={
+    hair_colors={
         "black": ("đen",),
         "brown": ("nâu",),
         "blond": ("vàng", "vàng hoe"),
         "grey": ("bạc", "xám"),
         "red": ("đỏ", "đỏ hung"),
     },
-    colour_forms=("màu {}", "{}"),
+    color_forms=("màu {}", "{}"),
     things={
         "short": ("tóc ngắn {c}", "tóc cắt ngắn {c}"),
         "long": ("tóc dài {c}", "tóc xõa dài {c}"),

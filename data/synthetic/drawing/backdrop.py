@@ -5,7 +5,7 @@ from typing import Final
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from data.synthetic.attributes import COLOURS, RGB
+from data.synthetic.attributes import COLORS, RGB
 from data.synthetic.drawing.canvas import mix, shade
 
 WALLS: Final[tuple[RGB, ...]] = (
@@ -107,13 +107,13 @@ def _park(draw: ImageDraw.ImageDraw, width: float, horizon: float, rng: random.R
 
 def _shop(draw: ImageDraw.ImageDraw, width: float, horizon: float, rng: random.Random) -> None:
     draw.rectangle((0, 0, width, horizon), fill=rng.choice(WALLS))
-    sign = mix(COLOURS[rng.choice(list(COLOURS))], (128, 128, 128), 0.35)
+    sign = mix(COLORS[rng.choice(list(COLORS))], (128, 128, 128), 0.35)
     draw.rectangle((0, 0, width, horizon * 0.16), fill=sign)
     tone = shade((150, 160, 164), rng.uniform(0.5, 1.2))
     draw.rectangle((width * 0.05, horizon * 0.24, width * 0.95, horizon * 0.96), fill=tone)
     for _ in range(rng.randint(5, 12)):
         x, y = rng.uniform(0, width), horizon * rng.uniform(0.3, 0.9)
-        goods = mix(COLOURS[rng.choice(list(COLOURS))], tone, 0.5)
+        goods = mix(COLORS[rng.choice(list(COLORS))], tone, 0.5)
         draw.rectangle((x, y, x + width * rng.uniform(0.05, 0.14), y + horizon * rng.uniform(0.04, 0.14)), fill=goods)
 
 
@@ -136,7 +136,7 @@ def _passer_by(draw: ImageDraw.ImageDraw, width: float, horizon: float, height: 
     x = width * rng.choice((rng.uniform(-0.02, 0.12), rng.uniform(0.88, 1.02)))
     tall = height * rng.uniform(0.36, 0.5)
     feet = horizon + (height - horizon) * rng.uniform(0.2, 0.45)
-    top, legs = (mix(COLOURS[rng.choice(list(COLOURS))], (120, 120, 120), 0.4) for _ in range(2))
+    top, legs = (mix(COLORS[rng.choice(list(COLORS))], (120, 120, 120), 0.4) for _ in range(2))
     draw.rectangle((x - tall * 0.07, feet - tall * 0.48, x + tall * 0.07, feet), fill=legs)
     draw.rounded_rectangle(
         (x - tall * 0.11, feet - tall * 0.84, x + tall * 0.11, feet - tall * 0.44), tall * 0.05, fill=top
@@ -153,17 +153,17 @@ def _pole(draw: ImageDraw.ImageDraw, width: float, horizon: float, height: float
 
 def _bin(draw: ImageDraw.ImageDraw, width: float, horizon: float, height: float, rng: random.Random) -> None:
     x, size = width * rng.choice((0.06, 0.86)), width * 0.16
-    tone = mix(COLOURS[rng.choice(("green", "grey", "blue", "orange"))], (110, 110, 110), 0.4)
+    tone = mix(COLORS[rng.choice(("green", "grey", "blue", "orange"))], (110, 110, 110), 0.4)
     draw.rectangle((x, horizon - size * 0.4, x + size, horizon + size), fill=tone, outline=shade(tone, 0.7))
 
 
 def _motorbike(draw: ImageDraw.ImageDraw, width: float, horizon: float, height: float, rng: random.Random) -> None:
     x, size = width * rng.choice((rng.uniform(-0.2, 0.0), rng.uniform(0.72, 0.9))), width * 0.42
     y = horizon + height * 0.04
-    body = mix(COLOURS[rng.choice(("red", "blue", "black", "white"))], (110, 110, 110), 0.3)
+    body = mix(COLORS[rng.choice(("red", "blue", "black", "white"))], (110, 110, 110), 0.3)
     for wheel in (0.12, 0.88):
-        centre, radius = x + size * wheel, size * 0.17
-        draw.ellipse((centre - radius, y, centre + radius, y + 2 * radius), outline=(40, 40, 44), width=2)
+        center, radius = x + size * wheel, size * 0.17
+        draw.ellipse((center - radius, y, center + radius, y + 2 * radius), outline=(40, 40, 44), width=2)
     draw.polygon(
         [
             (x, y),

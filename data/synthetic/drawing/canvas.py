@@ -20,9 +20,9 @@ WEAVES: Final = {  # period, and width of a band or radius of a dot, in body hei
 }
 
 
-def shade(colour: RGB, factor: float) -> RGB:
-    """Returns `colour` with its brightness multiplied by `factor`."""
-    red, green, blue = (max(0, min(255, round(channel * factor))) for channel in colour)
+def shade(color: RGB, factor: float) -> RGB:
+    """Returns `color` with its brightness multiplied by `factor`."""
+    red, green, blue = (max(0, min(255, round(channel * factor))) for channel in color)
     return red, green, blue
 
 
@@ -41,7 +41,7 @@ def mix(first: RGB, second: RGB, share: float) -> RGB:
 class Fabric:
     """What a part is made of: a colour, and a pattern in a second colour on it."""
 
-    colour: RGB
+    color: RGB
     pattern: str = "plain"
     second: RGB | None = None
 
@@ -79,7 +79,7 @@ class Canvas:
         """Fills the closed `outline`, moved by `shift` and rounded unless `smooth` is false, and edges it darker."""
         moved = [(x + shift, y) for x, y in outline]
         points = self._pixels(_rounded(moved) if smooth else moved)
-        self._draw.line([*points, points[0]], fill=shade(fabric.colour, 0.7), width=self._edge * 2)
+        self._draw.line([*points, points[0]], fill=shade(fabric.color, 0.7), width=self._edge * 2)
         self._fill(points, fabric, depth)
 
     def limb(
@@ -94,22 +94,22 @@ class Canvas:
         """Fills tapered segments through `joints`, ending round or, with `cut`, flat, and edges them darker."""
         segments = list(zip(joints, joints[1:], radii, radii[1:], strict=False))
         flat = [cut and end is joints[-1] for _, end, _, _ in segments]
-        edge = Fabric(shade(fabric.colour, 0.7))
+        edge = Fabric(shade(fabric.color, 0.7))
         for (start, end, first, last), is_flat in zip(segments, flat, strict=True):
             self._fill(self._pixels(_segment(start, end, first + EDGE, last + EDGE, is_flat)), edge, depth)
         for (start, end, first, last), is_flat in zip(segments, flat, strict=True):
             self._fill(self._pixels(_segment(start, end, first, last, is_flat)), fabric, depth)
 
-    def ellipse(self, centre: Point, radii: Point, fabric: Fabric, depth: int) -> None:
+    def ellipse(self, center: Point, radii: Point, fabric: Fabric, depth: int) -> None:
         """Fills an ellipse and edges it darker."""
         circle = [_around((0, 0), 1, math.tau * step / 20) for step in range(20)]
-        outline = [(centre[0] + radii[0] * x, centre[1] + radii[1] * y) for x, y in circle]
+        outline = [(center[0] + radii[0] * x, center[1] + radii[1] * y) for x, y in circle]
         self.shape(outline, fabric, depth, smooth=False)
 
-    def line(self, points: Sequence[Point], colour: RGB, width: float) -> None:
+    def line(self, points: Sequence[Point], color: RGB, width: float) -> None:
         """Draws a line of `width` body heights."""
         pixels = max(1, round(width * self._unit))
-        self._draw.line(self._pixels(points), fill=colour, width=pixels, joint="curve")
+        self._draw.line(self._pixels(points), fill=color, width=pixels, joint="curve")
 
     def _pixels(self, points: Sequence[Point]) -> list[Point]:
         x0, y0 = self._ground
@@ -118,7 +118,7 @@ class Canvas:
 
     def _fill(self, points: list[Point], fabric: Fabric, depth: int) -> None:
         if fabric.second is None:
-            self._draw.polygon(points, fill=fabric.colour)
+            self._draw.polygon(points, fill=fabric.color)
         else:
             mask = Image.new("L", self.image.size, 0)
             ImageDraw.Draw(mask).polygon(points, fill=255)
@@ -134,9 +134,9 @@ class Canvas:
 def _weave(fabric: Fabric, size: tuple[int, int], unit: float, origin: Point) -> Image.Image:
     """Returns an RGBA sheet of the pattern of `fabric`, anchored at `origin`."""
     width, height = size
-    sheet = Image.new("RGBA", size, fabric.colour)
+    sheet = Image.new("RGBA", size, fabric.color)
     draw = ImageDraw.Draw(sheet)
-    second = fabric.second or fabric.colour
+    second = fabric.second or fabric.color
     period, band = (share * unit for share in WEAVES[fabric.pattern])
     columns = [origin[0] % period + period * step for step in range(-1, math.ceil(width / period) + 1)]
     rows = [origin[1] % period + period * step for step in range(-1, math.ceil(height / period) + 1)]
@@ -149,8 +149,8 @@ def _weave(fabric: Fabric, size: tuple[int, int], unit: float, origin: Point) ->
     if fabric.pattern == "dotted":
         for row, y in enumerate(rows):
             for x in columns:
-                centre = x + period / 2 * (row % 2)
-                draw.ellipse((centre - band, y - band, centre + band, y + band), fill=second)
+                center = x + period / 2 * (row % 2)
+                draw.ellipse((center - band, y - band, center + band, y + band), fill=second)
     return sheet
 
 
@@ -177,5 +177,5 @@ def _segment(start: Point, end: Point, first: float, last: float, flat: bool) ->
     return far + [_around(start, first, along + math.pi / 2 + turn) for turn in turns]
 
 
-def _around(centre: Point, radius: float, angle: float) -> Point:
-    return centre[0] + radius * math.cos(angle), centre[1] + radius * math.sin(angle)
+def _around(center: Point, radius: float, angle: float) -> Point:
+    return center[0] + radius * math.cos(angle), center[1] + radius * math.sin(angle)

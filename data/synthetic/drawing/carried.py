@@ -17,13 +17,13 @@ def draw_behind(figure: Figure) -> None:
     if figure.person.held == "umbrella":
         _draw_canopy(figure)
     if figure.person.bag == "backpack" and figure.pose.view == "front":
-        figure.canvas.shape(BACKPACK["front"], figure.cloth(figure.person.bag_colour), BEHIND)
+        figure.canvas.shape(BACKPACK["front"], figure.cloth(figure.person.bag_color), BEHIND)
 
 
 def draw_on_torso(figure: Figure) -> None:
     """Draws what lies on the torso, over the arms unless one of them is near: straps, bags."""
     person, pose, canvas = figure.person, figure.pose, figure.canvas
-    cloth = figure.cloth(person.bag_colour)
+    cloth = figure.cloth(person.bag_color)
     if person.bag == "shoulder bag":
         _draw_shoulder_bag(figure, cloth)
     elif person.bag == "backpack" and pose.view == "front":
@@ -35,10 +35,10 @@ def draw_on_torso(figure: Figure) -> None:
         canvas.shape(BACKPACK[pose.view], cloth, BAG)
         canvas.shape(BACKPACK_POCKET[pose.view], dark(cloth), BAG + 6)
         if pose.view == "back":
-            canvas.line(((-0.08, 0.735), (0.08, 0.735)), shade(cloth.colour, 0.62), 0.008)
+            canvas.line(((-0.08, 0.735), (0.08, 0.735)), shade(cloth.color, 0.62), 0.008)
         else:
             one_strap = ((-0.06, 0.785), (-0.02, 0.808), (0.025, 0.775), (0.02, 0.68), (-0.05, 0.60))
-            canvas.line(one_strap, cloth.colour, 0.02)
+            canvas.line(one_strap, cloth.color, 0.02)
 
 
 def draw_in_hand(figure: Figure, side: str) -> None:
@@ -60,7 +60,7 @@ def draw_in_hand(figure: Figure, side: str) -> None:
 
 def _draw_shoulder_bag(figure: Figure, cloth: Fabric) -> None:
     pose, canvas, side = figure.pose, figure.canvas, figure.person.bag_side
-    strap = shade(cloth.colour, 0.8)
+    strap = shade(cloth.color, 0.8)
     if pose.view != "side":
         axis = pose.axis["left" if side == "left" else "right"]
         x = axis * (pose.hip + 0.03)
@@ -83,28 +83,28 @@ def _draw_shoulder_bag(figure: Figure, cloth: Fabric) -> None:
 
 
 def _draw_handbag(figure: Figure, wrist: Point) -> None:
-    canvas, cloth = figure.canvas, figure.cloth(figure.person.bag_colour)
+    canvas, cloth = figure.canvas, figure.cloth(figure.person.bag_color)
     x, y = wrist[0], wrist[1] - 0.07
     handle = ((x - 0.035, y - 0.01), (x - 0.012, y + 0.05), (x + 0.012, y + 0.05), (x + 0.035, y - 0.01))
-    canvas.line(handle, shade(cloth.colour, 0.7), 0.012)
+    canvas.line(handle, shade(cloth.color, 0.7), 0.012)
     canvas.shape([(x + dx, y + dy) for dx, dy in HANDBAG], cloth, HAND, smooth=False)
-    canvas.line(((x - 0.052, y - 0.028), (x + 0.052, y - 0.028)), shade(cloth.colour, 0.72), 0.01)
+    canvas.line(((x - 0.052, y - 0.028), (x + 0.052, y - 0.028)), shade(cloth.color, 0.72), 0.01)
     canvas.ellipse((x, y - 0.04), (0.01, 0.01), BRASS, HAND)
 
 
 def _draw_suitcase(figure: Figure, side: str, wrist: Point) -> None:
-    canvas, cloth = figure.canvas, figure.cloth(figure.person.bag_colour)
+    canvas, cloth = figure.canvas, figure.cloth(figure.person.bag_color)
     x = -0.2 if figure.pose.view == "side" else figure.pose.axis[side] * 0.2
     canvas.line((wrist, (x, 0.29)), METAL, 0.014)
     for wheel in (-0.045, 0.045):
         canvas.ellipse((x + wheel, 0.012), (0.014, 0.014), INK, BAG)
     canvas.shape(SUITCASE, cloth, BAG, shift=x, smooth=False)
     for rib in (-0.03, 0.0, 0.03):
-        canvas.line(((x + rib, 0.275), (x + rib, 0.04)), shade(cloth.colour, 0.78), 0.009)
+        canvas.line(((x + rib, 0.275), (x + rib, 0.04)), shade(cloth.color, 0.78), 0.009)
 
 
 def _draw_canopy(figure: Figure) -> None:
-    canvas, cloth = figure.canvas, figure.cloth(figure.person.held_colour)
+    canvas, cloth = figure.canvas, figure.cloth(figure.person.held_color)
     hand = figure.pose.arms["left" if figure.person.held_side == "left" else "right"][2]
     x, rim, top, half = hand[0] * 0.6, 0.985, 1.1, 0.25
     arc = [math.pi * step / 12 for step in range(13)]
@@ -112,4 +112,4 @@ def _draw_canopy(figure: Figure) -> None:
     scallops = [(x - half + half * step / 4, rim + 0.022 * (step % 2)) for step in range(1, 8)]
     canvas.shape([*dome, *scallops], cloth, BEHIND, smooth=False)
     for rib in (-0.5, 0.0, 0.5):
-        canvas.line(((x, top), (x + half * rib, rim + 0.005)), shade(cloth.colour, 0.72), 0.008)
+        canvas.line(((x, top), (x + half * rib, rim + 0.005)), shade(cloth.color, 0.72), 0.008)

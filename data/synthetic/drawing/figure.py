@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from data.synthetic.attributes import HAIR_COLOURS, RGB, Appearance
+from data.synthetic.attributes import HAIR_COLORS, RGB, Appearance
 from data.synthetic.drawing.canvas import Canvas, Fabric, shade
 from data.synthetic.drawing.pose import Pose
 
@@ -24,26 +24,26 @@ class Figure:
     @property
     def hair(self) -> Fabric:
         """The hair."""
-        return Fabric(HAIR_COLOURS[self.person.hair_colour or "black"])
+        return Fabric(HAIR_COLORS[self.person.hair_color or "black"])
 
     @property
     def upper(self) -> Fabric:
         """The cloth of the upper garment; a chest print is no part of it."""
         person = self.person
-        if person.pattern_colour is None or person.pattern == "print":
-            return self.cloth(person.upper_colour)
-        return Fabric(self.tints[person.upper_colour], person.pattern, self.tints[person.pattern_colour])
+        if person.pattern_color is None or person.pattern == "print":
+            return self.cloth(person.upper_color)
+        return Fabric(self.tints[person.upper_color], person.pattern, self.tints[person.pattern_color])
 
-    def cloth(self, colour: str | None) -> Fabric:
+    def cloth(self, color: str | None) -> Fabric:
         """Returns plain cloth of the named colour (grey for None, which nothing that is drawn has)."""
-        return Fabric(self.tints[colour or "grey"])
+        return Fabric(self.tints[color or "grey"])
 
 
 def lit(cloth: Fabric, factor: float = 1.18) -> Fabric:
     """Returns plain cloth, brighter than `cloth` by `factor`."""
-    return Fabric(shade(cloth.colour, factor))
+    return Fabric(shade(cloth.color, factor))
 
 
 def dark(cloth: Fabric, factor: float = 0.78) -> Fabric:
     """Returns plain cloth, darker than `cloth` by `factor`."""
-    return Fabric(shade(cloth.colour, factor))
+    return Fabric(shade(cloth.color, factor))

@@ -5,7 +5,7 @@ from typing import Final
 
 from PIL import Image
 
-from data.synthetic.attributes import COLOURS, RGB, Appearance
+from data.synthetic.attributes import COLORS, RGB, Appearance
 from data.synthetic.drawing.backdrop import draw_backdrop, draw_occluder
 from data.synthetic.drawing.camera import cast_shadow, light_figure, photograph
 from data.synthetic.drawing.canvas import Canvas, Fabric
@@ -38,7 +38,7 @@ def draw_picture(
         rng: randomness of this picture.
     """
     width, height = size
-    x, y = shot.centre * width, shot.ground * height
+    x, y = shot.center * width, shot.ground * height
     body = shot.height * height
     sheet = (width * SUPERSAMPLING, height * SUPERSAMPLING)
     ground = (x * SUPERSAMPLING, y * SUPERSAMPLING)
@@ -81,8 +81,8 @@ def _draw_figure(figure: Figure) -> None:
 def _tints(looks: random.Random) -> dict[str, RGB]:
     """Returns a slightly different version of every named colour of cloth."""
     tints: dict[str, RGB] = {}
-    for name, colour in COLOURS.items():
+    for name, color in COLORS.items():
         bright = looks.uniform(0.93, 1.06)
-        red, green, blue = (max(0, min(255, round(c * bright + looks.uniform(-7, 7)))) for c in colour)
+        red, green, blue = (max(0, min(255, round(c * bright + looks.uniform(-7, 7)))) for c in color)
         tints[name] = (red, green, blue)
     return tints

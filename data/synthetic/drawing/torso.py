@@ -49,7 +49,7 @@ def draw_torso(figure: Figure) -> None:
         _draw_back(figure)
     if person.upper in ("sweater", "hoodie"):
         half, rib = (0.06 if sideways else pose.hip - 0.004), HEM[person.upper] + 0.016
-        canvas.line(((-half, rib), (half, rib)), shade(figure.upper.colour, 0.72), 0.026)
+        canvas.line(((-half, rib), (half, rib)), shade(figure.upper.color, 0.72), 0.026)
 
 
 def draw_arm(figure: Figure, side: str) -> None:
@@ -72,13 +72,13 @@ def draw_arm(figure: Figure, side: str) -> None:
 def draw_scarf(figure: Figure) -> None:
     """Draws the scarf, with its loose end down the chest or the back."""
     canvas, view = figure.canvas, figure.pose.view
-    if figure.person.scarf_colour is None:
+    if figure.person.scarf_color is None:
         return
-    cloth = figure.cloth(figure.person.scarf_colour)
+    cloth = figure.cloth(figure.person.scarf_color)
     if view in SCARF_END:
         canvas.shape(SCARF_END[view], cloth, DETAIL, smooth=False)
     canvas.ellipse((0.002, 0.815), (0.066, 0.031), cloth, DETAIL)
-    canvas.line(((-0.045, 0.808), (0.05, 0.815)), shade(cloth.colour, 0.72), 0.009)
+    canvas.line(((-0.045, 0.808), (0.05, 0.815)), shade(cloth.color, 0.72), 0.009)
 
 
 def _frontal_torso(figure: Figure) -> Outline:
@@ -122,7 +122,7 @@ def _side_torso(person: Appearance) -> list[Point]:
 
 def _draw_front(figure: Figure) -> None:
     person, canvas, cloth = figure.person, figure.canvas, figure.upper
-    x, hem, seam = figure.pose.turn, HEM[person.upper], shade(cloth.colour, 0.6)
+    x, hem, seam = figure.pose.turn, HEM[person.upper], shade(cloth.color, 0.6)
     match person.upper:
         case "t-shirt":
             canvas.shape(ROUND_NECK, figure.skin, TORSO)
@@ -136,7 +136,7 @@ def _draw_front(figure: Figure) -> None:
         case "sweater":
             canvas.limb(((-0.032, 0.818), (0, 0.805), (0.032, 0.818)), (0.012, 0.012, 0.012), dark(cloth), DETAIL)
         case "jacket":
-            canvas.shape(INNER, figure.cloth(person.inner_colour), TORSO, shift=x, smooth=False)
+            canvas.shape(INNER, figure.cloth(person.inner_color), TORSO, shift=x, smooth=False)
             for sign in (-1, 1):
                 canvas.line(((x + sign * 0.032, 0.815), (x + sign * 0.052, hem + 0.01)), seam, 0.012)
             _draw_pair(figure, LAPEL_RIGHT, shift=x)
@@ -145,8 +145,8 @@ def _draw_front(figure: Figure) -> None:
             canvas.line(((-figure.pose.waist, 0.60), (figure.pose.waist, 0.60)), seam, 0.018)
             _draw_pair(figure, COAT_LAPEL_RIGHT)
     if person.pattern == "print":
-        canvas.ellipse((x, 0.685), (0.05, 0.046), figure.cloth(person.pattern_colour), TORSO)
-        canvas.line(((x - 0.03, 0.685), (x + 0.03, 0.685)), cloth.colour, 0.016)
+        canvas.ellipse((x, 0.685), (0.05, 0.046), figure.cloth(person.pattern_color), TORSO)
+        canvas.line(((x - 0.03, 0.685), (x + 0.03, 0.685)), cloth.color, 0.016)
 
 
 def _draw_pair(figure: Figure, right: Outline, shift: float = 0.0) -> None:
@@ -157,9 +157,9 @@ def _draw_pair(figure: Figure, right: Outline, shift: float = 0.0) -> None:
 
 
 def _draw_back(figure: Figure) -> None:
-    person, canvas, seam = figure.person, figure.canvas, shade(figure.upper.colour, 0.6)
+    person, canvas, seam = figure.person, figure.canvas, shade(figure.upper.color, 0.6)
     if person.upper == "coat":
         canvas.line(((0, 0.45), (0, HEM["coat"])), seam, 0.01)
         canvas.line(((-figure.pose.waist, 0.60), (figure.pose.waist, 0.60)), seam, 0.018)
     elif person.upper in ("shirt", "jacket"):
-        canvas.line(((-0.045, 0.822), (0.045, 0.822)), shade(figure.upper.colour, 0.75), 0.022)
+        canvas.line(((-0.045, 0.822), (0.045, 0.822)), shade(figure.upper.color, 0.75), 0.022)

@@ -64,8 +64,8 @@ class TestReadImage:
         ("suffix", "mode"), [("jpg", "L"), ("png", "RGBA"), ("png", "P"), ("bmp", "RGB"), ("jpg", "CMYK")]
     )
     def test_every_format_and_mode_becomes_rgb(self, tmp_path: Path, suffix: str, mode: str) -> None:
-        grey = np.full((30, 20, 3), 102)  # in the palette that Pillow converts to
-        image = read_image(write(tmp_path / f"c.{suffix}", grey, mode), RESIZE)
+        gray = np.full((30, 20, 3), 102)  # in the palette that Pillow converts to
+        image = read_image(write(tmp_path / f"c.{suffix}", gray, mode), RESIZE)
         assert image.shape == (3, 24, 12)
         assert (image.int() - 102).abs().max() <= 3
 

@@ -65,8 +65,8 @@ class TestEverySampler:
             "staged": StagedSampler(np.ones(6, dtype=np.int64), 6, seed=0),
             "identity": IdentitySampler(np.arange(6) // 3, np.arange(6), 6, 3, seed=0),
         }
-        neighbours = {pair for batches in epochs(samplers[kind], 150) for pair in pairwise(indices(batches))}
-        assert neighbours == set(permutations(range(6), 2))
+        neighbors = {pair for batches in epochs(samplers[kind], 150) for pair in pairwise(indices(batches))}
+        assert neighbors == set(permutations(range(6), 2))
 
     def test_the_next_epoch_is_not_that_of_the_next_seed(self, kind: str) -> None:
         assert indices(epochs(make(kind, seed=5), 2)[1]) != indices(epochs(make(kind, seed=6), 1)[0])

@@ -183,7 +183,7 @@ def test_one_clean_text_goes_to_tokens_and_tables_of_a_run(both: tuple[OpenAI, P
         seed=0,
     )
     data.set_views({TEXT})
-    assert data.captions("test") == [clean_caption(caption) for caption in captions] * 2
+    assert data.dataset.captions("test") == [clean_caption(caption) for caption in captions] * 2
     assert data.counts.most_tokens == max(len(openai(caption)) for caption in captions)
     (batch,) = data.train_dataloader()
     _, texts = data.test_dataloader()

@@ -9,6 +9,7 @@ from data.batch import Tokens
 from data.text.masking import ADDED_MASK_TOKEN, MaskedTokens, Masker
 from data.text.tokens import Tokenize
 from model.tiny.build import MAKERS
+from utils.continuing.composed import described
 
 CAPTIONS = ["a man in a red coat", "a woman with a bag", "blue"]
 LENGTH = 12
@@ -16,7 +17,8 @@ LENGTH = 12
 
 @pytest.fixture(params=["tiny_siglip", "tiny_clip"])
 def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
-    return MAKERS[request.param](CAPTIONS)[1]
+    backbone = described("backbone", request.param)
+    return MAKERS[backbone.family](backbone.description.architecture, CAPTIONS)[1]
 
 
 def masked(masker: Masker, tokens: Tokens, seed: int = 0) -> MaskedTokens:

@@ -111,8 +111,8 @@ class TestConfigs:
         erase = load("irra").image[-1]
         torch.manual_seed(0)
         white = torch.full((3, 96, 48), 255, dtype=torch.uint8)
-        colours = {tuple(c) for _ in range(20) for c in erase(white).flatten(1).T.unique(dim=0).tolist()}
-        assert colours == {(255, 255, 255), (123, 117, 104)}
+        colors = {tuple(c) for _ in range(20) for c in erase(white).flatten(1).T.unique(dim=0).tolist()}
+        assert colors == {(255, 255, 255), (123, 117, 104)}
 
 
 class TestRandomSubset:

@@ -37,7 +37,7 @@ def embeddings(backbone: Backbone) -> tuple[torch.Tensor, torch.Tensor]:
     return backbone.image(images).pooled, backbone.text(IDS, IDS != 1).pooled
 
 
-def randomise_adapters(backbone: Backbone) -> None:
+def randomize_adapters(backbone: Backbone) -> None:
     torch.manual_seed(4)
     for name, parameter in backbone.named_parameters():
         if "lora_B" in name:
@@ -64,7 +64,7 @@ def test_adapters_sit_on_the_attention_of_both_towers_only(hub_folders: dict[str
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_both_towers_get_gradient(hub_folders: dict[str, Path], family: str, checkpointing: bool) -> None:
     backbone = adapted(hub_folders, family, checkpointing=checkpointing).train()
-    randomise_adapters(backbone)
+    randomize_adapters(backbone)
     image, text = embeddings(backbone)
     (image.square().sum() + text.square().sum()).backward()
     for tower in ("vision_model", "text_model"):
@@ -78,7 +78,7 @@ def test_merged_and_saved_adapters_give_the_same_embeddings(
     hub_folders: dict[str, Path], tmp_path: Path, family: str
 ) -> None:
     backbone = adapted(hub_folders, family).eval()
-    randomise_adapters(backbone)
+    randomize_adapters(backbone)
     with torch.no_grad():
         image, text = embeddings(backbone)
         save_adapters(backbone, tmp_path / "adapter")

@@ -76,8 +76,8 @@ def test_half_precision_scores_are_compared_in_fp32() -> None:
 
 
 def slow_norm(norm: Any, token: Tensor) -> Tensor:
-    centred = token - token.mean()
-    return centred / (centred.square().mean() + norm.eps).sqrt() * norm.weight + norm.bias
+    centered = token - token.mean()
+    return centered / (centered.square().mean() + norm.eps).sqrt() * norm.weight + norm.bias
 
 
 def slow_attention(attention: nn.MultiheadAttention, queries: list[Tensor], keys: list[Tensor]) -> list[Tensor]:

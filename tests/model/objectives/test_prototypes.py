@@ -131,8 +131,8 @@ def test_icpm_takes_the_labels_of_the_target_modality() -> None:
 
 
 @pytest.fixture
-def make_labelled(encoder: Encoder) -> MakeFeatures:
-    """``make_labelled(image_labels, text_labels)`` -> features of six random pairs with pseudo labels."""
+def make_labeled(encoder: Encoder) -> MakeFeatures:
+    """``make_labeled(image_labels, text_labels)`` -> features of six random pairs with pseudo labels."""
 
     def make(image_labels: Tensor, text_labels: Tensor) -> Features:
         draw = torch.Generator().manual_seed(1)
@@ -151,8 +151,8 @@ def filled(spec: ModelSpec, **options: object) -> PCM:
 
 
 @pytest.mark.parametrize("matching", MATCHINGS)
-def test_pcm_term_sums_both_directions(matching: str, spec: ModelSpec, make_labelled: MakeFeatures) -> None:
-    term, features = filled(spec, matching=matching, temperature=0.1), make_labelled(IMAGE_LABELS, TEXT_LABELS)
+def test_pcm_term_sums_both_directions(matching: str, spec: ModelSpec, make_labeled: MakeFeatures) -> None:
+    term, features = filled(spec, matching=matching, temperature=0.1), make_labeled(IMAGE_LABELS, TEXT_LABELS)
     loss, stats = term(features)
     image, text = features.embedding("image"), features.embedding("text")
     to_images, to_texts = (image, text) if matching == "single_modal" else (text, image)
@@ -170,10 +170,10 @@ def test_terms_reach_both_towers_and_their_own_parameters(
     make: MakeTerm,
     labels: tuple[Tensor, Tensor],
     spec: ModelSpec,
-    make_labelled: MakeFeatures,
+    make_labeled: MakeFeatures,
     encoder: torch.nn.Module,
 ) -> None:
-    term, features = make(spec), make_labelled(*labels)
+    term, features = make(spec), make_labeled(*labels)
     loss, stats = term(features)
     loss.backward()
     assert loss.isfinite()
@@ -185,8 +185,8 @@ def test_terms_reach_both_towers_and_their_own_parameters(
     assert all(stat.shape == () and stat.isfinite() and not stat.requires_grad for stat in stats().values())
 
 
-def test_after_a_step_the_memories_follow_their_own_modality(spec: ModelSpec, make_labelled: MakeFeatures) -> None:
-    term, features = filled(spec), make_labelled(IMAGE_LABELS, TEXT_LABELS)
+def test_after_a_step_the_memories_follow_their_own_modality(spec: ModelSpec, make_labeled: MakeFeatures) -> None:
+    term, features = filled(spec), make_labeled(IMAGE_LABELS, TEXT_LABELS)
     expected = filled(spec)
     term(features)[0].backward()
     term.after_step(features)
@@ -204,15 +204,15 @@ def test_the_prototypes_are_saved_and_come_back(spec: ModelSpec) -> None:
     assert torch.equal(loaded.text_memory.prototypes, saved.text_memory.prototypes)
 
 
-def test_a_temperature_is_learned_but_never_below_its_bound(spec: ModelSpec, make_labelled: MakeFeatures) -> None:
+def test_a_temperature_is_learned_but_never_below_its_bound(spec: ModelSpec, make_labeled: MakeFeatures) -> None:
     term = filled(spec, temperature=0.01)
     term.image_log_temperature.data -= 1
-    _, stats = term(make_labelled(IMAGE_LABELS, TEXT_LABELS))
+    _, stats = term(make_labeled(IMAGE_LABELS, TEXT_LABELS))
     torch.testing.assert_close(stats()["image_temperature"], torch.tensor(0.01))
 
 
-def test_icpm_term_is_icpm(spec: ModelSpec, make_labelled: MakeFeatures) -> None:
-    features = make_labelled(IMAGE_LABELS, TEXT_LABELS)
+def test_icpm_term_is_icpm(spec: ModelSpec, make_labeled: MakeFeatures) -> None:
+    features = make_labeled(IMAGE_LABELS, TEXT_LABELS)
     loss, stats = make_term(ICPM, spec, logit_scale=SCALE)(features)
     image, text = features.embedding("image"), features.embedding("text")
     torch.testing.assert_close(loss, icpm(image, text, IMAGE_LABELS, TEXT_LABELS, SCALE))

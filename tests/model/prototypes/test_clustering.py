@@ -91,7 +91,7 @@ def test_dbscan_refuses_numbers_out_of_range(eps: float, min_samples: int, messa
 
 
 def test_collapsed_features_stop_with_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clustering, "MAX_NEIGHBOURS", 800)
+    monkeypatch.setattr(clustering, "MAX_NEIGHBORS", 800)
     with pytest.raises(UserError, match="have collapsed into one another"):
         dbscan(k_reciprocal_jaccard(torch.ones(30, 4)), 0.5, 2)
 
@@ -145,13 +145,13 @@ def test_cluster_means_leave_outliers_out() -> None:
 
 def test_kmeans_keeps_fp32_where_training_has_allowed_less(monkeypatch: pytest.MonkeyPatch) -> None:
     seen, before = [], torch.get_float32_matmul_precision()
-    nearest = clustering._nearest_centre
+    nearest = clustering._nearest_center
 
-    def watched(features: Tensor, centres: Tensor) -> Tensor:
+    def watched(features: Tensor, centers: Tensor) -> Tensor:
         seen.append(torch.get_float32_matmul_precision())
-        return nearest(features, centres)
+        return nearest(features, centers)
 
-    monkeypatch.setattr(clustering, "_nearest_centre", watched)
+    monkeypatch.setattr(clustering, "_nearest_center", watched)
     torch.set_float32_matmul_precision("medium")
     try:
         kmeans(torch.randn(20, 4, generator=torch.Generator().manual_seed(0)), 3, seed=0)

@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix, isspmatrix_csr
 from torch import Tensor
 
 from model.prototypes import jaccard, k_reciprocal_jaccard
-from model.prototypes.neighbours import nearest_neighbours, pair_cosines, unit_features
+from model.prototypes.neighbors import nearest_neighbors, pair_cosines, unit_features
 from utils.errors import UserError
 
 N, D = 500, 32
@@ -25,8 +25,8 @@ def random(count: int = N) -> Tensor:
 
 
 def clustered(count: int = N) -> Tensor:
-    centres = drawn(2, max(count // 6, 1), D)
-    return centres[torch.arange(count) % len(centres)] + 0.4 * drawn(3, count, D)
+    centers = drawn(2, max(count // 6, 1), D)
+    return centers[torch.arange(count) % len(centers)] + 0.4 * drawn(3, count, D)
 
 
 def duplicated(count: int = N) -> Tensor:
@@ -149,13 +149,13 @@ def test_neighbours_are_the_nearest_and_ties_go_to_the_lower_index() -> None:
     features = unit_features(torch.tensor([[1.0, 0], [0, 1], [1, 0], [1, 0], [1, 1], [1, 0]]))
     expected = [[0, 2, 3], [1, 4, 0], [2, 0, 3], [3, 0, 2], [4, 0, 1], [5, 0, 2]]
     expected[4] = [4, *sorted(range(6), key=lambda j: (j == 4, -float(features[4] @ features[j]), j))[:2]]
-    assert nearest_neighbours(features, 2).tolist() == expected
-    assert nearest_neighbours(features, 100).shape == (6, 6)
+    assert nearest_neighbors(features, 2).tolist() == expected
+    assert nearest_neighbors(features, 100).shape == (6, 6)
 
 
 def test_neighbours_of_duplicates_in_many_blocks() -> None:
     features = unit_features(drawn(5, 7, D))[torch.arange(400) % 7]
-    nearest = nearest_neighbours(features, 20)
+    nearest = nearest_neighbors(features, 20)
     for i in (0, 130, 399):
         twins = [j for j in range(i % 7, 400, 7) if j != i]
         assert nearest[i].tolist() == [i, *twins[:20]]

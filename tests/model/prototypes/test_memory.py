@@ -19,7 +19,7 @@ def units(count: int, seed: int = 0) -> Tensor:
 
 def filled(momentum: float = 0.9) -> PrototypeMemory:
     memory = PrototypeMemory(DIM, momentum=momentum)
-    memory.fill(units(7), LABELS, seed=0)
+    memory.reset_prototypes(units(7), LABELS, seed=0)
     return memory
 
 
@@ -34,12 +34,12 @@ def test_starts_as_a_member_that_the_seed_draws() -> None:
     memory = PrototypeMemory(DIM, start="member")
     drawn = set()
     for seed in range(30):
-        memory.fill(features, LABELS, seed)
+        memory.reset_prototypes(features, LABELS, seed)
         members = (memory.prototypes @ features.T).argmax(dim=1)
         torch.testing.assert_close(memory.prototypes, features[members])
         assert LABELS[members].tolist() == [0, 1, 2]
         drawn |= set(members.tolist())
-        memory.fill(features, LABELS, seed)
+        memory.reset_prototypes(features, LABELS, seed)
         torch.testing.assert_close(memory.prototypes, features[members])
     assert drawn == {0, 1, 3, 4, 5, 6}
 
@@ -68,7 +68,7 @@ def test_no_clusters_at_all() -> None:
     memory = filled()
     for start in ("mean", "member"):
         memory.start = start
-        memory.fill(units(4), torch.full((4,), -1), seed=0)
+        memory.reset_prototypes(units(4), torch.full((4,), -1), seed=0)
         assert memory.prototypes.shape == (0, DIM)
         memory.update(units(2), torch.full((2,), -1))
 
@@ -84,7 +84,7 @@ def test_loading_takes_over_the_number_of_clusters(before: str) -> None:
     saved = filled()
     loaded = PrototypeMemory(DIM)
     if before == "other-clusters":
-        loaded.fill(units(9), torch.arange(9), seed=0)
+        loaded.reset_prototypes(units(9), torch.arange(9), seed=0)
     torch.nn.ModuleDict({"memory": loaded}).load_state_dict({"memory.prototypes": saved.prototypes})
     assert torch.equal(loaded.prototypes, saved.prototypes)
     loaded.update(units(2), torch.tensor([0, 1]))

@@ -56,7 +56,7 @@ def embeddings(
     backbone = load_backbone("clip", "clip", folder, size, sigmoid=False, max_length=LENGTH).eval()
     pixels, ids = batch()
     image, text = backbone.image(pixels), backbone.text(ids, torch.ones_like(ids, dtype=torch.bool))
-    return image.pooled, text.pooled, backbone.normalise(pixels)
+    return image.pooled, text.pooled, backbone.normalize(pixels)
 
 
 def save(model: nn.Module, path: Path) -> Path:

@@ -58,8 +58,8 @@ def batch(size: tuple[int, int] = SIZE) -> tuple[Tensor, Tensor, Tensor]:
     ids = torch.randint(1, VOCABULARY - 2, (3, LENGTH), generator=random)
     ids[:, 0] = VOCABULARY - 2
     ids[torch.arange(3), torch.tensor([5, 11, 7])] = VOCABULARY - 1
-    normalised = (pixels / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-    return pixels, normalised, ids
+    normalized = (pixels / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    return pixels, normalized, ids
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -68,12 +68,12 @@ def test_features_and_scores_equal_the_architecture_written_out(irra: Irra, tmp_
     path = tmp_path / "best.pth"
     torch.save({"model": {prefix + name: value for name, value in irra.state_dict().items()}}, path)
     backbone = backbone_of(path, tmp_path / "converted")
-    pixels, normalised, ids = batch()
+    pixels, normalized, ids = batch()
     mask = torch.ones_like(ids, dtype=torch.bool)
     image, text = backbone.image(pixels), backbone.text(ids, mask)
     close = {"rtol": 1e-5, "atol": 1e-5}
-    torch.testing.assert_close(image.tokens, irra.base_model.encode_image(normalised), **close)
-    torch.testing.assert_close(image.pooled, irra.base_model.encode_image(normalised)[:, 0], **close)
+    torch.testing.assert_close(image.tokens, irra.base_model.encode_image(normalized), **close)
+    torch.testing.assert_close(image.pooled, irra.base_model.encode_image(normalized)[:, 0], **close)
     torch.testing.assert_close(text.tokens, irra.base_model.encode_text(ids), **close)
     ends = irra.base_model.encode_text(ids)[torch.arange(3), ids.argmax(dim=1)]
     torch.testing.assert_close(text.pooled, ends, **close)
@@ -87,7 +87,7 @@ def test_features_and_scores_equal_the_architecture_written_out(irra: Irra, tmp_
     assert lines[0].endswith("; words attend to padding, as they did there")
     mlm: Any = objective.terms["mlm"]
     scores = mlm.head(mlm.interaction(text.tokens, image.tokens, mask))
-    torch.testing.assert_close(scores, irra.scores(normalised, ids), **close)
+    torch.testing.assert_close(scores, irra.scores(normalized, ids), **close)
     classifier: Any = objective.terms["id"]
     torch.testing.assert_close(
         classifier.classifier(image.pooled[:, None])[:, 0], irra.classifier(image.pooled), **close
@@ -101,12 +101,12 @@ def test_the_loss_of_a_published_head_on_padded_captions_is_that_of_the_architec
         for parameter in module.parameters():
             nn.init.normal_(parameter, std=0.3)  # so that every word has a say in every other
     backbone = backbone_of(saved(irra, tmp_path / "a.pth"), tmp_path / "converted")
-    pixels, normalised, ids = batch()
+    pixels, normalized, ids = batch()
     mask = torch.arange(LENGTH) <= ids.argmax(dim=1)[:, None]
     labels = torch.full_like(ids, -100)
     labels[:, 2] = ids[:, 2]
     ids[:, 2] = VOCABULARY - 3  # [MASK]
-    scores = irra.scores(normalised, ids.masked_fill(~mask, 0))
+    scores = irra.scores(normalized, ids.masked_fill(~mask, 0))
     expected = nn.functional.cross_entropy(scores[:, 2], labels[:, 2])
 
     def loss(attend_padding: bool | None) -> Tensor:
@@ -142,8 +142,8 @@ def test_the_mask_token_of_a_published_head_is_the_third_row_from_the_end(irra: 
 def test_half_precision_is_read_as_its_own_values_in_fp32(irra: Irra, tmp_path: Path) -> None:
     rounded = irra.half().float()
     backbone = backbone_of(saved(irra.half(), tmp_path / "half.pth"), tmp_path / "converted")
-    pixels, normalised, _ = batch()
-    expected = rounded.float().base_model.encode_image(normalised)
+    pixels, normalized, _ = batch()
+    expected = rounded.float().base_model.encode_image(normalized)
     torch.testing.assert_close(backbone.image(pixels).tokens, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -200,8 +200,8 @@ def test_the_heads_of_rde_are_kept_and_named_and_their_absence_from_the_ranking_
         norm.running_var.uniform_(0.5, 2)
     path = saved(rde, tmp_path / "rde.pth")
     backbone = backbone_of(path, tmp_path / "converted")
-    pixels, normalised, _ = batch()
-    expected = rde.base_model.encode_image(normalised)
+    pixels, normalized, _ = batch()
+    expected = rde.base_model.encode_image(normalized)
     torch.testing.assert_close(backbone.image(pixels).tokens, expected, rtol=1e-5, atol=1e-5)
 
     published = convert(read_state(path), source=path)

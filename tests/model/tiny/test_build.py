@@ -1,7 +1,9 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from transformers import (
     AutoImageProcessor,
     AutoModel,
@@ -11,7 +13,14 @@ from transformers import (
     SiglipModel,
 )
 
-from model.tiny.build import VOCAB_SIZE, make_tiny
+from model.tiny.build import make_tiny
+from utils.continuing.composed import described
+
+
+def architecture_of(name: str) -> tuple[str, Any]:
+    backbone = described("backbone", name)
+    return backbone.family, OmegaConf.to_container(backbone.description.architecture)
+
 
 CAPTIONS = [
     "A woman with long black hair wears a red striped T-shirt, blue jeans and white sneakers.",
@@ -21,13 +30,14 @@ CAPTIONS = [
 ] * 5
 VISION_LANGUAGE = ["tiny_siglip", "tiny_clip"]
 NAMES = [*VISION_LANGUAGE, "tiny_resnet_bert"]
+ARCHITECTURES = {name: architecture_of(name) for name in NAMES}
 LENGTHS = {"tiny_siglip": 64, "tiny_clip": 77, "tiny_resnet_bert": 64}
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("tiny")
-    return {name: make_tiny(name, CAPTIONS, root / name) for name in NAMES}
+    return {name: make_tiny(*ARCHITECTURES[name], CAPTIONS, root / name) for name in NAMES}
 
 
 def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
@@ -46,11 +56,11 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
     made = {path.name: path.read_bytes() for path in folders[name].iterdir()}
     torch.manual_seed(123)
     state = torch.get_rng_state()
-    again = make_tiny(name, iter(CAPTIONS), tmp_path / "again")
+    again = make_tiny(*ARCHITECTURES[name], iter(CAPTIONS), tmp_path / "again")
     assert torch.equal(torch.get_rng_state(), state)
     assert {path.name: path.read_bytes() for path in again.iterdir()} == made
 
-    other = make_tiny(name, CAPTIONS, tmp_path / "other", seed=1)
+    other = make_tiny(*ARCHITECTURES[name], CAPTIONS, tmp_path / "other", seed=1)
     different = {path.name for path in other.iterdir() if path.read_bytes() != made[path.name]}
     assert different == {"model.safetensors"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "other"]
@@ -61,7 +71,7 @@ def test_the_tokenizer_covers_both_languages_and_ignores_case_and_composition(
     folders: dict[str, Path], name: str
 ) -> None:
     tokenizer = tokenizer_of(folders[name])
-    assert len(tokenizer) <= VOCAB_SIZE
+    assert len(tokenizer) <= ARCHITECTURES[name][1]["text_config"]["vocab_size"]
     assert tokenizer.model_max_length == LENGTHS[name]
     unknown = tokenizer.unk_token_id
     assert all(unknown not in tokenizer(caption)["input_ids"] for caption in CAPTIONS)
@@ -158,6 +168,6 @@ def test_a_resnet_and_a_bert_have_the_promised_size_and_agree_with_their_tokeniz
 def test_of_two_that_make_it_at_once_the_first_one_wins(folders: dict[str, Path]) -> None:
     folder = folders["tiny_clip"]
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert make_tiny("tiny_clip", CAPTIONS, folder) == folder
+    assert make_tiny(*ARCHITECTURES["tiny_clip"], CAPTIONS, folder) == folder
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert not list(folder.parent.glob(".tiny_clip*"))

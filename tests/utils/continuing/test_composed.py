@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.small_run import command
-from utils.config.resolvers import register_resolvers, run_facts
+from utils.config.resolvers import register_resolvers, run_info
 from utils.continuing.composed import Composed, with_composed
 from utils.continuing.option_rules import RULES, matches, rule_of, table
 from utils.continuing.plain_values import flat
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 
 def variant(*overrides: str, before: Composed | None = None) -> str:
     with command(*overrides) as cfg:
-        return run_facts(with_composed(cfg, before), language="en", val_is_test=False)["variant"]
+        return run_info(with_composed(cfg, before), language="en", val_is_test=False)["variant"]
 
 
 SAME = [

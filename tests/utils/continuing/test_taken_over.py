@@ -382,7 +382,7 @@ def test_no_name_under_target_is_called_or_imported(
         ("head._partial_", False, r"head\._partial_: False, expected True"),
         ("head._args_", ["x"], r"head\._args_: \['x'\], expected no such key"),
         ("head._recursive_", True, r"head\._recursive_: True, expected no such key"),
-        ("backbone._convert_", "all", r"backbone\._convert_: all, expected no such key"),
+        ("backbone._convert_", "object", r"backbone\._convert_: object, expected all"),
         ("backbone.folder", "${oc.env:HOME}", r"backbone\.folder: \$\{oc\.env:HOME\}, expected plain values"),
         ("backbone.max_length", "${oc.decode:1}", r"backbone\.max_length: .*, expected plain values"),
         ("backbone.max_length", "many", r"backbone\.max_length: many, expected a number"),

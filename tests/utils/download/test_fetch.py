@@ -36,7 +36,7 @@ def server(archive: bytes) -> Iterator[WebServer]:
 
 
 def command(root: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "utils.download", "CUHK-PEDES", "--root", str(root), *options]
+    return [sys.executable, "-m", "utils.download", "cuhk_pedes", "--root", str(root), *options]
 
 
 def run(root: Path, *options: str) -> subprocess.CompletedProcess[str]:

@@ -17,9 +17,9 @@ from utils.ranking.retrieval import Retrieval
 def drawn(texts: int = 30, images: int = 40, persons: int = 8, *, gap: float = 0.0) -> Retrieval:
     """Texts and images around one centre a person; `gap` moves the texts away from all images."""
     draw = torch.Generator().manual_seed(texts)
-    centres = torch.randn(persons, 12, generator=draw)
+    centers = torch.randn(persons, 12, generator=draw)
     pids = [(torch.arange(count) % persons)[torch.randperm(count, generator=draw)] for count in (images, texts)]
-    parts = [normalize(centres[own] + torch.randn(len(own), 12, generator=draw), dim=1) for own in pids]
+    parts = [normalize(centers[own] + torch.randn(len(own), 12, generator=draw), dim=1) for own in pids]
     parts[1] = normalize(parts[1] + gap, dim=1)
     return Retrieval(parts[0], pids[0], parts[1], pids[1])
 

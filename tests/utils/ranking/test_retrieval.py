@@ -39,12 +39,12 @@ def oracle(query: Tensor, gallery: Tensor, query_pids: Tensor, gallery_pids: Ten
 def case(queries: int, gallery: int, identities: int, dim: int = 16, *, seed: int = 0, noise: float = 1.0) -> Case:
     """Random features around one centre per identity; every identity is in the gallery at least once."""
     draw = torch.Generator().manual_seed(seed)
-    centres = torch.randn(identities, dim, generator=draw)
+    centers = torch.randn(identities, dim, generator=draw)
     more = torch.randint(identities, (gallery - identities,), generator=draw)
     gallery_pids = torch.cat([torch.arange(identities), more])[torch.randperm(gallery, generator=draw)]
     query_pids = torch.randint(identities, (queries,), generator=draw)
     query, items = (
-        normalize(centres[pids] + noise * torch.randn(len(pids), dim, generator=draw), dim=1)
+        normalize(centers[pids] + noise * torch.randn(len(pids), dim, generator=draw), dim=1)
         for pids in (query_pids, gallery_pids)
     )
     return query, items, 7 * query_pids - 3, 7 * gallery_pids - 3
@@ -57,14 +57,14 @@ def both_sided(texts: int, images: int, identities: int, **options: float) -> Ca
     return text, image[paired], text_pids, image_pids[paired]
 
 
-def quantised(features: Tensor, steps: int = 1) -> Tensor:
+def quantized(features: Tensor, steps: int = 1) -> Tensor:
     """Features of few values, whose inner products are exact in fp32 and often equal."""
     return (features * features.shape[1] ** 0.5 * steps).round() / 4
 
 
 def tied_case() -> Case:
     query, gallery, query_pids, gallery_pids = case(50, 83, 12, dim=6)
-    return quantised(query), quantised(gallery), query_pids, gallery_pids
+    return quantized(query), quantized(gallery), query_pids, gallery_pids
 
 
 CASES = {
@@ -223,7 +223,7 @@ BOTH = {
     "uneven": tuple(
         torch.cat(parts) for parts in zip(both_sided(60, 90, 2, seed=14), both_sided(50, 40, 20, seed=15), strict=True)
     ),
-    "ties": tuple(quantised(part) if part.is_floating_point() else part for part in both_sided(80, 70, 12, dim=6)),
+    "ties": tuple(quantized(part) if part.is_floating_point() else part for part in both_sided(80, 70, 12, dim=6)),
 }
 
 

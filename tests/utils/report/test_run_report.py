@@ -25,7 +25,7 @@ from utils.report.tested import Tested as FoundByTest  # pytest would collect a 
 
 METRICS = {direction: figures(10, 20, 30, 40, 50, queries=4) for direction in ("t2i", "i2t")}
 DRAWN = ("word_maps.jpg", "part_attention.jpg", "tsne.png", "outliers.png")
-FACTS = {"strategy": "fmfa", "dataset": "drawn-en", "val_protocol": "held_out"}
+RUN = {"strategy": "fmfa", "dataset": "drawn-en", "val_protocol": "held_out"}
 
 
 def word_maps(tested: FoundByTest) -> Picture:
@@ -42,7 +42,7 @@ def tested(tmp_path: Path) -> FoundByTest:
     Image.new("RGB", (20, 40), "blue").save(photo)
     pids = torch.arange(4) // 2
     retrieval = Retrieval(torch.eye(4), pids, torch.eye(4), pids, ["a coat"] * 4, [photo] * 4)
-    return FoundByTest(FACTS, retrieval, retrieval.ranks(), METRICS, shown_queries=1)
+    return FoundByTest(RUN, retrieval, retrieval.ranks(), METRICS, shown_queries=1)
 
 
 def test_everything_is_printed_saved_and_logged(

@@ -37,12 +37,12 @@ def outliers_picture(history: Tensor, every_n_epochs: int, path: str | Path | No
     epochs = every_n_epochs * np.arange(len(history)) + 1
     figure = Figure(figsize=(10, 4), dpi=110, layout="constrained")
     for axes, title, counts in zip(figure.subplots(1, 2), ("images", "captions"), history.cpu().unbind(1), strict=True):
-        for label, colour, line, values in (
+        for label, color, line, values in (
             ("clusters", FAINT, ":", counts[:, 0]),
             ("outliers before mining", WRONG, "--", counts[:, 1]),
             ("outliers after mining", RIGHT, "-", counts[:, 2]),
         ):
-            axes.plot(epochs, values.numpy(), line, color=colour, marker=".", label=label)
+            axes.plot(epochs, values.numpy(), line, color=color, marker=".", label=label)
         axes.set_title(title, color=INK, loc="left")
         axes.set_xlabel("epoch", color=FAINT)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -83,9 +83,9 @@ def tsne_picture(
     for (mark, pids, _), places in zip(shown, np.split(points, [len(shown[0][1])]), strict=True):
         for person, letter in zip(persons, ascii_uppercase, strict=False):
             own = places[(pids == person).numpy()]
-            colour = f"C{ascii_uppercase.index(letter)}"
-            axes.scatter(*own.T, marker=mark, color=colour, alpha=0.55, linewidths=0)
-            axes.annotate(letter, own.mean(axis=0), color=colour, weight="bold", ha="center", va="center")
+            color = f"C{ascii_uppercase.index(letter)}"
+            axes.scatter(*own.T, marker=mark, color=color, alpha=0.55, linewidths=0)
+            axes.annotate(letter, own.mean(axis=0), color=color, weight="bold", ha="center", va="center")
     handles = [
         Line2D([], [], linestyle="", marker=mark, color=FAINT, label=f"{label} ({len(pids)})")
         for label, (mark, pids, _) in zip(("images", "captions"), shown, strict=True)

@@ -66,9 +66,9 @@ def heat_map(photo: Image.Image, attention: Tensor, grid: tuple[int, int]) -> Im
     values = attention.float().cpu().view(grid).numpy()
     spread = (values - values.min()) / max(values.max() - values.min(), 1e-12)
     smooth = Image.fromarray(spread.astype(np.float32)).resize(photo.size, Image.Resampling.BICUBIC)
-    colours = colormaps[HEAT](np.clip(np.asarray(smooth), 0, 1))[:, :, :3]
-    coloured = Image.fromarray((255 * colours).astype(np.uint8))
-    return Image.blend(ImageOps.grayscale(photo).convert("RGB"), coloured, 0.6)
+    colors = colormaps[HEAT](np.clip(np.asarray(smooth), 0, 1))[:, :, :3]
+    colored = Image.fromarray((255 * colors).astype(np.uint8))
+    return Image.blend(ImageOps.grayscale(photo).convert("RGB"), colored, 0.6)
 
 
 def word_shares(words: Sequence[tuple[str, Sequence[int]]], attention: Tensor) -> list[float]:

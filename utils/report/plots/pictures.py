@@ -125,12 +125,12 @@ def ranked_picture(queries: Sequence[RankedQuery], path: str | Path | None = Non
     picture = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(picture)
 
-    def centred(column: int, y: int, words: str, colour: str) -> None:
+    def centered(column: int, y: int, words: str, color: str) -> None:
         middle = left + column * (THUMB[0] + GAP) + THUMB[0] // 2
-        draw.text((middle, y), words, colour, font=text, anchor="mm")
+        draw.text((middle, y), words, color, font=text, anchor="mm")
 
     for column in range(columns):
-        centred(column, HEADER // 2, str(column + 1), FAINT)
+        centered(column, HEADER // 2, str(column + 1), FAINT)
     top = HEADER
     for query, lines, height in zip(queries, captions, heights, strict=True):
         for number, line in enumerate(lines):
@@ -139,7 +139,7 @@ def ranked_picture(queries: Sequence[RankedQuery], path: str | Path | None = Non
         draw.text((MARGIN, top + (len(lines) + 0.4) * LINE), summary, FAINT, font=text)
         for column, image in enumerate(query.images):
             picture.paste(marked(image), (left + column * (THUMB[0] + GAP), top))
-            centred(column, top + THUMB[1] + LINE // 2 + 4, f"{image.score:.2f}", RIGHT if image.right else WRONG)
+            centered(column, top + THUMB[1] + LINE // 2 + 4, f"{image.score:.2f}", RIGHT if image.right else WRONG)
         top += height + ROW_GAP
     return saved(picture, path)
 

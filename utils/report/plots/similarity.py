@@ -97,14 +97,14 @@ def histogram_picture(found: PairSimilarities, title: str, path: str | Path | No
     figure = Figure(figsize=(9, 4.5), dpi=110, layout="constrained")
     axes = figure.subplots()
     edges = found.edges.numpy()
-    for kind, density, pairs, mean, colour, line in (
+    for kind, density, pairs, mean, color, line in (
         ("another person", found.other, found.other_pairs, found.other_mean, WRONG, "--"),
         ("the same person", found.same, found.same_pairs, found.same_mean, RIGHT, "-"),
     ):
         label = f"{kind}: {pairs:,} pairs, mean {mean:.3f}"
-        axes.stairs(density.numpy(), edges, fill=True, color=colour, alpha=0.35)
-        axes.stairs(density.numpy(), edges, color=colour, linestyle=line, linewidth=1.8, label=label)
-        axes.axvline(mean, color=colour, linestyle=line, linewidth=1)
+        axes.stairs(density.numpy(), edges, fill=True, color=color, alpha=0.35)
+        axes.stairs(density.numpy(), edges, color=color, linestyle=line, linewidth=1.8, label=label)
+        axes.axvline(mean, color=color, linestyle=line, linewidth=1)
     axes.set_title(f"{title}: {100 * found.overlap:.1f} % overlap", color=INK, loc="left")
     axes.set_xlabel("similarity of a caption and an image of ...", color=FAINT)
     axes.set_ylabel("density", color=FAINT)
@@ -142,16 +142,16 @@ def word_maps_picture(
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     figure.suptitle("\n".join(lines), color=INK, x=0.01, ha="left")
     axes = figure.subplots(2, len(words) + 1, squeeze=False)
-    coloured = photo.convert("RGB").resize((width * PATCH, height * PATCH))
-    grey = ImageOps.grayscale(coloured)
+    colored = photo.convert("RGB").resize((width * PATCH, height * PATCH))
+    gray = ImageOps.grayscale(colored)
     whole = (0, width, height, 0)
     for row, (label, maps) in enumerate((("before sparsification", before), ("after", after))):
-        axes[row, 0].imshow(coloured, extent=whole)
+        axes[row, 0].imshow(colored, extent=whole)
         axes[row, 0].set_ylabel(label, color=INK)
         for place, (text, positions) in zip(axes[row, 1:], words, strict=True):
             patches = maps[list(positions)].float().mean(dim=0).view(grid).cpu().numpy()
             left = np.ones(grid) if row == 0 else patches > 0
-            place.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=whole)
+            place.imshow(gray, cmap="gray", vmin=0, vmax=255, extent=whole)
             heat = place.imshow(patches, cmap=HEAT, vmin=0, vmax=1, extent=whole, alpha=0.7 * left)
             if row == 0:
                 place.set_title(composed(text), color=INK)

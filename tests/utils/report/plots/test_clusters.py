@@ -15,18 +15,18 @@ from utils.report.plots.pictures import RIGHT, WRONG
 HISTORY = torch.tensor([[[40, 30, 10], [50, 20, 5]], [[60, 12, 6], [70, 9, 3]], [[65, 8, 2], [75, 4, 0]]])
 
 
-def pixels(picture: Image.Image, colour: str) -> int:
+def pixels(picture: Image.Image, color: str) -> int:
     """How many pixels of `picture` have exactly this colour, `#rrggbb`."""
-    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
     return int((np.asarray(picture) == wanted).all(axis=2).sum())
 
 
 def persons(count: int, images: int = 3, captions: int = 4) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     draw = torch.Generator().manual_seed(0)
-    centres = torch.randn(count, 16, generator=draw)
+    centers = torch.randn(count, 16, generator=draw)
     image_pids, text_pids = (torch.arange(count).repeat_interleave(n) + 70 for n in (images, captions))
     features = [
-        normalize(centres[p - 70] + 0.2 * torch.randn(len(p), 16, generator=draw)) for p in (image_pids, text_pids)
+        normalize(centers[p - 70] + 0.2 * torch.randn(len(p), 16, generator=draw)) for p in (image_pids, text_pids)
     ]
     return features[0], features[1], image_pids, text_pids
 

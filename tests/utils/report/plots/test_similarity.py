@@ -27,10 +27,10 @@ Split = tuple[Tensor, Tensor, Tensor, Tensor]
 def split(queries: int = 30, items: int = 20, blocks: int = 1) -> Split:
     """Features of ten identities, of `blocks` unit-norm blocks each; those of an identity lie close together."""
     draw = torch.Generator().manual_seed(0)
-    centres = torch.randn(10, blocks, 8, generator=draw)
+    centers = torch.randn(10, blocks, 8, generator=draw)
     query_pids, gallery_pids = torch.arange(queries) % 10, torch.arange(items) % 10
     query, gallery = (
-        normalize(centres[pids] + 0.4 * torch.randn(len(pids), blocks, 8, generator=draw), dim=2).flatten(1)
+        normalize(centers[pids] + 0.4 * torch.randn(len(pids), blocks, 8, generator=draw), dim=2).flatten(1)
         for pids in (query_pids, gallery_pids)
     )
     return query, gallery, query_pids, gallery_pids
@@ -165,10 +165,10 @@ def test_the_photo_is_grey_exactly_where_no_similarity_is_left(draw_maps: DrawnM
     assert box is not None
     assert box[3] - box[1] == pytest.approx(2 * (box[2] - box[0]), abs=4)  # of the first patch to the last of 8 x 4
     for corner, in_first, in_last in (((box[0] + 8, box[1] + 8), 1, 3), ((box[2] - 8, box[3] - 8), 3, 1)):
-        for picture, colours in ((first, in_first), (last, in_last)):
+        for picture, colors in ((first, in_first), (last, in_last)):
             pixel = picture.getpixel(corner)
             assert isinstance(pixel, tuple)
-            assert len(set(pixel)) == colours
+            assert len(set(pixel)) == colors
 
 
 def test_letters_composed_and_apart_look_the_same(draw_maps: DrawnMaps) -> None:

@@ -1,4 +1,4 @@
-"""Labeller: what it finds and keeps, which pairs are trained when, and what there is nothing to learn from."""
+"""Labeler: what it finds and keeps, which pairs are trained when, and what there is nothing to learn from."""
 
 import warnings
 from collections.abc import Callable
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.prototypes import (
-    Found,
+    ClusteringResult,
     JaccardDBSCAN,
     KMeans,
-    Labeller,
+    Labeler,
     Labels,
     Modality,
     dbscan,
@@ -31,8 +31,8 @@ Cluster = Callable[[Tensor, int], Tensor]
 
 def features(count: int, seed: int, per_person: int = 3, noise: float = 0.3) -> Tensor:
     draw = torch.Generator().manual_seed(seed)
-    centres = torch.randn(count // per_person, 8, generator=draw).repeat_interleave(per_person, dim=0)
-    return F.normalize(centres + noise * torch.randn(count, 8, generator=draw), dim=1)
+    centers = torch.randn(count // per_person, 8, generator=draw).repeat_interleave(per_person, dim=0)
+    return F.normalize(centers + noise * torch.randn(count, 8, generator=draw), dim=1)
 
 
 def fixed(labels: list[int]) -> Cluster:
@@ -40,22 +40,22 @@ def fixed(labels: list[int]) -> Cluster:
     return lambda features, seed: torch.tensor(labels).repeat(len(features) // len(labels))
 
 
-def labeller(images: Cluster, texts: Cluster, oplm: str = "two_stage", every_n_epochs: int = 1) -> Labeller:
-    return Labeller(name="test", images=images, texts=texts, oplm=oplm, every_n_epochs=every_n_epochs)  # type: ignore[arg-type]
+def labeler(images: Cluster, texts: Cluster, oplm: str = "two_stage", every_n_epochs: int = 1) -> Labeler:
+    return Labeler(name="test", images=images, texts=texts, oplm=oplm, every_n_epochs=every_n_epochs)  # type: ignore[arg-type]
 
 
-def find(made: Labeller) -> Found:
+def find(made: Labeler) -> ClusteringResult:
     return made.find(features(IMAGES, 1), features(TEXTS, 2, 6), TEXT_IMAGES, seed=3)
 
 
-def relabelled(made: Labeller) -> Labeller:
+def relabeled(made: Labeler) -> Labeler:
     made.take(find(made), TEXT_IMAGES)
     return made
 
 
 def test_both_modalities_are_clustered_apart_and_then_mined() -> None:
     images, texts = JaccardDBSCAN(k1=3, k2=2, eps=0.3, min_samples=2), JaccardDBSCAN(5, 2, 0.3, 4)
-    found = find(labeller(images, texts))
+    found = find(labeler(images, texts))
     for own, label in ((features(IMAGES, 1), found.before.images), (features(TEXTS, 2, 6), found.before.texts)):
         k1, least = (3, 2) if len(own) == IMAGES else (5, 4)
         assert torch.equal(label, dbscan(k_reciprocal_jaccard(own, k1, 2), 0.3, least))
@@ -69,18 +69,18 @@ def test_both_modalities_are_clustered_apart_and_then_mined() -> None:
 
 
 def test_without_oplm_outliers_stay() -> None:
-    found = find(labeller(fixed([0, 1, -1]), fixed([0]), oplm="none"))
+    found = find(labeler(fixed([0, 1, -1]), fixed([0]), oplm="none"))
     assert found.after is found.before
 
 
 def test_kmeans_goes_by_the_seed() -> None:
-    found = find(labeller(KMeans(4), KMeans(5), oplm="none"))
+    found = find(labeler(KMeans(4), KMeans(5), oplm="none"))
     assert torch.equal(found.before.images, kmeans(features(IMAGES, 1), 4, seed=3))
     assert torch.equal(found.before.texts, kmeans(features(TEXTS, 2, 6), 5, seed=3))
 
 
 def test_a_pair_has_the_label_of_its_image_and_that_of_its_caption() -> None:
-    made = relabelled(labeller(fixed([0, 1, 2]), fixed([3, 2, 1, 0]), oplm="none"))
+    made = relabeled(labeler(fixed([0, 1, 2]), fixed([3, 2, 1, 0]), oplm="none"))
     pairs = torch.tensor([0, 5, 23])
     labels = made.of(pairs)
     assert labels["image_labels"].tolist() == [0, 2, 2]
@@ -89,9 +89,9 @@ def test_a_pair_has_the_label_of_its_image_and_that_of_its_caption() -> None:
 
 @pytest.mark.parametrize(("oplm", "later"), [("none", 0), ("two_stage", 2)])
 def test_a_pair_with_an_outlier_on_either_side_is_left_out_or_trained_later(oplm: str, later: int) -> None:
-    made = labeller(fixed([0, 1, -1]), fixed([0, 0, 0, -1]), oplm)
+    made = labeler(fixed([0, 1, -1]), fixed([0, 0, 0, -1]), oplm)
     labels = Labels(fixed([0, 1, -1])(torch.zeros(IMAGES), 0), fixed([0, 0, 0, -1])(torch.zeros(TEXTS), 0))
-    made.take(Found(labels, labels), TEXT_IMAGES)
+    made.take(ClusteringResult(labels, labels), TEXT_IMAGES)
     expected = [
         1 if labels.images[i] >= 0 and t >= 0 else later for i, t in zip(TEXT_IMAGES, labels.texts, strict=True)
     ]
@@ -100,11 +100,11 @@ def test_a_pair_with_an_outlier_on_either_side_is_left_out_or_trained_later(oplm
 
 
 def test_the_history_counts_clusters_and_outliers_before_and_after() -> None:
-    made = labeller(fixed([0]), fixed([0]))
+    made = labeler(fixed([0]), fixed([0]))
     for rescued in (1, 3):
         after = OUTLIERS.images.clone()
         after[:rescued] = torch.arange(rescued)
-        made.take(Found(OUTLIERS, Labels(after, OUTLIERS.texts)), TEXT_IMAGES)
+        made.take(ClusteringResult(OUTLIERS, Labels(after, OUTLIERS.texts)), TEXT_IMAGES)
     assert made.history.tolist() == [[[1, 12, 11], [0, 24, 24]], [[3, 12, 9], [0, 24, 24]]]
     assert made.describe() == (
         "labels  3 clusters of images (12 outliers, 9 after mining), 0 clusters of captions (24 outliers, 24 after "
@@ -113,7 +113,7 @@ def test_the_history_counts_clusters_and_outliers_before_and_after() -> None:
 
 
 def test_statistics_are_named_by_modality_and_stage() -> None:
-    found = find(labeller(fixed([0, 1, -1]), fixed([0, 1])))
+    found = find(labeler(fixed([0, 1, -1]), fixed([0, 1])))
     figures = found.statistics(torch.arange(IMAGES) // 3, TEXT_IMAGES // 3)
     assert figures["images/before/outliers"] == 4
     assert figures["texts/after/clusters"] == 2
@@ -122,46 +122,46 @@ def test_statistics_are_named_by_modality_and_stage() -> None:
 
 
 def test_labels_are_due_every_so_many_epochs_and_whenever_there_are_none() -> None:
-    made = labeller(fixed([0]), fixed([0]), every_n_epochs=3)
+    made = labeler(fixed([0]), fixed([0]), every_n_epochs=3)
     assert made.due(4)
-    relabelled(made)
+    relabeled(made)
     assert [epoch for epoch in range(8) if made.due(epoch)] == [0, 3, 6]
 
 
 def test_labels_and_history_travel_in_the_state() -> None:
-    saved, loaded = relabelled(labeller(fixed([0, 1, 2]), fixed([1, 0]))), labeller(fixed([0]), fixed([0]))
-    nn.ModuleDict({"labeller": loaded}).load_state_dict({f"labeller.{k}": v for k, v in saved.state_dict().items()})
+    saved, loaded = relabeled(labeler(fixed([0, 1, 2]), fixed([1, 0]))), labeler(fixed([0]), fixed([0]))
+    nn.ModuleDict({"labeler": loaded}).load_state_dict({f"labeler.{k}": v for k, v in saved.state_dict().items()})
     assert torch.equal(loaded.stages, saved.stages)
     assert torch.equal(loaded.history, saved.history)
-    assert Labeller.resizable == set(saved.state_dict())
+    assert Labeler.resizable == set(saved.state_dict())
 
 
 def test_all_outliers_train_pairs_alone_with_a_warning_or_stop_with_a_sentence() -> None:
     nothing = fixed([-1])
     with pytest.warns(UserWarning, match="pseudo_label=test leaves no pair with both sides in a cluster: this epoch"):
-        made = relabelled(labeller(nothing, nothing))
+        made = relabeled(labeler(nothing, nothing))
     assert made.stages.tolist() == [2] * TEXTS
     for oplm in ("none", "one_stage"):
         with pytest.raises(UserError, match=f"pseudo_label=test with oplm={oplm} leaves no pair to train: each of 24"):
-            relabelled(labeller(nothing, nothing, oplm))
+            relabeled(labeler(nothing, nothing, oplm))
 
 
 def test_one_single_cluster_is_said() -> None:
     with pytest.warns(UserWarning, match="finds one single cluster, which tells nothing apart"):
-        made = relabelled(labeller(fixed([0]), fixed([0])))
+        made = relabeled(labeler(fixed([0]), fixed([0])))
     assert made.stages.tolist() == [1] * TEXTS
 
 
 def test_clusters_worth_learning_from_are_no_reason_to_warn() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        relabelled(labeller(fixed([0, 1]), fixed([0, 1])))
+        relabeled(labeler(fixed([0, 1]), fixed([0, 1])))
 
 
 def test_fewer_samples_than_neighbours() -> None:
     two = features(2, 1, per_person=1)
     cluster = JaccardDBSCAN(k1=20, k2=6, eps=0.5, min_samples=2)
-    made = labeller(cluster, cluster)
+    made = labeler(cluster, cluster)
     with pytest.warns(UserWarning, match="one single cluster"):
         found = made.find(two, two, torch.arange(2), seed=0)
     assert found.after.images.tolist() == found.after.texts.tolist() == [0, 0]
@@ -169,6 +169,6 @@ def test_fewer_samples_than_neighbours() -> None:
 
 def test_misspelt_options_stop_before_training() -> None:
     with pytest.raises(UserError, match=r"pseudo_label.oplm: 'two' given, expected one of none, one_stage, two_stage"):
-        labeller(fixed([0]), fixed([0]), oplm="two")
+        labeler(fixed([0]), fixed([0]), oplm="two")
     with pytest.raises(UserError, match=r"pseudo_label.every_n_epochs: 0 given, expected at least 1"):
-        labeller(fixed([0]), fixed([0]), every_n_epochs=0)
+        labeler(fixed([0]), fixed([0]), every_n_epochs=0)

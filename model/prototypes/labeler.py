@@ -24,7 +24,7 @@ class Labels(NamedTuple):
     texts: Tensor
 
 
-class Found(NamedTuple):
+class ClusteringResult(NamedTuple):
     """The labels of a clustering, before and after outlier mining."""
 
     before: Labels
@@ -45,7 +45,7 @@ class Found(NamedTuple):
         }
 
 
-class Labeller(Resizable):
+class Labeler(Resizable):
     """Finds pseudo labels, and keeps those of the training pairs. They travel in checkpoints.
 
     Outlier pseudo label mining, OPLM (CPCL, section 3.4), has three forms. A pair is clustered if both its image
@@ -89,7 +89,7 @@ class Labeller(Resizable):
         """Whether labels are to be found before `epoch`, counted from 0."""
         return len(self.image_labels) == 0 or epoch % self.every_n_epochs == 0
 
-    def find(self, images: Tensor, texts: Tensor, text_images: Tensor, seed: int) -> Found:
+    def find(self, images: Tensor, texts: Tensor, text_images: Tensor, seed: int) -> ClusteringResult:
         """Returns the labels of the training set; keeps nothing. One process does it for all.
 
         Args:
@@ -110,9 +110,9 @@ class Labeller(Resizable):
             )
         elif max(labels.max() for labels in after) == 0:
             warnings.warn(f"pseudo_label={self.name} finds one single cluster, which tells nothing apart", stacklevel=2)
-        return Found(before, after)
+        return ClusteringResult(before, after)
 
-    def take(self, found: Found, text_images: Tensor) -> None:
+    def take(self, found: ClusteringResult, text_images: Tensor) -> None:
         """Makes `found` the labels of the pairs, one for each text.
 
         Raises:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data.annotations.records import Annotation
 from data.doctor import main
-from data.doctor.facts import token_facts
+from data.doctor.summary import token_summary
 from utils.errors import UserError
 
 IMAGES = [
@@ -33,19 +33,19 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("max_length", "limit", "cut"), [(None, 5, 2), (6, 6, 1), (7, 7, 0), (1, 1, 4)])
 def test_captions_over_the_limit_are_counted(folder: Path, max_length: int | None, limit: int, cut: int) -> None:
-    facts = token_facts(IMAGES, folder, max_length)
-    assert (facts["max_length"], facts["cut"], facts["share"], facts["longest"]) == (limit, cut, cut / 4, 7)
+    summary = token_summary(IMAGES, folder, max_length)
+    assert (summary["max_length"], summary["cut"], summary["share"], summary["longest"]) == (limit, cut, cut / 4, 7)
 
 
 def test_no_captions_are_no_error(folder: Path) -> None:
-    assert token_facts([], folder, None)["share"] == 0
+    assert token_summary([], folder, None)["share"] == 0
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tokenizer folder .*nowhere does not exist"):
-        token_facts(IMAGES, tmp_path / "nowhere", None)
+        token_summary(IMAGES, tmp_path / "nowhere", None)
     with pytest.raises(UserError, match=r"holds no tokenizer that transformers can load"):
-        token_facts(IMAGES, tmp_path, None)
+        token_summary(IMAGES, tmp_path, None)
 
 
 def test_a_tokenizer_without_a_limit_needs_one(folder: Path) -> None:
@@ -54,8 +54,8 @@ def test_a_tokenizer_without_a_limit_needs_one(folder: Path) -> None:
     del settings["model_max_length"]
     config.write_text(json.dumps(settings))
     with pytest.raises(UserError, match=r"does not say how many tokens fit; add --max-length"):
-        token_facts(IMAGES, folder, None)
-    assert token_facts(IMAGES, folder, 5)["cut"] == 2
+        token_summary(IMAGES, folder, None)
+    assert token_summary(IMAGES, folder, 5)["cut"] == 2
 
 
 def test_the_command_reports_the_cut_as_a_warning(

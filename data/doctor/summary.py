@@ -13,29 +13,29 @@ from utils.images import FAULTS
 
 NO_LIMIT: Final = 1_000_000  # transformers writes a huge number where a tokenizer has no limit
 
-Facts = dict[str, Any]  # ready for JSON
+DatasetSummary = dict[str, Any]  # ready for JSON
 
 
-def split_facts(annotations: Annotations) -> Facts:
+def split_summary(annotations: Annotations) -> DatasetSummary:
     """Returns, by split, the records, images, captions and identities found, and the official counts."""
     layout = annotations.layout
-    facts: Facts = {}
+    summary: DatasetSummary = {}
     for split in SPLITS:
         images = [image for image in annotations.images if image.split == split]
         official = layout.official[split]._asdict() if split in layout.official else None
         if official and layout.language != layout.official_language:
             del official["captions"]
-        facts[split] = {
+        summary[split] = {
             "records": annotations.per_split[split],
             "images": len(images),
             "captions": sum(len(image.captions) for image in images),
             "ids": len({image.pid for image in images}),
             "official": official,
         }
-    return facts
+    return summary
 
 
-def id_facts(annotations: Annotations) -> Facts:
+def id_summary(annotations: Annotations) -> DatasetSummary:
     """Returns the range of raw ids, how many numbers in it are unused, and the identities with one image."""
     images_of = Counter(map(_person, annotations.images))
     numbers = {pid for _, pid in images_of}
@@ -49,7 +49,7 @@ def id_facts(annotations: Annotations) -> Facts:
     }
 
 
-def caption_facts(images: Sequence[Annotation]) -> Facts:
+def caption_summary(images: Sequence[Annotation]) -> DatasetSummary:
     """Returns how many captions images have (number of captions -> images), and the longest caption."""
     sizes = Counter(len(image.captions) for image in images)
     captions = ((len(text.split()), text, image.path) for image in images for text in image.captions)
@@ -60,7 +60,7 @@ def caption_facts(images: Sequence[Annotation]) -> Facts:
     }
 
 
-def token_facts(images: Sequence[Annotation], folder: Path, max_length: int | None) -> Facts:
+def token_summary(images: Sequence[Annotation], folder: Path, max_length: int | None) -> DatasetSummary:
     """Returns how many captions are cut to `max_length` tokens, special ones included, and the longest.
 
     Raises:
@@ -84,7 +84,7 @@ def token_facts(images: Sequence[Annotation], folder: Path, max_length: int | No
     }
 
 
-def image_facts(annotations: Annotations, states: Sequence[ImageState]) -> Facts:
+def image_summary(annotations: Annotations, states: Sequence[ImageState]) -> DatasetSummary:
     """Returns smallest and largest sides, counts by first folder below imgs/, every faulty image and every odd one."""
     folders: dict[str, Counter[str]] = defaultdict(Counter)
     faulty = []
@@ -115,7 +115,7 @@ def image_facts(annotations: Annotations, states: Sequence[ImageState]) -> Facts
     }
 
 
-def duplicate_facts(annotations: Annotations, states: Sequence[ImageState]) -> Facts:
+def duplicate_summary(annotations: Annotations, states: Sequence[ImageState]) -> DatasetSummary:
     """Returns repeated records, and the captions and (None if not decoded) files that identities share."""
     images = annotations.images
     by_caption = [(caption, image) for image in images for caption in set(image.captions)]
@@ -134,7 +134,7 @@ def _person(image: Annotation) -> tuple[str, int]:
     return image.split, image.pid
 
 
-def _range(values: Iterable[int]) -> Facts | None:
+def _range(values: Iterable[int]) -> DatasetSummary | None:
     numbers = sorted(values)
     return {"min": numbers[0], "max": numbers[-1]} if numbers else None
 

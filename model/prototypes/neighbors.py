@@ -36,7 +36,7 @@ def unit_features(features: Tensor) -> Tensor:
 
 @torch.no_grad()
 @full_precision()
-def nearest_neighbours(features: Tensor, k: int) -> Tensor:
+def nearest_neighbors(features: Tensor, k: int) -> Tensor:
     """Returns int64 ``(N, min(k, N - 1) + 1)`` on the CPU: each sample, then its k nearest others, nearest first.
 
     Exact and deterministic: of samples at the same distance the one with the lower index comes first, so

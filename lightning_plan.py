@@ -1,0 +1,65 @@
+"""The training step of a config, traced on fake tensors: what `task=plan` plans with."""
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
+
+from data.loading.dummy_batch import blank_batch, published_identities
+from lightning_models import build_module
+from model.prototypes import PrototypeMemory
+from model.tbps import build_encoder
+from solver.fake_adamw8bit import AdamW8bitStates
+from utils.errors import UserError
+from utils.memory.plan import Traced, processes
+from utils.memory.trace import fake_gpu, measure_step
+from utils.training.precision import AUTOCAST
+
+
+def trace_step(cfg: DictConfig, batch_size: int) -> Traced:
+    """Returns what a training step of `cfg` takes on a GPU; nothing is computed, and no file need be there.
+
+    It is the step of `LitTBPS`, on fake tensors, with AMP, LoRA, GradCache and recomputed activations as `cfg` has
+    them; towers are not compiled, which takes less. Captions fill all their positions, there are as many clusters as
+    identities, and one fused kernel updates all parameters.
+
+    Args:
+        batch_size: pairs in a batch of one process.
+
+    Raises:
+        UserError: what training would refuse as well, or a precision that is not in `AUTOCAST`.
+    """
+    precision = str(cfg.trainer.precision)
+    if precision not in AUTOCAST:
+        raise UserError(f"trainer.precision: {precision} cannot be planned, only {', '.join(AUTOCAST)}")
+    identities = published_identities(cfg.dataset.name, cfg.dataset.proportion)
+    together = processes(cfg)
+    with torch.device("meta"):
+        module = build_module(cfg, build_encoder(cfg, weights=False), identities).train()
+    with fake_gpu():
+        module.to_empty(device="cpu")
+        for memory in (part for part in module.modules() if isinstance(part, PrototypeMemory)):
+            memory.prototypes = memory.prototypes.new_zeros(identities, memory.prototypes.shape[1])
+        batch = blank_batch(module.objective.needs, batch_size, cfg.img_size, cfg.backbone.max_length)
+
+        def loss() -> Tensor:
+            with torch.autocast("cpu", dtype=AUTOCAST[precision], enabled=AUTOCAST[precision] is not None):
+                return module.objective(module.features(batch, gather=lambda rows: torch.cat([rows] * together))).total
+
+        parameters = list(module.parameters())
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        if cfg.optimizer.algorithm == "adamw8bit":
+            optimizer: Optimizer = AdamW8bitStates(trained)
+        else:
+            optimizer = instantiate(cfg.optimizer, fused=True)(module.named_parameters())
+        step = measure_step(
+            module,
+            loss,
+            optimizer,
+            [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)],
+            accumulated=cfg.trainer.accumulate_grad_batches,
+            ddp=together > 1,
+        )
+    return Traced(step, *(sum(parameter.numel() for parameter in some) for some in (parameters, trained)))

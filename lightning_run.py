@@ -1,0 +1,151 @@
+"""What every run does around its core: its folder, Lightning's trainer, the first screen, loggers and the report."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra.utils import instantiate
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_data import TBPSDataModule
+from lightning_models import LitTBPS
+from lightning_ranker import LitRanker
+from prepare_checkpoints import prepare_folder
+from solver.groups import parameter_table
+from utils.checkpoints.disk import sweep
+from utils.checkpoints.weights import AtomicCheckpointIO
+from utils.config.options import limited
+from utils.config.recipe import describe_recipe
+from utils.config.resolvers import RunInfo, run_info
+from utils.config.run_folders import settle
+from utils.continuing.composed import CONFIG_DIR
+from utils.continuing.continued import Continued
+from utils.ranking.rerank import Reranker, rerank
+from utils.report.loggers import build_loggers
+from utils.report.run_record import RunRecord
+from utils.report.run_report import RunReport
+from utils.report.tested import Plot, Tested
+from utils.training.callbacks import NoSignals
+from utils.training.log_filters import quiet_libraries
+from utils.training.precision import encoding_precision
+
+
+def prepare(cfg: DictConfig, *, is_new: bool = True) -> None:
+    """Fixes the seed, makes the run's folder and what is not there yet: the embedded default, a converted backbone."""
+    quiet_libraries()
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    if is_new:
+        settle(cfg)
+    root = Path(cfg.dataset_root_dir)
+    for folder in (root, *Path(cfg.run_dir).parent.glob("*/checkpoints")):
+        sweep(folder)
+    if cfg.dataset.name == "drawn":
+        from data.synthetic import FOLDER, generate
+
+        if not (root / FOLDER).exists():
+            print(f"draws   {root / FOLDER}, once", flush=True)
+            generate(root)
+    cfg.backbone.folder = str(prepare_folder(cfg.backbone, root))
+
+
+def build_trainer(cfg: DictConfig, data: TBPSDataModule, record: RunRecord | None = None) -> L.Trainer:
+    """Returns Lightning's trainer with the callbacks of the config and with `record`, without loggers."""
+    training = cfg.task == "train"
+    callbacks = cfg.callbacks if training else {key: cfg.callbacks.get(key) for key in ("progress", "epoch_line")}
+    limits = {f"limit_{split}_batches": cfg.trainer[f"limit_{split}_batches"] for split in ("val", "test")}
+    limits = {key: 0 if limit == 0 else None for key, limit in limits.items()}  # the data is cut already
+    if training and isinstance(cfg.trainer.limit_train_batches, float):
+        limits["limit_train_batches"] = max(1, int(cfg.trainer.limit_train_batches * data.training_batches()))
+    own = [instantiate(callback) for callback in callbacks.values() if callback is not None]
+    trainer: L.Trainer = instantiate(
+        cfg.trainer,
+        **limits,
+        callbacks=own if record is None else [record, *own],
+        logger=False,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=cfg.run_dir,
+        enable_checkpointing=training,
+        enable_progress_bar=callbacks.get("progress") is not None,
+    )
+    trainer._signal_connector = NoSignals(trainer)
+    data.trainer = trainer  # before Lightning does: what loading takes is checked first
+    return trainer
+
+
+def start_loggers(trainer: L.Trainer, cfg: DictConfig, data: TBPSDataModule, record: RunRecord) -> None:
+    """Gives `trainer` the loggers of the config; W&B begins a run, so all that can be refused was refused before."""
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    config["provenance"] = record.made_with
+    trainer.loggers = build_loggers(cfg.logger, cfg.run_dir, _run_info(cfg, data), config)
+
+
+def _run_info(cfg: DictConfig, data: TBPSDataModule) -> RunInfo:
+    skipped = {split: size.images for split, size in data.dataset.skipped.items()}
+    info = run_info(cfg, language=data.dataset.language, val_is_test=data.dataset.val_is_test, skipped=skipped)
+    return info | {"limited": limited(cfg, data.dataset.limits)}
+
+
+@rank_zero_only
+def announce_training(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule, continued: Continued | None) -> None:
+    """Prints where the run lives, what it trains on and what of the model it trains."""
+    print("\n".join([f"run     {cfg.run_dir}", *(continued.lines() if continued else [])]))
+    if (recipe := describe_recipe(CONFIG_DIR, cfg.composed)) is not None:
+        print(f"recipe  {recipe}")
+    _announce_data(cfg, data)
+    if data.mask_token_added:
+        print(f"mask    the tokenizer of {cfg.backbone.name} has no mask token; one is added, with a row for it")
+    if module.labeler is not None:
+        print(f"labels  identities are not read; {cfg.pseudo_label.name} labels pairs, OPLM {cfg.pseudo_label.oplm}")
+    print(f"method  {cfg.loss.name} on {cfg.backbone.name} ({cfg.lora.name}), seed {cfg.seed}")
+    print(parameter_table(module.named_parameters(), cfg.optimizer.param_groups), flush=True)
+
+
+@rank_zero_only
+def announce_test(cfg: DictConfig, data: TBPSDataModule, path: Path | None, checkpoint: Mapping[str, Any]) -> None:
+    """Prints where the run lives, what it tests, a backbone or the checkpoint at `path`, and on what."""
+    trained = f"after {checkpoint.get('epoch', '?')} epochs, {checkpoint.get('global_step', '?')} steps"
+    tested = f"{cfg.backbone.folder} as it is" if path is None else f"{path} ({trained}), {cfg.loss.name}"
+    print(f"run     {cfg.run_dir}\ntests   {tested} on {cfg.backbone.name}")
+    _announce_data(cfg, data)
+
+
+def _announce_data(cfg: DictConfig, data: TBPSDataModule) -> None:
+    print(f"data    {data.describe()}\nimages  {data.describe_images()}")
+    if left_out := limited(cfg, data.dataset.limits):
+        print(f"limited {left_out}", flush=True)
+
+
+def announce_precision(cfg: DictConfig, trainer: L.Trainer) -> None:
+    """Prints in which precision splits are encoded, where training has another one."""
+    training = str(trainer.precision)
+    used = encoding_precision(cfg.evaluation.precision, training, trainer.strategy.root_device.type)
+    if trainer.is_global_zero and used != training:
+        print(f"ranks   images and captions are encoded in {used}; trainer.precision is {training}", flush=True)
+
+
+def report(
+    cfg: DictConfig, module: LitRanker, record: dict[str, Any], reranker: Reranker | None, plots: Mapping[str, Plot]
+) -> None:
+    """Prints, saves and draws what the test found, and what `reranker`, if there is one, makes of it."""
+    trainer = module.trainer
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    if not trainer.is_global_zero:
+        return
+    record |= {"encoded_in": module.eval().encodes_in}
+    written = RunReport(cfg.run_dir, trainer.loggers, trainer.global_step, record)
+    tested = Tested(
+        _run_info(cfg, data),
+        module.retrieval,
+        module.ranks,
+        module.metrics,
+        None if reranker is None else rerank(module.retrieval, module.ranks["t2i"], reranker, module.measures),
+        shown_queries=cfg.shown_queries,
+        module=module,
+        data=data,
+    )
+    written.metrics(tested)
+    for name, plot in plots.items():
+        written.draw(name, plot, tested)
+    written.close()
