@@ -98,7 +98,7 @@ class LitRanker(L.LightningModule):
         self.ranks = self.retrieval.ranks()
         self.metrics = {direction: measure(ranks, self.measures) for direction, ranks in self.ranks.items()}
         # trainer.validate ranks the chosen checkpoint once more, which is no point of the curve over training.
-        is_on_curve = self.trainer.state.fn != TrainerFn.VALIDATING
+        is_on_curve = self.trainer.state.fn != TrainerFn.VALIDATING and bool(self.trainer.loggers)
         for name, value in self.figures(split).items():
             self.log(name, value, logger=is_on_curve)
         if dataset.limits:  # logs hold numbers only: these say that the split was cut

@@ -20,19 +20,45 @@ sys.path.insert(0, ".")
 for command in json.load(sys.stdin):
     sys.argv = command
     print("$", *command, flush=True)
-    runpy.run_path(command[0], run_name="__main__")
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise
 """
 
 
 def files_of(recipe: str) -> dict[str, str]:
     """Path -> content of the files of a recipe, the line that names the path included."""
-    blocks = re.findall(r"^```(?:python|yaml)\n(# (\S+/\S+)\n.*?)^```", RECIPES[recipe], re.M | re.S)
+    blocks = re.findall(
+        r"^```(?:python|yaml)\n((?:# @package _global_\n)?# (\S+\.(?:py|yaml))\n.*?)^```", RECIPES[recipe], re.M | re.S
+    )
     return {path: content for content, path in blocks}
 
 
 def commands_of(recipe: str) -> list[list[str]]:
     lines = "\n".join(re.findall(r"^```bash\n(.*?)^```", RECIPES[recipe], re.M | re.S)).splitlines()
-    return [shlex.split(line.removeprefix("uv run ")) for line in lines]
+    found = [shlex.split(line.removeprefix("uv run "), comments=True) for line in lines if "# from the hub" not in line]
+    return [command for command in found if command]
+
+
+def changed(text: str, diff: str) -> str:
+    """Returns the text with each line of the diff's "-" replaced by the lines of "+" after it."""
+    for old, new in re.findall(r"^-(?!-)(.*)\n((?:\+.*\n)+)", diff, re.M):
+        assert text.count(f"{old}\n") == 1, old
+        text = text.replace(f"{old}\n", re.sub(r"^\+", "", new, flags=re.M))
+    return text
+
+
+def own_dataset(root: Path) -> None:
+    """Writes a dataset in the format of the recipe, of the drawn one in `root`."""
+    drawn, own = root / "DRAWN-PEDES", root / "MY-PEOPLE"
+    records = json.loads((drawn / "data_captions.json").read_text(encoding="utf-8"))
+    records = [
+        {"id": r["id"], "split": r["split"], "image": r["file_path"], "sentences": r["en_captions"]} for r in records
+    ]
+    shutil.copytree(drawn / "imgs", own / "imgs")
+    (own / "people.json").write_text(json.dumps(records), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +72,26 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert not (folder / path).exists(), path
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(content, encoding="utf-8")
+        for path, diff in re.findall(r"^```diff\n--- (\S+)\n(.*?)^```", RECIPES[recipe], re.M | re.S):
+            (folder / path).write_text(changed((folder / path).read_text(encoding="utf-8"), diff), encoding="utf-8")
     return folder
 
 
 @pytest.fixture(scope="module")
-def outputs(checkout: Path, small_root: Path) -> Path:
+def outputs(checkout: Path, small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the runs of all commands, one for each, named 0, 1, ..."""
-    small = [f"dataset_root_dir={small_root}", "dataset.batch_size=8", "dataset.num_workers=0", "trainer=cpu"]
+    root = tmp_path_factory.mktemp("extended") / "root"
+    shutil.copytree(small_root, root)
+    own_dataset(root)
+    small = [f"dataset_root_dir={root}", "dataset.batch_size=8", "dataset.num_workers=0", "trainer=cpu"]
     commands, out = [], checkout / "outputs"
     for recipe in RECIPES:
         for command in commands_of(recipe):
-            commands.append([*command, *small, f"hydra.run.dir={out / str(len(commands))}"])
+            if command[:2] == ["python", "-m"]:
+                file = command[2].replace(".", "/") + "/__main__.py"
+                commands.append([file, *command[3:], "--root", str(root)])
+            else:
+                commands.append([*command, *small, f"hydra.run.dir={out / str(len(commands))}"])
     done = subprocess.run(
         [sys.executable, "-c", DRIVER], input=json.dumps(commands), cwd=checkout, capture_output=True, text=True
     )
@@ -88,3 +123,16 @@ def test_the_reranker_stands_beside_the_plain_ranking(outputs: Path) -> None:
 
 def test_the_plot_is_drawn(outputs: Path) -> None:
     assert (run_of(outputs, "A plot") / "first_ranks.png").stat().st_size > 1000
+
+
+def test_the_dataset_and_the_backbone_are_trained(outputs: Path) -> None:
+    assert metrics_of(run_of(outputs, "A dataset", 1))["run"]["dataset"] == "my_people-en"
+    assert metrics_of(run_of(outputs, "A backbone", 1))["run"]["backbone"] == "tiny_narrow_clip"
+
+
+def test_the_screen_shows_the_group_the_task_and_the_terms(outputs: Path) -> None:
+    screen = (outputs / "screen.txt").read_text(encoding="utf-8")
+    assert "| words " in screen
+    assert "gap     " in screen
+    assert "projected_itc" in (run_of(outputs, "A loss with weights of its own") / "metrics.csv").read_text("utf-8")
+    assert metrics_of(run_of(outputs, "An experiment with values per dataset"))["run"]["strategy"] == "sdm_id"

@@ -165,7 +165,7 @@ def word_maps_picture(
     return drawn(figure, path)
 
 
-def drawn(figure: Figure, path: str | Path | None) -> Image.Image:
+def drawn(figure: Figure, path: str | Path | None = None) -> Image.Image:
     """Returns `figure` as a picture; saves it to `path`."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
