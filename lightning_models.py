@@ -207,6 +207,9 @@ class LitTBPS(LitRanker):
         values: dict[str, Any] = {f"train/loss/{term}": value for term, value in report.raw.items()}
         values |= {f"train/weighted/{term}": value for term, value in report.weighted.items()}
         values |= {f"train/stat/{t}/{name}": v for t, stats in report.stats.items() for name, v in stats.items()}
+        values |= {f"train/gradient/{term}": share for term, share in report.gradients.items()}
+        ramped = {name for name, term in self.objective.terms.items() if term.ramp is not None}
+        values |= {f"train/weight/{term}": report.weights[term] for term in ramped}
         values |= {"train/logit_scale": scale.detach(), "train/logit_bias": bias.detach()}
         rates = learning_rates(self.trainer.optimizers[0])
         values |= {f"lr/{group}": lr for group, lr in rates.items()}
@@ -258,7 +261,7 @@ def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
     backbone, slots = encoder.backbone, encoder.head.slots
     rows, columns = backbone.grid
     spec = ModelSpec(encoder.embed_dim, backbone.embed_dim, num_classes, backbone.vocab_size, slots, rows * columns)
-    objective = build_objective(instantiate(cfg.loss.terms), spec)
+    objective = build_objective(cfg.loss.terms, spec)
     micro_batch = cfg.grad_cache.micro_batch
     if micro_batch is not None:
         check_positive("grad_cache.micro_batch", micro_batch)

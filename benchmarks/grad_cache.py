@@ -22,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from prettytable import PrettyTable
 from torch import nn
 from transformers import SiglipConfig, SiglipModel
@@ -82,7 +81,7 @@ def make_model(size: Size) -> nn.ModuleDict:
     with initialize_config_dir(str(CONFIG), version_base="1.3"):
         terms = compose("demo", overrides=["loss=hybrid_circle"]).loss.terms
     spec = ModelSpec(size.width, size.width, num_classes=1, vocab_size=VOCABULARY)
-    return nn.ModuleDict({"encoder": encoder, "objective": build_objective(instantiate(terms), spec)})
+    return nn.ModuleDict({"encoder": encoder, "objective": build_objective(terms, spec)})
 
 
 def measure(size: Size, batch: int, micro_batch: int | None, threads: int, device: str) -> Cost:

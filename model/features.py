@@ -32,6 +32,11 @@ class Encoded:
     mask: Tensor
 
     @property
+    def unnormalized(self) -> Tensor:
+        """What `embedding` is computed from by normalising alone: ``(B, D)``, or ``(B, K, D)`` of K blocks."""
+        return self.pooled
+
+    @property
     def slots(self) -> Tensor:
         """``(B, K, D)``: what the K blocks of `embedding` are before they are normalised."""
         return self.pooled[:, None]
@@ -45,6 +50,10 @@ class PartEncoded(Encoded):
     """
 
     parts: Tensor
+
+    @property
+    def unnormalized(self) -> Tensor:
+        return self.parts
 
     @property
     def slots(self) -> Tensor:
@@ -104,6 +113,7 @@ class Features:
         self._gather = gather
         self._recompute = recompute
         self._encoded: dict[str, Encoded] = {}
+        self._sources: list[Tensor] = []
         self._gathered: dict[tuple[str, str], Tensor] = {}
         self._registered: dict[str, Callable[[str], Tensor]] = {}
         self._shared: dict[tuple[str, str], Tensor] = {}
@@ -140,6 +150,7 @@ class Features:
             self._refuse_no_grad(view)
             with self.amp():
                 self._encoded[view] = self._encoder.encode_text(*self._texts[view])
+            self._sources.append(self._encoded[view].unnormalized)
         return self._encoded[view]
 
     def embedding(self, view: str) -> Tensor:
@@ -156,6 +167,13 @@ class Features:
         if isinstance(self._encoded[view], PartEncoded):
             self.accessed.add("parts")
         return slots
+
+    def sources(self) -> list[Tensor]:
+        """Returns what the embeddings that losses have read are computed from, with gradient.
+
+        Under `recompute` there are none: each gradient there would encode every micro-batch again.
+        """
+        return [] if self._recompute else [source for source in self._sources if source.requires_grad]
 
     def register(self, name: str, compute: Callable[[str], Tensor]) -> None:
         """Lets losses read ``compute(view)`` as ``shared(name, view)``; it runs once for each view asked for."""
@@ -220,6 +238,7 @@ class Features:
         pixels = self._images[views[0]] if len(views) == 1 else torch.cat([self._images[view] for view in views])
         with self.amp():
             encoded = self._encoder.encode_image(pixels)
+        self._sources.append(encoded.unnormalized)
         for view, *rows in zip(views, *(part.split(sizes) for part in vars(encoded).values()), strict=True):
             self._encoded[view] = type(encoded)(*rows)
 

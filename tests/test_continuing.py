@@ -19,6 +19,7 @@ from utils.checkpoints.weights import read_checkpoint
 from utils.errors import UserError
 
 BEGUN_WITH = (*SMALL, "logger=csv", "trainer.log_every_n_steps=1", "trainer.max_epochs=2", "loss.terms.citc.weight=0.2")
+BEGUN_WITH += ("loss.terms.citc.ramp={first:0,last:3}",)
 STEPS = 6  # of an epoch
 LR = {"lr": 5e-5, "lr_start": 1e-6, "lr_end": 2e-6}
 
@@ -79,6 +80,9 @@ def test_a_longer_run_with_another_rate_trains_and_records_what_was_asked(
     assert [int(row["step"]) for row in rows] == [*range(4 * STEPS)]
     rates = [float(row["lr/default"]) for row in rows[2 * STEPS :]]
     assert rates == pytest.approx(scheduled(LR, 4, range(2 * STEPS, 4 * STEPS)), rel=1e-6)
+    weights = [float(row["train/weight/citc"]) for row in rows]
+    assert weights == pytest.approx([0.2 * epoch / 3 for epoch in range(4) for _ in range(STEPS)]), "the ramp goes on"
+    assert all(0 < float(row["train/gradient/nitc"]) <= 1 for row in rows)
     after = read_checkpoint(last)
     assert after["optimizer_states"][0]["state"][0]["step"] == 4 * STEPS, "moments go on"
     assert after["global_step"] == before["global_step"] + 2 * STEPS

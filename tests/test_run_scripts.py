@@ -123,11 +123,12 @@ def test_all_trains_five_strategies_into_one_folder_and_ends_in_their_table(chec
     assert done.stdout == "THE TABLE\n"
 
 
-@pytest.mark.parametrize("position", range(5))
+@pytest.mark.parametrize("position", range(6))
 def test_a_strategy_goes_by_its_name_or_its_number(checkout: Checkout, position: int):
-    for choice in (NAMES[position], str(position + 1)):
+    name, loss = [*NAMES, "curriculum"][position], [*LOSSES, "curriculum_circle"][position]
+    for choice in (name, str(position + 1)):
         assert checkout.run("run_cir_loss", choice, "--demo").returncode == 0
-    assert losses(checkout.calls()) == [LOSSES[position]] * 2
+    assert losses(checkout.calls()) == [loss] * 2
 
 
 def test_overrides_arrive_as_they_were_given(checkout: Checkout):
@@ -195,8 +196,8 @@ def test_data_and_backbone_chosen_by_override_are_left_to_the_trainer(checkout: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no strategy given: name one of baseline, in_modal, nc_itc, pure, hybrid, all or 1-5"),
-        (["6"], "there is no strategy 6"),
+        ([], "no strategy given: name one of baseline, in_modal, nc_itc, pure, hybrid, curriculum, all or 1-6"),
+        (["7"], "there is no strategy 7"),
         (["hybrid_circle"], "there is no strategy hybrid_circle"),
         (["pure", "hybrid"], "two strategies, pure and hybrid"),
         (["all", "--dryrun"], "there is no option --dryrun"),

@@ -5,14 +5,16 @@ set -euo pipefail
 
 readonly SCRIPT=$1 LORA=$2
 shift 2
-readonly NAMES=(baseline in_modal nc_itc pure hybrid)
-readonly LOSSES=(baseline in_modal_circle nc_itc pure_circle hybrid_circle)
+readonly NAMES=(baseline in_modal nc_itc pure hybrid curriculum)
+readonly LOSSES=(baseline in_modal_circle nc_itc pure_circle hybrid_circle curriculum_circle)
+readonly OF_ALL=5 # those of the first paper; the curriculum of the second has to be named
 readonly ABOUT=(
     "N-ITC, no Circle loss"
     "N-ITC + Circle loss within each modality"
     "N-ITC with the weights of Circle loss inside"
     "Circle loss across modalities instead of N-ITC"
     "N-ITC + Circle loss across modalities"
+    "as hybrid, the Circle loss from epoch 6 on, in full from epoch 20 on"
 )
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -25,9 +27,9 @@ fail() {
 menu() {
     local i
     for i in "${!NAMES[@]}"; do
-        printf '  %d  %-9s  %s\n' "$((i + 1))" "${NAMES[i]}" "${ABOUT[i]}"
+        printf '  %d  %-10s  %s\n' "$((i + 1))" "${NAMES[i]}" "${ABOUT[i]}"
     done
-    printf '     %-9s  %s\n' all "the five, one after another"
+    printf '     %-10s  %s\n' all "the first five, one after another"
 }
 
 usage() {
@@ -36,7 +38,7 @@ usage() {
     cat <<EOF
 Usage: ./$SCRIPT.sh [STRATEGY] [--demo] [--dry-run] [OVERRIDE...]
 
-Trains mSigLIP on VN3K $how, under one Circle-loss strategy or all, and compares them in one table.
+Trains mSigLIP on VN3K $how, under one Circle-loss strategy or five, and compares them in one table.
 On a terminal it asks for the strategy when none is given:
 
 $(menu)
@@ -57,7 +59,7 @@ choose() {
     local i
     chosen=()
     for i in "${!NAMES[@]}"; do
-        if [[ $1 == all || $1 == "${NAMES[i]}" || $1 == "$((i + 1))" ]]; then
+        if [[ $1 == "${NAMES[i]}" || $1 == "$((i + 1))" ]] || { [[ $1 == all ]] && ((i < OF_ALL)); }; then
             chosen+=("$i")
         fi
     done
@@ -104,7 +106,7 @@ for argument in "$@"; do
     esac
 done
 
-readonly ASK="baseline, in_modal, nc_itc, pure, hybrid, all or 1-5"
+readonly ASK="baseline, in_modal, nc_itc, pure, hybrid, curriculum, all or 1-6"
 if [[ -n $choice ]]; then
     choose "$choice" || fail "there is no strategy $choice: name one of $ASK."
 elif [[ -t 0 ]]; then

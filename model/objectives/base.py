@@ -1,6 +1,7 @@
 """LossTerm, Objective and LossReport: how losses are composed and reported."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -30,13 +31,39 @@ class ModelSpec:
     patches: int | None = None
 
 
+@dataclass(frozen=True)
+class Ramp:
+    """Raises a weight from 0 in epoch `first` to its full value in epoch `last`; epochs are counted from 0.
+
+    Source: mSigLIP-CLoRA (ICIP 2026): factor(e) = clamp((e - first) / (last - first), 0, 1).
+
+    Raises:
+        UserError: they are not whole numbers with 0 <= first < last.
+    """
+
+    first: int
+    last: int
+
+    def __post_init__(self) -> None:
+        if not (type(self.first) is type(self.last) is int and 0 <= self.first < self.last):
+            raise UserError(
+                f"ramp: first={self.first} and last={self.last} given, expected epochs, counted from 0, with "
+                "0 <= first < last, such as {first: 5, last: 20}"
+            )
+
+    def factor(self, epoch: float) -> float:
+        """Returns the factor of an epoch; of a fraction of an epoch that has begun, that of the epoch."""
+        return min(1.0, max(0.0, (math.floor(epoch) - self.first) / (self.last - self.first)))
+
+
 class LossTerm(nn.Module):
     """A weighted loss in a training objective.
 
     `needs` names what the term reads from `Features`: views ("image", "image_aug", "text", ...), "pids", ...
     The datamodule builds exactly the views that the terms of the objective need. `reads_tokens` says whether
     the term looks at tokens, not only at embeddings and pooled features. Parameters of its own (a classifier,
-    a projector) are built from `spec`. `provides` names what other terms may read of it.
+    a projector) are built from a `ModelSpec`. `weight` and `ramp`, which the config has for every term, are set by
+    `build_objective`. `provides` names what other terms may read of it.
 
     Shape: ``forward(features) -> (scalar, stats)``. ``stats() -> {name: detached scalar}`` computes what to watch; it
     is called right after `forward`, without gradient, and in the steps that log it only. `dict` watches nothing.
@@ -45,10 +72,15 @@ class LossTerm(nn.Module):
     needs: frozenset[str] = frozenset({"image", "text"})
     provides: frozenset[str] = frozenset()
     reads_tokens: ClassVar[bool] = False
+    weight: float = 1.0
+    ramp: Ramp | None = None
 
-    def __init__(self, *, spec: ModelSpec, weight: float) -> None:
+    def __init__(self, *, spec: ModelSpec) -> None:
         super().__init__()
-        self.weight = weight
+
+    def weight_in(self, epoch: float) -> float:
+        """Returns the weight in an epoch, counted from 0; within an epoch it is constant."""
+        return self.weight if self.ramp is None else self.weight * self.ramp.factor(epoch)
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         raise NotImplementedError
@@ -65,12 +97,19 @@ class LossTerm(nn.Module):
 
 @dataclass(frozen=True)
 class LossReport:
-    """The losses of one step: `total` with gradient; by term and detached, raw, weighted and stats, if asked for."""
+    """The losses of one step: `total` with gradient; by term and detached, raw, weighted and, if asked for, the rest.
+
+    weights: of the terms in this epoch.
+    gradients: the share of each term in the gradient at the features behind the embeddings: the norm of its own
+        gradient, divided by the sum of all terms' norms. Terms that read tokens alone have none there.
+    """
 
     total: Tensor
     raw: dict[str, Tensor]
     weighted: dict[str, Tensor]
     stats: dict[str, dict[str, Tensor]]
+    weights: dict[str, float] = field(default_factory=dict)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Objective(nn.Module):
@@ -111,16 +150,18 @@ class Objective(nn.Module):
         raw: dict[str, Tensor] = {}
         weighted: dict[str, Tensor] = {}
         stats: dict[str, dict[str, Tensor]] = {}
-        shares: list[Tensor] = []
+        shares: dict[str, Tensor] = {}
+        weights = {name: term.weight_in(features.epoch) for name, term in self._terms().items()}
         for name, term in self._terms().items():
             with features.fp32():
                 loss, stats_of_term = term(features)
                 if with_stats:
                     with torch.no_grad():
                         stats[name] = stats_of_term()
-            shares.append(term.weight * loss)
-            raw[name], weighted[name] = loss.detach(), shares[-1].detach()
-        return LossReport(torch.stack(shares).sum(), raw, weighted, stats)
+            shares[name] = weights[name] * loss
+            raw[name], weighted[name] = loss.detach(), shares[name].detach()
+        gradients = gradient_shares(shares, features.sources()) if with_stats else {}
+        return LossReport(torch.stack(list(shares.values())).sum(), raw, weighted, stats, weights, gradients)
 
     def reset_prototypes(self, images: Modality, texts: Modality, seed: int) -> None:
         """Starts every term from new pseudo labels of the training set."""
@@ -134,3 +175,17 @@ class Objective(nn.Module):
 
     def _terms(self) -> dict[str, LossTerm]:
         return dict(self.terms.items())  # type: ignore[arg-type]
+
+
+def gradient_shares(losses: Mapping[str, Tensor], sources: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Returns the share of each loss in the gradient at `sources`, whose norms it adds up; of those that reach them.
+
+    The graph stays; parameters get no gradient.
+    """
+    norms: dict[str, Tensor] = {}
+    for name, loss in losses.items() if sources else ():
+        found = torch.autograd.grad(loss, sources, retain_graph=True, allow_unused=True)
+        own = [gradient.float().square().sum() for gradient in found if gradient is not None]
+        if own:
+            norms[name] = torch.stack(own).sum().sqrt()
+    return {name: norm / torch.stack(list(norms.values())).sum().clamp_min(1e-30) for name, norm in norms.items()}

@@ -1,12 +1,15 @@
 """From the config's loss terms to an objective whose needs are met."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from model.objectives.base import LossTerm, ModelSpec, Objective
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from model.objectives.base import LossTerm, ModelSpec, Objective, Ramp
 from utils.errors import UserError, nearest
 
-Make = Callable[..., LossTerm] | Mapping[str, Any]
+OF_EVERY_TERM: Final = ("weight", "ramp")  # config/loss/term/_base.yaml
 
 # What is not there under every configuration -> the option that brings it.
 PROVIDERS: Final[Mapping[str, str]] = {
@@ -18,12 +21,11 @@ PROVIDERS: Final[Mapping[str, str]] = {
 }
 
 
-def build_objective(terms: Mapping[str, Make], spec: ModelSpec) -> Objective:
+def build_objective(terms: DictConfig, spec: ModelSpec) -> Objective:
     """Returns the objective of `terms`.
 
     Args:
-        terms: name -> partial that still takes `spec`, as Hydra instantiates `loss.terms`; a mapping of settings
-            where there is no loss that they are for.
+        terms: `loss.terms` of the config: name -> `weight`, `ramp` and what else the term's YAML has.
         spec: of the composed model and data.
 
     Raises:
@@ -31,7 +33,8 @@ def build_objective(terms: Mapping[str, Make], spec: ModelSpec) -> Objective:
     """
     if not terms:
         raise UserError("loss.terms is empty: add a loss, e.g. +loss/term@loss.terms.nitc=nitc")
-    return Objective({name: _build_term(name, make, spec) for name, make in terms.items()})
+    found: Any = OmegaConf.to_container(terms, resolve=True)
+    return Objective({name: _build_term(name, settings, spec) for name, settings in found.items()})
 
 
 def check_needs(objective: Objective, provided: Collection[str]) -> None:
@@ -54,19 +57,32 @@ def _remedy(need: str, provided: Collection[str]) -> str:
     return f"which is unknown; expected one of {', '.join(sorted(known))}.{nearest(need, known)}"
 
 
-def _build_term(name: str, make: Make, spec: ModelSpec) -> LossTerm:
-    if isinstance(make, Mapping):
-        term, settings = (
-            f"loss.terms.{name}",
-            " ".join(f"loss.terms.{name}.{key}={value}" for key, value in make.items()),
-        )
+def _build_term(name: str, settings: Mapping[str, Any], spec: ModelSpec) -> LossTerm:
+    if "_target_" not in settings:
+        term, given = f"loss.terms.{name}", " ".join(f"loss.terms.{name}.{k}={value}" for k, value in settings.items())
         raise UserError(
             f"{term} cannot be built: there is no such loss in this composition, only settings for it; add it with "
-            f"'+loss/term@{term}={name} {settings}', or drop the settings with '~{term}'"
+            f"'+loss/term@{term}={name} {given}', or drop the settings with '~{term}'"
         )
     try:
-        return make(spec=spec)
+        built = instantiate({key: value for key, value in settings.items() if key not in OF_EVERY_TERM})(spec=spec)
+        built.weight, built.ramp = _weight(settings.get("weight", 1.0)), _ramp(settings.get("ramp"))
     except TypeError as error:
         raise UserError(f"loss.terms.{name} cannot be built: {error}") from error
     except UserError as error:
         raise UserError(f"loss.terms.{name}.{error}") from error
+    return built
+
+
+def _weight(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"weight: {value!r} given, expected a number")
+    return float(value)
+
+
+def _ramp(value: Any) -> Ramp | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or set(value) != {"first", "last"}:
+        raise UserError(f"ramp: {value!r} given, expected null or epochs such as {{first: 5, last: 20}}")
+    return Ramp(**value)

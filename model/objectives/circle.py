@@ -144,10 +144,8 @@ class InModalCircle(LossTerm):
         margin, gamma, scope: as in `in_modal_circle`.
     """
 
-    def __init__(
-        self, *, spec: ModelSpec, weight: float, views: Sequence[str], margin: float, gamma: float, scope: Scope
-    ) -> None:
-        super().__init__(spec=spec, weight=weight)
+    def __init__(self, *, spec: ModelSpec, views: Sequence[str], margin: float, gamma: float, scope: Scope) -> None:
+        super().__init__(spec=spec)
         check_choice("scope", scope, SCOPES)
         self.views = checked_views(views)
         self.needs = frozenset({*self.views, "text", "pids"})
@@ -174,10 +172,8 @@ class CrossModalCircle(LossTerm):
         margin, gamma, scope: as in `cross_modal_circle`.
     """
 
-    def __init__(
-        self, *, spec: ModelSpec, weight: float, views: Sequence[str], margin: float, gamma: float, scope: Scope
-    ) -> None:
-        super().__init__(spec=spec, weight=weight)
+    def __init__(self, *, spec: ModelSpec, views: Sequence[str], margin: float, gamma: float, scope: Scope) -> None:
+        super().__init__(spec=spec)
         check_choice("scope", scope, SCOPES)
         self.views = checked_views(views)
         self.needs = frozenset({*self.views, "text", "pids"})
@@ -197,9 +193,9 @@ class NCITC(LossTerm):
     """
 
     def __init__(
-        self, *, spec: ModelSpec, weight: float, views: Sequence[str], margin: float, gamma: float, reduction: Reduction
+        self, *, spec: ModelSpec, views: Sequence[str], margin: float, gamma: float, reduction: Reduction
     ) -> None:
-        super().__init__(spec=spec, weight=weight)
+        super().__init__(spec=spec)
         check_choice("reduction", reduction, REDUCTIONS)
         self.views = checked_views(views)
         self.needs = frozenset({*self.views, "text", "pids"})

@@ -124,8 +124,8 @@ class ITC(LossTerm):
         pairs: "all", or "outliers": those of which a side is in no cluster (CPCL, supplementary learning stage).
     """
 
-    def __init__(self, *, spec: ModelSpec, weight: float, views: Sequence[str], pairs: Pairs) -> None:
-        super().__init__(spec=spec, weight=weight)
+    def __init__(self, *, spec: ModelSpec, views: Sequence[str], pairs: Pairs) -> None:
+        super().__init__(spec=spec)
         check_choice("pairs", pairs, PAIRS)
         self.pairs = pairs
         self.views = checked_views(views)
@@ -149,10 +149,8 @@ class NITC(LossTerm):
         softlabel_ratio: share of the model's own prediction in the targets once the first epoch is over.
     """
 
-    def __init__(
-        self, *, spec: ModelSpec, weight: float, views: Sequence[str], sigmoid: bool, softlabel_ratio: float
-    ) -> None:
-        super().__init__(spec=spec, weight=weight)
+    def __init__(self, *, spec: ModelSpec, views: Sequence[str], sigmoid: bool, softlabel_ratio: float) -> None:
+        super().__init__(spec=spec)
         if not 0 <= softlabel_ratio <= 1:
             raise UserError(f"softlabel_ratio: {softlabel_ratio} given, expected a number from 0 to 1")
         self.views = checked_views(views)
@@ -186,8 +184,8 @@ class RITC(LossTerm):
         eps: added to the targets before their logarithm.
     """
 
-    def __init__(self, *, spec: ModelSpec, weight: float, views: Sequence[str], eps: float) -> None:
-        super().__init__(spec=spec, weight=weight)
+    def __init__(self, *, spec: ModelSpec, views: Sequence[str], eps: float) -> None:
+        super().__init__(spec=spec)
         self.views = checked_views(views)
         self.needs = frozenset({*self.views, "text", "pids"})
         self.eps = eps
@@ -207,9 +205,9 @@ class CITC(LossTerm):
     """
 
     def __init__(
-        self, *, spec: ModelSpec, weight: float, views: Sequence[str], inmodal_weight: float, intermodal_weight: float
+        self, *, spec: ModelSpec, views: Sequence[str], inmodal_weight: float, intermodal_weight: float
     ) -> None:
-        super().__init__(spec=spec, weight=weight)
+        super().__init__(spec=spec)
         self.views = checked_views(views)
         self.needs = frozenset({*self.views, "text"})
         self._loss = partial(citc, inmodal_weight=inmodal_weight, intermodal_weight=intermodal_weight)

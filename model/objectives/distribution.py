@@ -128,8 +128,8 @@ class SDM(LossTerm):
         logit_scale: fixed, 1 / tau.
     """
 
-    def __init__(self, *, spec: ModelSpec, weight: float, views: Sequence[str], logit_scale: float) -> None:
-        super().__init__(spec=spec, weight=weight)
+    def __init__(self, *, spec: ModelSpec, views: Sequence[str], logit_scale: float) -> None:
+        super().__init__(spec=spec)
         self.views = checked_views(views)
         self.needs = frozenset({*self.views, "text", "pids"})
         self.logit_scale = logit_scale
@@ -153,10 +153,8 @@ class ASDM(LossTerm):
         alpha: of ``paper``: how much more a row weighs whose own pair is not the closest; 10 (FMFA), 1 on RSTPReid.
     """
 
-    def __init__(
-        self, *, spec: ModelSpec, weight: float, views: Sequence[str], logit_scale: float, form: str, alpha: float
-    ) -> None:
-        super().__init__(spec=spec, weight=weight)
+    def __init__(self, *, spec: ModelSpec, views: Sequence[str], logit_scale: float, form: str, alpha: float) -> None:
+        super().__init__(spec=spec)
         check_choice("form", form, FORMS)
         if alpha < 0:
             raise UserError(f"alpha: {alpha} given, expected 0 or more; 0 is plain SDM")

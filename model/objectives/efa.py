@@ -195,7 +195,6 @@ class EFA(LossTerm):
         self,
         *,
         spec: ModelSpec,
-        weight: float,
         form: str,
         margin_text: float,
         margin_image: float,
@@ -204,7 +203,7 @@ class EFA(LossTerm):
         sigma: float | None,
         chunk_size: int | None,
     ) -> None:
-        super().__init__(spec=spec, weight=weight)
+        super().__init__(spec=spec)
         check_choice("form", form, FORMS)
         for option, value in (("lambda_", lambda_), ("tau", tau), ("chunk_size", chunk_size)):
             if value is not None and value <= 0:

@@ -54,8 +54,8 @@ class ID(LossTerm):
 
     provides = frozenset({"id_logits"})
 
-    def __init__(self, *, spec: ModelSpec, weight: float) -> None:
-        super().__init__(spec=spec, weight=weight)
+    def __init__(self, *, spec: ModelSpec) -> None:
+        super().__init__(spec=spec)
         parts = {"parts"} if len(spec.slots) > 1 else set()
         self.needs = frozenset({"image", "text", "pids"} | parts)
         self.classifier = SlotClassifier(spec.pooled_dim, sum(spec.slots.values()), spec.num_classes)

@@ -105,8 +105,8 @@ class MLM(LossTerm):
     needs = frozenset({"image", "text_masked", "mlm_labels", "mlm_positions"})
     reads_tokens = True
 
-    def __init__(self, *, spec: ModelSpec, weight: float, attend_padding: bool | None) -> None:
-        super().__init__(spec=spec, weight=weight)
+    def __init__(self, *, spec: ModelSpec, attend_padding: bool | None) -> None:
+        super().__init__(spec=spec)
         self.attend_padding = attend_padding
         width = spec.pooled_dim
         self.interaction = InteractionEncoder(width, DEPTH)

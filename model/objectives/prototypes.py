@@ -87,9 +87,9 @@ class PCM(LossTerm):
     needs = frozenset({"image", "text", "image_labels", "text_labels"})
 
     def __init__(
-        self, *, spec: ModelSpec, weight: float, matching: Matching, temperature: float, momentum: float, start: Start
+        self, *, spec: ModelSpec, matching: Matching, temperature: float, momentum: float, start: Start
     ) -> None:
-        super().__init__(spec=spec, weight=weight)
+        super().__init__(spec=spec)
         check_choice("matching", matching, MATCHINGS)
         if temperature < MIN_TEMPERATURE:
             raise UserError(f"temperature: {temperature} given, expected at least {MIN_TEMPERATURE}")
@@ -129,8 +129,8 @@ class ICPM(LossTerm):
 
     needs = frozenset({"image", "text", "image_labels", "text_labels"})
 
-    def __init__(self, *, spec: ModelSpec, weight: float, logit_scale: float) -> None:
-        super().__init__(spec=spec, weight=weight)
+    def __init__(self, *, spec: ModelSpec, logit_scale: float) -> None:
+        super().__init__(spec=spec)
         self.logit_scale = logit_scale
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:

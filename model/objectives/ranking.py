@@ -111,10 +111,8 @@ class Ranking(LossTerm):
 
     needs = frozenset({"image", "text", "pids"})
 
-    def __init__(
-        self, *, spec: ModelSpec, weight: float, margin: float, reduction: Reduction, skip: Sequence[str]
-    ) -> None:
-        super().__init__(spec=spec, weight=weight)
+    def __init__(self, *, spec: ModelSpec, margin: float, reduction: Reduction, skip: Sequence[str]) -> None:
+        super().__init__(spec=spec)
         _check(margin, reduction)
         self.margin = margin
         self.reduction = reduction
@@ -137,10 +135,8 @@ class CMR(LossTerm):
 
     needs = frozenset({"image", "text", "pids", "parts", "id_logits"})
 
-    def __init__(
-        self, *, spec: ModelSpec, weight: float, margin: float, reduction: Reduction, levels: Sequence[str]
-    ) -> None:
-        super().__init__(spec=spec, weight=weight)
+    def __init__(self, *, spec: ModelSpec, margin: float, reduction: Reduction, levels: Sequence[str]) -> None:
+        super().__init__(spec=spec)
         _check(margin, reduction)
         self.margin = margin
         self.reduction = reduction

@@ -61,14 +61,13 @@ class SimCLR(LossTerm):
         self,
         *,
         spec: ModelSpec,
-        weight: float,
         temperature: float,
         hidden_dim: int | None,
         hidden_layers: int,
         out_dim: int | None,
         batch_norm: bool,
     ) -> None:
-        super().__init__(spec=spec, weight=weight)
+        super().__init__(spec=spec)
         for option, value in (("hidden_dim", hidden_dim), ("hidden_layers", hidden_layers), ("out_dim", out_dim)):
             if value is not None and value < 1:
                 raise UserError(f"{option}: {value} given, expected at least 1")

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -90,12 +91,13 @@ def objective_of(
 ) -> Objective:
     with initialize_config_dir(str(CONFIG), version_base="1.3"):
         loss = compose("demo", overrides=[f"loss={preset}", "loss.softlabel_ratio=0.5"]).loss
-    terms = {name: term for name, term in loss.terms.items() if name not in without}
+    terms: Any = OmegaConf.to_container(loss.terms, resolve=True)
+    terms = {name: term for name, term in terms.items() if name not in without}
     if "simclr" in terms:
-        terms["simclr"].hidden_dim = 16
+        terms["simclr"]["hidden_dim"] = 16
     torch.manual_seed(1)
     spec = ModelSpec(sum(slots.values()) * width, width, num_classes=4, vocab_size=VOCABULARY, slots=slots)
-    return build_objective({name: instantiate(term) for name, term in terms.items()}, spec)
+    return build_objective(OmegaConf.create(terms), spec)
 
 
 def gradients(

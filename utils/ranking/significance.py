@@ -56,13 +56,8 @@ def paired_test(
     66.66...
     """
     check_choice("metric", metric, tuple(STANDARD))
-    sides = []
-    for name, ranks in (("ranks_a", ranks_a), ("ranks_b", ranks_b)):
-        found = Ranks.of([np.asarray(own) for own in ranks])
-        if (found.counts == 0).any():
-            raise UserError(f"{name}: query {int((found.counts == 0).argmax())} has no positive; leave it out of both")
-        sides.append(100 * np.asarray(STANDARD[metric](found), dtype=np.float64))
-    return values_test(*sides, np.asarray(pids), seed)
+    a, b = (_values(name, ranks, metric) for name, ranks in (("ranks_a", ranks_a), ("ranks_b", ranks_b)))
+    return values_test(a, b, np.asarray(pids), seed)
 
 
 def values_test(a: NDArray[Any], b: NDArray[Any], pids: NDArray[Any], seed: int = 0) -> PairedTest:
@@ -88,6 +83,14 @@ def values_test(a: NDArray[Any], b: NDArray[Any], pids: NDArray[Any], seed: int 
     rng = np.random.default_rng(seed)
     low, high = np.quantile(_resampled(sums, counts, rng), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return PairedTest(float(sums.sum() / counts.sum()), float(low), float(high), _p_value(sums, rng))
+
+
+def _values(name: str, ranks: Sequence[ArrayLike], metric: str) -> NDArray[Any]:
+    """Returns the metric of each query in points. Shape: ``(Q,)``."""
+    found = Ranks.of([np.asarray(own) for own in ranks])
+    if (found.counts == 0).any():
+        raise UserError(f"{name}: query {int((found.counts == 0).argmax())} has no positive; leave it out of both")
+    return 100 * np.asarray(STANDARD[metric](found), dtype=np.float64)
 
 
 def _p_value(sums: NDArray[Any], rng: np.random.Generator) -> float:

@@ -18,7 +18,8 @@ def make_term(cls: type[Term], spec: ModelSpec, **options: Any) -> Term:
     # What the settings of terms refer to.
     config = OmegaConf.create({"loss": {"softlabel_ratio": 0.0}, "backbone": {"sigmoid": True}, "term": settings})
     values: Any = OmegaConf.to_container(config, resolve=True)
-    plain = {key: value for key, value in values["term"].items() if not key.startswith("_")}
+    general = ("defaults", "weight", "ramp")
+    plain = {key: value for key, value in values["term"].items() if key not in general and not key.startswith("_")}
     if "views" in plain:
         plain["views"] = ["image"]
     return cls(spec=spec, **plain | options)

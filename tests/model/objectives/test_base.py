@@ -8,6 +8,7 @@ from torch import Tensor
 
 from model.features import Encoded, Encoder, Features
 from model.objectives import ITC, LossTerm, ModelSpec, Objective, Stats
+from model.objectives.base import Ramp
 from tests.model.objectives.make_term import make_term
 
 PIDS = torch.tensor([0, 0, 1])
@@ -19,7 +20,8 @@ class MeanOf(LossTerm):
     """The mean of a view's squared embeddings."""
 
     def __init__(self, view: str, *, spec: ModelSpec, weight: float = 1.0) -> None:
-        super().__init__(spec=spec, weight=weight)
+        super().__init__(spec=spec)
+        self.weight = weight
         self.view = view
         self.needs = frozenset({view})
 
@@ -92,3 +94,43 @@ def test_the_images_of_all_terms_go_through_one_vision_pass(
     objective = Objective({"a": MeanOf("image", spec=spec), "b": MeanOf("image_ss2", spec=spec)})
     objective(make_features(PIDS))
     assert batches == [2 * len(PIDS)]
+
+
+@pytest.mark.parametrize(("epoch", "factor"), [(0, 0), (5.99, 0), (6, 1 / 15), (12, 7 / 15), (20, 1), (59.5, 1)])
+def test_a_ramp_raises_the_weight_epoch_by_epoch(
+    epoch: float, factor: float, spec: ModelSpec, make_features: MakeFeatures
+) -> None:
+    """EQUATIONS.md, curriculum of a weight."""
+    ramped, fixed = MeanOf("image", spec=spec, weight=0.1), MeanOf("text", spec=spec)
+    ramped.ramp = Ramp(first=5, last=20)
+    features = make_features(PIDS)
+    features.epoch = epoch
+    report = Objective({"a": ramped, "b": fixed})(features)
+    assert report.weights == {"a": pytest.approx(0.1 * factor), "b": 1.0}
+    torch.testing.assert_close(report.total, report.weights["a"] * report.raw["a"] + report.raw["b"])
+
+
+def test_gradient_shares_are_those_of_each_loss_by_itself(spec: ModelSpec, make_features: MakeFeatures) -> None:
+    terms = {"a": MeanOf("image", spec=spec, weight=0.5), "b": MeanOf("image_aug", spec=spec, weight=3.0)}
+    terms |= {"c": MeanOf("text", spec=spec)}
+    features = make_features(PIDS)
+    report = Objective(terms)(features)
+    norms = {}
+    for name, term in terms.items():
+        loss = term.weight * term(features)[0]
+        found = torch.autograd.grad(loss, features.sources(), retain_graph=True, allow_unused=True)
+        norms[name] = torch.cat([gradient.flatten() for gradient in found if gradient is not None]).norm()
+    total = torch.stack(list(norms.values())).sum()
+    assert all(norm > 0 for norm in norms.values())
+    torch.testing.assert_close(report.gradients, {name: norm / total for name, norm in norms.items()})
+    assert Objective(terms)(make_features(PIDS), with_stats=False).gradients == {}
+    report.total.backward()  # the graph is still there
+
+
+def test_a_loss_that_reads_no_embedding_has_no_share(spec: ModelSpec, make_features: MakeFeatures) -> None:
+    class OfTokens(MeanOf):
+        def forward(self, features: Features) -> tuple[Tensor, Stats]:
+            return features.text(self.view).tokens.mean(), dict
+
+    report = Objective({"a": MeanOf("image", spec=spec), "b": OfTokens("text", spec=spec)})(make_features(PIDS))
+    torch.testing.assert_close(report.gradients, {"a": torch.tensor(1.0)})
