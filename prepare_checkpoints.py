@@ -87,7 +87,7 @@ def prepare(
             raise UserError(f"description in {name}.yaml: neither repository nor steps has a value; give one of them")
         _make(backbone, folder, root, steps)
     elif source is not None and source.is_file():
-        _convert(backbone, source, folder, root, img_size, activation)
+        _convert(backbone, source, folder, root, img_size=img_size, activation=activation)
     elif source is not None:
         copy_folder(source, folder, architecture)
     elif backbone.description.vision_repository is not None:
@@ -177,22 +177,15 @@ def _join(backbone: DictConfig, folder: Path, root: Path) -> None:
         copy_folder(joined, folder, Architecture.described(backbone))
 
 
-def _convert(
-    backbone: DictConfig,
-    source: Path,
-    folder: Path,
-    root: Path,
-    img_size: tuple[int, int] | None,
-    activation: Activation | None,
-) -> None:
-    """Converts a file of weights; the tokenizer is that of the backbone itself."""
+def _convert(backbone: DictConfig, source: Path, folder: Path, root: Path, **told: Any) -> None:
+    """Converts a file of weights, `told` what it does not tell; the tokenizer is that of the backbone itself."""
     from model.published.convert import convert
     from model.published.converted import write_converted
     from model.published.file import read_state
 
     if backbone.family != "clip":
         raise UserError(f"{source} is a file, and {backbone.name} is copied from folders; files are those of a CLIP")
-    published = convert(read_state(source), source=source, img_size=img_size, activation=activation)
+    published = convert(read_state(source), source=source, **told)
     with writing(folder), scratch_folder(folder) as temporary:
         staging = temporary / "converted"
         staging.mkdir()

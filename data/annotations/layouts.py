@@ -45,11 +45,6 @@ class Layout:
     ids_may_restart: bool
     language: str
 
-    @property
-    def official_language(self) -> str:
-        """The language whose captions `official` counts."""
-        return next(iter(self.caption_keys))
-
 
 def layout_of(name: str, language: str | None = None) -> Layout:
     """Returns the layout of dataset `name`, set to `language`; without, to the one that its YAML reads.

@@ -23,7 +23,7 @@ def split_summary(annotations: Annotations) -> DatasetSummary:
     for split in SPLITS:
         images = [image for image in annotations.images if image.split == split]
         official = layout.official[split]._asdict() if split in layout.official else None
-        if official and layout.language != layout.official_language:
+        if official and layout.language != next(iter(layout.caption_keys)):
             del official["captions"]
         summary[split] = {
             "records": annotations.per_split[split],

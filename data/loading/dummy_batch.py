@@ -34,8 +34,5 @@ def published_identities(name: str, proportion: float) -> int:
     """
     train = layout_of(name).official.get("train")
     if train is None:
-        raise UserError(
-            f"dataset={name}: how many persons a plan has to expect is not known; give description.official.train in "
-            f"dataset/{name}.yaml, as that of cuhk_pedes does"
-        )
+        raise UserError(f"dataset={name}: its size is not known; give description.official.train in its YAML")
     return ceil(train.ids * proportion)

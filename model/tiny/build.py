@@ -10,8 +10,9 @@ from typing import Any, Final
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoConfig,
+    AutoModel,
     BaseImageProcessor,
-    BertConfig,
     BertModel,
     CLIPConfig,
     CLIPImageProcessor,
@@ -19,8 +20,6 @@ from transformers import (
     ConvNextImageProcessor,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    ResNetConfig,
-    ResNetModel,
     SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
@@ -31,7 +30,6 @@ from model.backbones.bert import join_towers
 from utils.checkpoints.disk import scratch_folder
 
 IMAGE_SIZE: Final = 128
-TOWERS: Final = ("text_config", "vision_config")
 _SQUARE: Final = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
 _Parts = tuple[PreTrainedModel, PreTrainedTokenizerFast, BaseImageProcessor]
 
@@ -157,11 +155,13 @@ def _resnet_bert(architecture: Mapping[str, Any], captions: Iterable[str]) -> _P
         "sep_token": "[SEP]",
         "mask_token": "[MASK]",
     }
-    text, vision = ({k: v for k, v in architecture[t].items() if k != "model_type"} for t in TOWERS)
+    text = architecture["text_config"]
     tokenizer = _tokenizer(captions, specials, template="[CLS] $A [SEP]", sizes=text)
-    bert = BertModel(BertConfig(**{**text, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}))
+    own = {**text, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    bert = AutoModel.from_config(AutoConfig.for_model(**own))
     _ease_reading(bert)
-    model = join_towers(ResNetModel(ResNetConfig(**vision)), bert, architecture["projection_dim"])
+    vision = AutoModel.from_config(AutoConfig.for_model(**architecture["vision_config"]))
+    model = join_towers(vision, bert, architecture["projection_dim"])
     return model, tokenizer, ConvNextImageProcessor(size={"shortest_edge": IMAGE_SIZE}, do_resize=False)
 
 

@@ -96,17 +96,24 @@ def composer(config_dir: Path | None = None) -> Iterator[None]:
     Args:
         config_dir: what else is searched, and first, where no command line of Hydra's runs.
     """
-    if GlobalHydra.instance().is_initialized() and options_of("loss/term"):  # not the app of another program
+    app = GlobalHydra.instance()
+    outer = app.hydra
+    if outer is not None and options_of("loss/term"):  # else it is the app of another program
         yield
         return
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        if config_dir is not None:
-            if not config_dir.is_dir():
-                raise UserError(f"--config-dir: there is no folder {config_dir}; name the one above your own YAML's")
-            loader = GlobalHydra.instance().config_loader()
-            loader.get_search_path().prepend("command-line", f"file://{config_dir.absolute()}")
-            loader.repository.initialize_sources(loader.get_search_path())  # type: ignore[attr-defined]
-        yield
+    app.hydra = None
+    try:
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            if config_dir is not None:
+                if not config_dir.is_dir():
+                    raise UserError(f"--config-dir: there is no folder {config_dir}; name the one above your YAMLs")
+                loader = app.config_loader()
+                search = loader.get_search_path()
+                search.prepend("command-line", f"file://{config_dir.absolute()}")
+                loader.repository.initialize_sources(search)  # type: ignore[attr-defined]
+            yield
+    finally:
+        GlobalHydra.instance().hydra = outer
 
 
 def options_of(group: str) -> list[str]:

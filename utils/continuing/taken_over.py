@@ -68,7 +68,7 @@ def continued_config(cfg: DictConfig, trained: Any, path: Path) -> TakenOver:
             checkpoint.check_config_name()
             own, covered = checkpoint.composed_anew(checkpoint.record.config, given_overrides())
             own.run_dir = cfg.run_dir
-            config = checkpoint.over(own, lambda key: _stays(covered, key))
+            config = checkpoint.over(own, lambda key: _covers(covered, key))
         differences = checkpoint.differences(config, covered)
     return TakenOver(with_composed(config, checkpoint.record), differences)
 
@@ -86,7 +86,7 @@ def model_config(cfg: DictConfig, trained: Any, path: Path) -> DictConfig:
         checkpoint = _TrainedConfig(trained, path, OF_THE_MODEL)
         given = [override for override in given_overrides() if _section(override.key) in OF_THE_MODEL]
         own, covered = checkpoint.composed_anew(None, given)
-        laid = checkpoint.over(own, lambda key: _section(key) not in OF_THE_MODEL or _stays(covered, key))
+        laid = checkpoint.over(own, lambda key: _section(key) not in OF_THE_MODEL or _covers(covered, key))
         config = deepcopy(cfg)
         for section in OF_THE_MODEL:
             config[section] = laid._get_node(section)
@@ -179,12 +179,16 @@ class _TrainedConfig:
             reason = str(error).splitlines()[0].removesuffix(".")
             raise UserError(f"the command line does not go with the options of {self._path}: {reason}") from error
 
-    def over(self, own: DictConfig, skip: Skip) -> DictConfig:
-        """Returns `own` with the checkpoint's values in place of its own, but for the keys to skip.
+    def over(self, own: DictConfig, given: Skip) -> DictConfig:
+        """Returns `own` with the checkpoint's values in place of its own, where no rule says "here" and none is given.
 
         What `own` derives from other options stays derived, where the checkpoint's values give the same: a backbone's
         folder below dataset_root_dir moves with it.
         """
+
+        def skip(key: str) -> bool:
+            return rule_of(key).continued == "here" or given(key)
+
         unresolved: Any = OmegaConf.to_container(own)
         ours, theirs = dict(flat(unresolved)), dict(flat(self.plain))
         as_trained = OmegaConf.create(unresolved)
@@ -262,10 +266,6 @@ def _section(key: str) -> str:
 
 def _telling_first(key: str) -> tuple[bool, int, str]:
     return not key.endswith(".name"), key.count("."), key
-
-
-def _stays(covered: Collection[str], key: str) -> bool:
-    return rule_of(key).continued == "here" or _covers(covered, key)
 
 
 def _covers(keys: Collection[str], key: str) -> bool:

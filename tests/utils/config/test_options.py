@@ -83,6 +83,11 @@ def check_given(*overrides: str) -> None:
             "optimizer.param_groups.default.lr: '' given, expected a number, such as",
         ),
         ("loss.terms.nitc.weight=abc", "loss.terms.nitc.weight: 'abc' given, expected a number, such as 1.0"),
+        (
+            "backbone.description.repository=x",
+            "backbone.description says what backbone=tiny_siglip is, and is no option",
+        ),
+        ("~dataset.description.source", "write a YAML beside config/dataset/drawn.yaml"),
         ("compile=yes", "compile: 'yes' given, expected true or false"),
         (
             "loss.terms=null",

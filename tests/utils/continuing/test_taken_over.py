@@ -150,6 +150,25 @@ def test_paths_are_the_commands_and_what_is_derived_from_them_follows(plain: dic
     assert continued(elsewhere)[0]["output_dir"] == "outputs"
 
 
+def test_what_a_backbone_and_a_dataset_are_is_never_taken_from_a_checkpoint(plain: dict[str, Any]) -> None:
+    """Nor is it missed in a checkpoint from before it stood in a config."""
+    without = {**plain, **{part: dict(plain[part]) for part in ("backbone", "dataset")}}
+    for part in ("backbone", "dataset"):
+        del without[part]["description"]
+    foreign = put(plain, "backbone.description.repository", "theirs/model")
+    foreign = put(foreign, "backbone.description.architecture", {"text_config": {"hidden_size": 7}, "more": 1})
+    foreign = put(foreign, "dataset.description.folder", "/etc")
+    del without["backbone"]["_convert_"]
+    for config in (foreign, without):
+        taken, differences = continued(config)
+        assert {part: taken[part] for part in ("backbone", "dataset")} == {
+            part: plain[part] for part in ("backbone", "dataset")
+        }
+        assert differences == []
+        with command("task=test") as cfg:
+            assert model_config(cfg, config, FILE).backbone.description == plain["backbone"]["description"]
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
