@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from utils.errors import UserError
 from utils.ranking import paired_test
-from utils.ranking.significance import values_test
+from utils.ranking.significance import holm, values_test
 
 
 def p_by_hand(sums: NDArray[np.float64]) -> float:
@@ -86,3 +86,11 @@ def test_ranks_give_the_metric_in_points() -> None:
 def test_what_cannot_be_compared_is_said(arguments: tuple, said: str) -> None:
     with pytest.raises(UserError, match=said):
         paired_test(*arguments)
+
+
+def test_holm_corrects_for_the_number_of_tests() -> None:
+    """Holm (1979): p in ascending order times m, m - 1, ..., 1, never falling, at most 1."""
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1, 1]
+    assert holm([0.02]) == [0.02]
+    assert holm([]) == []

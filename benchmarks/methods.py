@@ -1,0 +1,136 @@
+"""Trains every method of docs/expectations.md with several seeds on the drawn dataset, and tests what was expected.
+
+    uv run benchmarks/methods.py                               all rows, 5 seeds, two runs at a time
+    uv run benchmarks/methods.py --rows itc sdm --seeds 1 2    some of them
+    uv run benchmarks/methods.py --table                       the table of the runs that are there
+
+A run that has ended is not done again. The table has mean and standard deviation over the seeds, and for each
+expectation the difference of the per-query means over the seeds, with its 95 % interval and p, corrected by Holm's
+method for the number of expectations. Metrics are those of captions that look for images in the test split.
+"""
+
+import argparse
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+from numpy.typing import NDArray
+from prettytable import PrettyTable, TableStyle
+
+from utils.ranking.metrics import STANDARD
+from utils.ranking.positives import RANKS_FILE, load_ranks
+from utils.ranking.significance import PairedTest, holm, values_test
+
+ROOT: Final = Path(__file__).parents[1]
+SHOWN: Final = ("R1", "R5", "mAP")
+ROWS: Final[dict[str, str]] = {
+    "itc": "experiment=irra loss=itc",
+    "sdm": "experiment=irra loss=sdm",
+}
+
+
+class Expectation(NamedTuple):
+    """That `better` has the higher `metric`, for a reason that docs/expectations.md gives."""
+
+    better: str
+    worse: str
+    metric: str = "R1"
+
+
+EXPECTED: Final = (Expectation("sdm", "itc"),)
+
+
+def train(row: str, seed: int, out: Path) -> int:
+    """Trains and tests a row with a seed, unless that is done; returns the exit status."""
+    folder = out / row / str(seed)
+    if (folder / RANKS_FILE).is_file():
+        return 0
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [*shlex.split(ROWS[row]), f"seed={seed}", f"hydra.run.dir={folder}", "logger=csv", "shown_queries=0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    with (folder / "screen.txt").open("w") as screen:
+        line = [sys.executable, "trainer.py", *command]
+        status = subprocess.run(line, cwd=ROOT, env=environment, stdout=screen, stderr=screen, check=False).returncode
+    print(f"{row}, seed {seed}: {'done' if status == 0 else f'status {status}, see {folder}/screen.txt'}", flush=True)
+    return status
+
+
+def found(row: str, out: Path) -> tuple[list[dict[str, NDArray[Any]]], NDArray[Any]]:
+    """Returns for each run of a row its metrics of every query in points, and the identities of the queries."""
+    runs, pids = [], np.zeros(0)
+    for file in sorted((out / row).glob(f"*/{RANKS_FILE}")):
+        ranks, pids = load_ranks(file)["t2i"]
+        runs.append({name: 100 * np.asarray(STANDARD[name](ranks), dtype=np.float64) for name in SHOWN})
+    return runs, pids
+
+
+def compared(expected: Expectation, out: Path) -> PairedTest:
+    """Returns how much better the row that should be better is, by its means over seeds."""
+    (better, pids), (worse, _) = found(expected.better, out), found(expected.worse, out)
+    a, b = (np.mean([run[expected.metric] for run in runs], axis=0) for runs in (worse, better))
+    return values_test(a, b, pids)
+
+
+def tables(out: Path) -> list[PrettyTable]:
+    """Returns the table of the rows and that of the expectations, of what is there."""
+    runs = {row: found(row, out)[0] for row in ROWS}
+    rows = PrettyTable(["row", "command", "n", *SHOWN])
+    for row, own in runs.items():
+        if own:
+            values = ([float(run[metric].mean()) for run in own] for metric in SHOWN)
+            rows.add_row([row, f"`{ROWS[row]}`", len(own), *map(_spread, values)])
+    judged = [expected for expected in EXPECTED if runs[expected.better] and runs[expected.worse]]
+    tests = [compared(expected, out) for expected in judged]
+    expectations = PrettyTable(["expected", "metric", "difference", "95 %", "p (Holm)", "shown"])
+    for expected, test, p in zip(judged, tests, holm([test.p_value for test in tests]), strict=True):
+        verdict = "no difference shown" if p >= 0.05 else "yes" if test.difference > 0 else "the opposite"
+        interval = f"{test.low:+.2f} to {test.high:+.2f}"
+        shown_p = "< 0.001" if p < 0.001 else f"{p:.3f}"
+        expectations.add_row(
+            [
+                f"{expected.better} > {expected.worse}",
+                expected.metric,
+                f"{test.difference:+.2f}",
+                interval,
+                shown_p,
+                verdict,
+            ]
+        )
+    return [rows, expectations]
+
+
+def _spread(values: Sequence[float]) -> str:
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{deviation}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each with one thread")
+    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "methods")
+    parser.add_argument("--table", action="store_true", help="train nothing")
+    options = parser.parse_args()
+    jobs = (
+        [] if options.table else [(row, seed, options.out.absolute()) for seed in options.seeds for row in options.rows]
+    )
+    with ThreadPoolExecutor(options.jobs) as pool:
+        failed = [job for job, status in zip(jobs, pool.map(lambda job: train(*job), jobs), strict=True) if status]
+    for table in tables(options.out):
+        table.set_style(TableStyle.MARKDOWN)
+        print(f"\n{table}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
