@@ -261,17 +261,11 @@ def main() -> None:
         known = ", ".join(options_of("backbone"))
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{known} (default: m_siglip)")
     parser.add_argument(
-        "--from", dest="source", type=Path, metavar="PATH", help="copy this folder, or convert this file, instead"
+        "--from", dest="source", type=Path, metavar="PATH", help="a folder to copy, or a file to convert"
     )
     parser.add_argument("--to", dest="target", type=Path, metavar="FOLDER", help="default: <NAME>_checkpoints")
-    parser.add_argument(
-        "--img-size", metavar="HxW", help="of the file to convert (default: a square, or 3 to 1 as 384x128)"
-    )
-    parser.add_argument(
-        "--activation",
-        choices=("gelu", "quick_gelu"),
-        help="of the file to convert, where neither it nor a config beside it tells",
-    )
+    parser.add_argument("--img-size", metavar="HxW", help="of the file (default: a square, or 3 to 1 as 384x128)")
+    parser.add_argument("--activation", choices=("gelu", "quick_gelu"), help="of the file, where it does not tell")
     parser.add_argument("--root", type=Path, default=Path(), help="where to put the folders (default: here)")
     parser.add_argument("--steps", type=int, help="pre-training of a backbone from scratch (default: as its YAML says)")
     parser.add_argument("--config-dir", type=Path, metavar="FOLDER", help="holds backbone/NAME.yaml of your own")
