@@ -164,7 +164,7 @@ def largest_that_fits(
 
 
 def processes(cfg: DictConfig) -> int:
-    """Returns the number of training processes: trainer.devices (1 unless it is a positive number) times trainer.num_nodes."""
+    """Returns the number of training processes; trainer.devices counts as 1 unless it is a positive number."""
     devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else 1
     return max(devices, 1) * cfg.trainer.num_nodes
 

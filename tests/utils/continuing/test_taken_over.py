@@ -228,7 +228,7 @@ def test_the_encoder_of_a_checkpoint_is_tested_under_any_command(with_record: bo
 def test_another_encoder_than_the_checkpoints_is_not_tested(override: str, plain: dict[str, Any]) -> None:
     with (
         command("task=test", override) as cfg,
-        pytest.raises(UserError, match=r"was trained with .* leave it away, it comes with the checkpoint"),
+        pytest.raises(UserError, match=r"was trained with .* leave it out, it comes with the checkpoint"),
     ):
         model_config(cfg, plain, FILE)
 
