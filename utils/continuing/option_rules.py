@@ -121,7 +121,7 @@ RULES: Final = (
 )
 OTHERS: Final = Rule((), "fixed", True, "model, data, losses, batches, precision, seed: another value is another run")
 
-# Option -> the value of runs before it existed. Checkpoints without the option are continued and tested with this value.
+# Option -> the value of runs before it existed. Checkpoints without it are continued and tested with this value.
 BEFORE: Final = {
     "dataset.interpolation": "bicubic",
     "backbone.pos_interpolation": "bicubic",
