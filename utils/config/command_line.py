@@ -77,7 +77,7 @@ def _prepared(text: str, config_dir: Path, multirun: bool) -> str:
         )
     if is_sweep:
         raise UserError(
-            f"{text}: several values are a sweep: add -m; one list is {key}=[{value}], one text '{key}=\"{value}\"'"
+            f"{text}: several values need -m (a sweep); a list is {key}=[{value}], a text is '{key}=\"{value}\"'"
         )
     if text[0] == "+" and text[1] != "+" and key[1:].isidentifier() and (config_dir / key[1:]).is_dir():
         raise UserError(f"{text}: every config chooses {key[1:]} already; write {text[1:]}, without +")
@@ -97,11 +97,11 @@ def _parsed(text: str) -> Override | str:
 def _no_override(overrides: Sequence[str], place: int, config_dir: Path) -> str:
     text = overrides[place]
     if (config_dir / f"{text}.yaml").is_file():
-        return f"{text}: a config is chosen with -cn {text}"
+        return f"{text}: choose a config with -cn {text}"
     value = next((word.lstrip("=") for word in overrides[place + 1 :] if word.lstrip("=")), "VALUE")
     told = f"{text}: an override is key=value without spaces, as in {text}={value}; flags are {FLAGS}"
     if place and "=" in overrides[place - 1]:
-        told += f"; where it belongs to the value before, quote both: '{overrides[place - 1]} {text}'"
+        told += f"; if it belongs to the previous value, quote both: '{overrides[place - 1]} {text}'"
     return told
 
 

@@ -104,11 +104,11 @@ def sentence(error: BaseException, config_dir: Path, config_name: str, arguments
     if match := _NO_KEY.match(text):
         key = match[1]
         if key in INSTEAD:
-            return f"{key}: the config has no such key; {INSTEAD[key]} does it here"
+            return f"{key}: the config has no such key; use {INSTEAD[key]} instead"
         known = _known_keys(config_dir, config_name, arguments)
         return (
             f"{key}: the config has no such key.{_nearest_key(key, known)} See all keys with --cfg job; "
-            f"a key that is new on purpose is added with +{key}=..."
+            f"to add a new key on purpose, write +{key}=..."
         )
     return _all_lines(error) + "; see --cfg job for the composed config"
 

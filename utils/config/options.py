@@ -91,7 +91,7 @@ def _wrong(cfg: DictConfig) -> Iterator[str]:
             yield f"{key}: {_shown(value)} given, expected at least {least}, a whole number"
     for option, ours in INSTEAD.items():
         if option in cfg.trainer:
-            yield f"trainer.{option} would leave the run without checkpoint and table; {ours} does it here"
+            yield f"trainer.{option} would leave the run without checkpoint and table; use {ours} instead"
     for split, option in LIMITS.items():
         value = cfg.trainer[option]
         if (split == "test" or training) and value is not None and not _limit(value):

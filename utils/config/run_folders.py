@@ -65,7 +65,7 @@ def run_dir(task: str, output_dir: str, run_name: str, ckpt_path: str | None, da
     if checkpoint is None:
         if started_by_others():
             raise UserError(
-                "run_dir: processes that torchrun or srun starts need one folder, and each would name another; "
+                "run_dir: processes started by torchrun or srun need the same folder, but each would choose its own; "
                 f"give it, as in run_dir={output_dir}/{run_name}/my_run"
             )
         return str(Path(output_dir, run_name, datetime.now().strftime(TIME)))
