@@ -13,8 +13,8 @@ def check_positives(side: Grouped, pids: Tensor, name: str, others: str, way_out
     if len(lost):
         first = int(lost.min())
         raise UserError(
-            f"{name} {first} (pid {int(pids[first])}) has no positive in the {others} ({len(lost)} such of"
-            f" {len(pids)}): add its identity to the {others} or {way_out}"
+            f"{name} {first} (pid {int(pids[first])}) has no positive in the {others} ({len(lost)} of"
+            f" {len(pids)} have none): add its identity to the {others} or {way_out}"
         )
 
 
@@ -39,7 +39,7 @@ def check_features(sides: dict[str, Tensor]) -> None:
         if not finite.all():
             raise UserError(
                 f"{name} feature {int(finite.logical_not().nonzero()[0])} is not finite"
-                f" ({int((~finite).sum())} such of {len(features)}): the model that made it holds NaN or inf"
+                f" ({int((~finite).sum())} of {len(features)} are not): the weights of its model are NaN or infinite"
             )
     (name, one), (other_name, other) = sides.items()
     if one.shape[1] != other.shape[1] or one.device != other.device:

@@ -81,7 +81,7 @@ def values_test(a: NDArray[Any], b: NDArray[Any], pids: NDArray[Any], seed: int 
     """
     if not len(a) == len(b) == len(pids) or not len(pids):
         raise UserError(
-            f"{len(a)} queries are compared with {len(b)}, of {len(pids)} identities; expected the same queries"
+            f"{len(a)} queries in a, {len(b)} in b, {len(pids)} identities; expected the same number of each, above 0"
         )
     _, own = np.unique(pids, return_inverse=True)
     sums, counts = np.bincount(own, weights=b - a), np.bincount(own)
