@@ -66,7 +66,7 @@ class Checkpoints(Checkpoint):
         state = checkpoint.get(STATE) or _state_of_older(checkpoint)
         if not _is_state(state):
             raise UserError(
-                f"ckpt_path: {trainer.ckpt_path} names no best checkpoint as trainer.py does; start a new run"
+                f"ckpt_path: {trainer.ckpt_path} does not name its best checkpoint as trainer.py does; start a new run"
             )
         self._rows = state.get("rows")
         if state.get("best"):
@@ -106,7 +106,7 @@ class Checkpoints(Checkpoint):
         figures = trainer.callback_metrics
         if self._monitor not in figures:
             raise UserError(
-                f"callbacks.last.monitor: {self._monitor} is not among the figures of a validation."
+                f"callbacks.last.monitor: {self._monitor} is not a metric of the validation."
                 f"{nearest(self._monitor, set(figures))} Choose one that begins with val/"
             )
         self._validation = Validation(trainer.current_epoch, float(figures[self._monitor]))

@@ -154,7 +154,7 @@ def read_interpolation(folder: Path) -> str:
     try:
         resample = read_json(folder / CONFIGS[1]).get("resample")
     except IncompleteError as error:
-        raise UserError(f"{error}, so how images are to be resized is not known; {advice}") from error
+        raise UserError(f"{error}, so the interpolation of images is unknown; {advice}") from error
     if resample is None:
         return "bicubic"
     if type(resample) is not int or resample not in RESAMPLE:

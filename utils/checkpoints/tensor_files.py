@@ -75,7 +75,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     except Exception as error:
-        raise UnreadableError(f"it is damaged or no safetensors file: {first_line(error)}") from error
+        raise UnreadableError(f"it is damaged or not a safetensors file: {first_line(error)}") from error
 
 
 def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
@@ -93,8 +93,8 @@ def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
         ends = (tensor.float() if tensor.element_size() == 1 else tensor).aminmax()
         if not torch.stack(ends).isfinite().all():
             raise UserError(
-                f"{source} holds NaN or infinite weights, the first in {name!r}: a training that had diverged, or "
-                "a damaged file; take an earlier or another one"
+                f"{source} holds NaN or infinite weights, the first in {name!r}: its training diverged, or it is "
+                "damaged; use an earlier or another one"
             )
 
 
@@ -104,8 +104,8 @@ def _check_start(start: bytes) -> None:
     if start.startswith((ARCHIVE, OLD_ARCHIVE)):
         return
     if start.startswith(b"\x80"):
-        raise UnreadableError("it is a pickle of another kind, which only executing code from it could read: refused")
-    raise UnreadableError("it is damaged or no file that torch.save wrote")
+        raise UnreadableError("it is another kind of pickle, which cannot be read without executing its code: refused")
+    raise UnreadableError("it is damaged or not a file of torch.save")
 
 
 def check_members(archive: zipfile.ZipFile, size: int) -> None:
@@ -156,7 +156,7 @@ def _check_values(content: Any, size: int) -> None:
             raise UnreadableError("it holds a tensor of a special kind; expected plain ones with their data")
         room -= value.numel() * value.element_size()
         if room < 0:
-            raise UnreadableError(f"it has {size:,} bytes, but claims tensors of many more")
+            raise UnreadableError(f"it has {size:,} bytes, but claims tensors with more")
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -182,7 +182,7 @@ def _why(error: Exception) -> str:
         return "it is a TorchScript archive"
     if isinstance(error, pickle.UnpicklingError) and (found := _CODE.search(text)):
         name = next(filter(None, found.groups())).split()[0]
-        return f"it holds {name}, which only executing code from it could rebuild: refused"
+        return f"it holds {name}, which cannot be rebuilt without executing its code: refused"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return "it is damaged, cut short or no file that torch.save wrote"
+    return "it is damaged, cut short or not a file of torch.save"

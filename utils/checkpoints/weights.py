@@ -56,7 +56,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         ) from error
     check_finite(checkpoint["state_dict"], f"ckpt_path: {path}")
     if not is_checked:
-        print(f"note    {path} has no checksums: whether it is damaged cannot be told", flush=True)
+        print(f"note    {path} has no checksums, so damage cannot be detected", flush=True)
     return checkpoint
 
 
@@ -81,7 +81,7 @@ def check_intact(path: Path) -> bool:
         damage = first_line(error)
     if damage:
         raise UserError(
-            f"{path} is damaged ({damage}); copy it again from where it is whole, or take another checkpoint of the run"
+            f"{path} is damaged ({damage}); copy it again from an intact copy, or use another checkpoint of the run"
         )
     return True
 
@@ -127,16 +127,16 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], *, source: st
     }
     retyped = {name for name in common if own[name].is_floating_point() != weights[name].is_floating_point()}
     problems = {
-        "lacks": missing,
-        "has in addition": unknown,
-        "has in another shape": reshaped,
-        "has in another kind of numbers": retyped,
+        "missing tensors": missing,
+        "unknown tensors": unknown,
+        "tensors of another shape": reshaped,
+        "tensors of another number type": retyped,
     }
     for problem, names in problems.items():
         if names:
             raise UserError(
-                f"ckpt_path: {source} is of another architecture: it {problem} {len(names)} of the model's "
-                f"tensors, the first {min(names)!r}; choose the backbone, head, lora, loss, pseudo_label and "
+                f"ckpt_path: {source} is of another architecture: {problem}: {len(names)}, the first "
+                f"{min(names)!r}; choose the backbone, head, lora, loss, pseudo_label and "
                 "img_size_str that it was trained with"
             )
     module.load_state_dict(dict(weights), strict=False)
