@@ -43,7 +43,7 @@ class Continued:
         if HydraConfig.initialized() and needs_own_command(self.config.trainer) != needs_own_command(cfg.trainer):
             raise UserError(
                 f"ckpt_path: {path} was trained with trainer.devices={self.config.trainer.devices} trainer.num_nodes="
-                f"{self.config.trainer.num_nodes}, which a multirun has to know beforehand: give both"
+                f"{self.config.trainer.num_nodes}, and a multirun needs both on its command line: add them"
             )
 
     def check(self, module: nn.Module, data: Mapping[str, Any]) -> None:

@@ -177,7 +177,7 @@ class _TrainedConfig:
             return compose_options(config, choices, overrides, is_whole=self._sections is None), covered
         except HydraException as error:
             reason = str(error).splitlines()[0].removesuffix(".")
-            raise UserError(f"the command line does not go with the options of {self._path}: {reason}") from error
+            raise UserError(f"the command line does not fit the options of {self._path}: {reason}") from error
 
     def over(self, own: DictConfig, skip: Skip) -> DictConfig:
         """Returns `own` with the checkpoint's values in place of its own, except at the keys to skip.
@@ -228,7 +228,7 @@ class _TrainedConfig:
             (key, asked, had), *others = refused
             if asked is ABSENT:
                 raise UserError(
-                    f"{key}: {self._path} was trained with {_value(had)} and this command has no such option; give it "
+                    f"{key}: {self._path} was trained with {_value(had)}, but this command has no such option; give it "
                     f"again as it was, with +{key}=..., or start a new run without ckpt_path"
                 )
             more = f" ({len(others)} more options differ, as {others[0][0]})" if others else ""

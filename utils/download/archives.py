@@ -129,7 +129,7 @@ def _move_in(source: Path, target: Path) -> None:
 @contextmanager
 def _one_sentence(archive: Path) -> Iterator[None]:
     if not archive.is_file():
-        raise UserError(f"{archive} is no file that could be read; give the path of a zip or tar archive")
+        raise UserError(f"{archive} is not a file; give the path of a zip or tar archive")
     try:
         yield
     except OSError as error:

@@ -103,7 +103,7 @@ def make_plan(cfg: DictConfig, trace: Trace) -> Plan:
     if not 0 <= reserve < memory:
         raise UserError(
             f"plan.memory_gb: {cfg.plan.memory_gb} given, expected more than plan.reserve_gb={cfg.plan.reserve_gb}, "
-            "which no tensor can have and which is at least 0"
+            "the part that tensors cannot use, which is at least 0"
         )
     cached, batch = cfg.grad_cache.micro_batch, cfg.dataset.batch_size
     check_positive("dataset.batch_size", batch)

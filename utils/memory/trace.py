@@ -70,9 +70,7 @@ def measure_step(
     ]
     with tracker:
         for _ in range(min(accumulated, 2)):
-            torch.autograd.backward(
-                loss()
-            )  # loss().backward() would switch `fake_gpu` off during recomputation
+            torch.autograd.backward(loss())  # loss().backward() would switch `fake_gpu` off during recomputation
         optimizer.step()
     optimizer.zero_grad()
     for hook in hooks:

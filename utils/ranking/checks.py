@@ -39,7 +39,7 @@ def check_features(sides: dict[str, Tensor]) -> None:
         if not finite.all():
             raise UserError(
                 f"{name} feature {int(finite.logical_not().nonzero()[0])} is not finite"
-                f" ({int((~finite).sum())} of {len(features)} are not): the weights of its model are NaN or infinite"
+                f" ({int((~finite).sum())} of {len(features)} are not): the model that made it holds NaN or inf"
             )
     (name, one), (other_name, other) = sides.items()
     if one.shape[1] != other.shape[1] or one.device != other.device:

@@ -161,7 +161,7 @@ def test_paths_are_the_commands_and_what_is_derived_from_them_follows(plain: dic
         ("loss=irra", r"^loss=irra: .* was trained with loss=hybrid_circle,"),
         ("experiment=irra", r"^experiment=irra: .* was trained with experiment=tiny,"),
         ("backbone=clip", r"^backbone=clip: .* was trained with backbone=tiny_siglip,"),
-        ("~loss.terms.citc", r"^loss\.terms\.citc\._partial_: .* was trained with True and this command has no such"),
+        ("~loss.terms.citc", r"^loss\.terms\.citc\._partial_: .* was trained with True, but this command has no such"),
         ("+loss/term@loss.terms.id=id", r"^loss/term@loss\.terms\.id=id: .* was trained with loss/term@.*=None"),
         ("+aug.sharp=1", r"^aug\.sharp=1: .* was trained with nothing of the kind"),
         ("optimizer=irra_no_decay", r"^optimizer\.algorithm=adam: .* was trained with adamw,"),
