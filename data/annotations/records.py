@@ -99,7 +99,7 @@ def _find_file(name: str, layout: Layout, folder: Path) -> Path:
         if (folder / file).is_file():
             return folder / file
         if (folder / file).exists():
-            raise UserError(f"{folder / file} cannot be read: it is no file; put the annotation file there.")
+            raise UserError(f"{folder / file} is not a file; put the annotation file there.")
     others = ", ".join(sorted(path.name for path in folder.glob("*.json")))
     raise UserError(
         f"Dataset {name} needs the annotation file {folder.absolute() / layout.files[0]}, which is missing"
@@ -118,7 +118,7 @@ def _read_list(file: Path) -> list[Any]:
         raise UserError(f"{file} is not valid JSON ({where}); fetch or export the file again.") from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{file} is not UTF-8 (line {line}, byte {error.start}): save it as such.") from error
+        raise UserError(f"{file} is not UTF-8 (line {line}, byte {error.start}); save it as UTF-8.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not a list of records ({error}); fetch the file again.") from error
     if not isinstance(content, list):

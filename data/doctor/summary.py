@@ -116,7 +116,7 @@ def image_summary(annotations: Annotations, states: Sequence[ImageState]) -> Dat
 
 
 def duplicate_summary(annotations: Annotations, states: Sequence[ImageState]) -> DatasetSummary:
-    """Returns repeated records, and the captions and (None if not decoded) files that identities share."""
+    """Returns the number of merged records, and the captions and files that identities share (None: not decoded)."""
     images = annotations.images
     by_caption = [(caption, image) for image in images for caption in set(image.captions)]
     by_digest = [(state.digest, image) for image, state in zip(images, states, strict=True) if state.digest]

@@ -46,7 +46,7 @@ def overfit(dataset: DatasetSplits, pairs: int) -> DatasetSplits:
         first.setdefault(record.pid, record._replace(captions=record.captions[:1]))
     if not 2 <= pairs <= len(first):
         raise UserError(
-            f"dataset.overfit_pairs: {pairs} given, expected 2 to {len(first)}, which is how many persons train"
+            f"dataset.overfit_pairs: {pairs} given, expected 2 to {len(first)}, the number of training persons"
         )
     chosen = list(first.values())[:pairs]
     told = f"trained, validated and tested on the same {pairs} pairs of train"

@@ -56,7 +56,7 @@ class EpochSampler(ABC):
 
     @property
     def sampler(self) -> "EpochSampler":
-        """Itself: Lightning calls `set_epoch` on the `sampler` of a batch sampler."""
+        """This sampler: Lightning calls `set_epoch` on the `sampler` of a batch sampler."""
         return self
 
     def set_epoch(self, epoch: int) -> None:

@@ -128,7 +128,7 @@ class Throughput(Callback):
         self._images = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._restart()  # perhaps within an epoch
+        self._restart()  # a continued run may start within an epoch
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restart()
@@ -167,7 +167,7 @@ class AmpOverflow(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if scaler is not None and self._scale is None:  # not continued
+        if scaler is not None and self._scale is None:  # None unless the run is continued
             self._scale = scaler.get_scale()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:

@@ -43,9 +43,9 @@ def encoding_precision(asked: object, training: str, device: str) -> str:
 
 
 def autocast(precision: str, device: str) -> torch.autocast:
-    """Returns the context of a precision of `AUTOCAST`; it holds within that of another one, too.
+    """Returns an autocast context for a precision of `AUTOCAST`; it also works inside another autocast context.
 
-    Copies of weights are not kept: those of the context around would be of its type.
+    It does not cache 16-bit copies of weights: cached copies of the outer context have the outer type.
     """
     dtype = AUTOCAST[precision]
     return torch.autocast(device, dtype=dtype, enabled=dtype is not None, cache_enabled=False)
