@@ -150,7 +150,7 @@ def cut(
     if val_identities is not None and validation != "held_out":
         used = "the test split (dataset.val_protocol=paper)" if validation == "test" else "its own split"
         raise UserError(
-            f"dataset.val_identities={val_identities} has nothing to do because {annotations.name} validates "
+            f"dataset.val_identities={val_identities} has no effect because {annotations.name} validates "
             f"on {used}; drop it."
         )
     kept = _fold(_identities(train), proportion, fold_id, seed)

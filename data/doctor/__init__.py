@@ -133,7 +133,7 @@ def _warnings(report: DatasetSummary) -> list[str]:
     odd, respelled = report["images"]["odd"], report["respelled"]
     named = {
         **{f"images {words}": [i["path"] for i in odd if kind in i["oddities"]] for kind, words in ODDITIES.items()},
-        "image paths spelled otherwise on disk": [f"{there} for {here}" for here, there in respelled.items()],
+        "image paths spelled differently on disk": [f"{there} for {here}" for here, there in respelled.items()],
     }
     for what, examples in named.items():
         if examples:

@@ -62,7 +62,7 @@ def describe(dataset: DatasetSplits, counts: DatasetCounts, max_length: int) -> 
     if dataset.respelled:
         written, on_disk = next(iter(dataset.respelled.items()))
         example = f"{short(on_disk)} for {short(written)}"
-        told.append(f"image paths spelled otherwise on disk: {len(dataset.respelled):,} ({example})")
+        told.append(f"image paths spelled differently on disk: {len(dataset.respelled):,} ({example})")
     for split, skipped in dataset.skipped.items():
         if skipped.images:
             lost = f"images {skipped.images:,}, captions {skipped.captions:,}, identities {skipped.ids:,}"

@@ -81,7 +81,7 @@ class ResumableLoader(DataLoader[Any]):
         """
         if 0 < state["batches"] < state["length"] != len(self):
             raise UserError(
-                f"The checkpoint lies {state['batches']} batches into an epoch of {state['length']}, but an "
+                f"The checkpoint was saved after {state['batches']} of {state['length']} batches of an epoch, but an "
                 f"epoch of this run has {len(self)}; continue with the same dataset, sampler and batch size."
             )
         self._epoch, self._handed_out, self._restored = state["epoch"], state["batches"], True
