@@ -62,8 +62,8 @@ class Continued:
         hash_before = before.get("annotations") if isinstance(before, dict) else None
         if hash_before not in (None, data["annotations"]):
             raise UserError(
-                f"the annotations of {self.config.dataset.name} are not those that {self.path} was trained on, "
-                f"{data['file']} has changed; bring it back, or start a new run without ckpt_path"
+                f"the annotations of {self.config.dataset.name} have changed since {self.path} was trained: restore "
+                f"the old {data['file']}, or start a new run without ckpt_path"
             )
 
     def take_checkpoint(self) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def lay_over(own: Any, values: Any, skip: Skip, open_keys: tuple[str, ...] = (),
     if _are_mappings(own) and _are_mappings(values) and len(own) == len(values):
         return [lay_over(*pair, skip, open_keys, f"{key}.{i}") for i, pair in enumerate(zip(own, values, strict=True))]
     if not is_plain(values):
-        raise ForeignValueError(key, values, "plain values: a file does not say what is called, nor where to look")
+        raise ForeignValueError(key, values, "plain values: a file must not name code or interpolations")
     is_open = own in (None, MISSING) or is_derived(own) or (values is None and not isinstance(own, dict))
     if not is_open and _kind(own, key) != _kind(values, key):
         raise ForeignValueError(key, values, _kind(own, key))

@@ -231,7 +231,7 @@ class _TrainedConfig:
                     f"{key}: {self._path} was trained with {_value(had)}, but this command has no such option; give it "
                     f"again as it was, with +{key}=..., or start a new run without ckpt_path"
                 )
-            more = f" ({len(others)} more options differ, as {others[0][0]})" if others else ""
+            more = f" ({len(others)} more options differ, such as {others[0][0]})" if others else ""
             self._refuse(f"{key}={_value(asked)}", f"{_value(had)}{more}")
         return lines
 

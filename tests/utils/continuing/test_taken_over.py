@@ -165,7 +165,7 @@ def test_paths_are_the_commands_and_what_is_derived_from_them_follows(plain: dic
         ("+loss/term@loss.terms.id=id", r"^loss/term@loss\.terms\.id=id: .* was trained with loss/term@.*=None"),
         ("+aug.sharp=1", r"^aug\.sharp=1: .* was trained with nothing of the kind"),
         ("optimizer=irra_no_decay", r"^optimizer\.algorithm=adam: .* was trained with adamw,"),
-        ("trainer=gpu", r"^trainer\.gradient_clip_val=None: .* was trained with 1\.0 \(2 more options differ, as tra"),
+        ("trainer=gpu", r"^trainer\.gradient_clip_val=None: .* was trained with 1\.0 \(2 more options differ, such as"),
     ],
 )
 def test_what_is_fixed_is_refused_by_name(override: str, message: str, plain: dict[str, Any]) -> None:
