@@ -78,7 +78,7 @@ def check_progress(content: Mapping[str, Any]) -> None:
     _check_entries(content, "it", PROGRESS)
     version = content["pytorch-lightning_version"]
     if re.fullmatch(r"2\.\d+\.\w+", version) is None:
-        raise UnreadableError(f"it is of Lightning {version}, expected one of Lightning 2")
+        raise UnreadableError(f"it was written by Lightning {version}, expected Lightning 2")
 
 
 def check_restorable(content: Mapping[str, Any], trainer: L.Trainer) -> None:
@@ -152,7 +152,7 @@ def _check_entries(content: Any, what: str, kinds: Mapping[Any, type]) -> None:
         raise UnreadableError(f"{what} is {_kind_of(content)}, expected names and values")
     for key, kind in kinds.items():
         if not isinstance(key, str):
-            raise UnreadableError(f"{what} has {_kind_of(key)} for a name")
+            raise UnreadableError(f"{what} has {_kind_of(key)} as a name")
         if key not in content:
             raise UnreadableError(f"{what} has no {key!r}")
         value = content[key]
@@ -172,13 +172,13 @@ def _check_options(config: dict[str, Any]) -> None:
             break
         if isinstance(value, dict):
             if not all(isinstance(key, str) for key in value):
-                raise UnreadableError(f"{where!r} of its 'config' has names that are no text")
+                raise UnreadableError(f"{where!r} of its 'config' has names that are not texts")
             waiting += [(key, inner, depth + 1) for key, inner in value.items()]
         elif isinstance(value, list):
             waiting += [(where, inner, depth + 1) for inner in value]
         elif value is not None and not isinstance(value, bool | int | float | str):
             raise UnreadableError(f"{where!r} of its 'config' is {_kind_of(value)}, expected a plain value")
-    raise UnreadableError("its 'config' is larger than any that trainer.py writes")
+    raise UnreadableError("its 'config' is larger than any config that trainer.py writes")
 
 
 def _check_like(content: Any, own: Any, where: str) -> None:

@@ -21,8 +21,8 @@ _ELSEWHERE: Final = (
 _ROOM: Final = "free disk space, or name another disk: output_dir= for runs, dataset.cache_dir= for decoded images"
 _FILES: Final = "allow more with 'ulimit -n 4096', or set dataset.num_workers=0"
 DIED: Final = (
-    "a loading process died, most often for lack of shared memory or memory: start the container with more (docker run "
-    "--shm-size=8g), or set dataset.num_workers=0 or a lower dataset.eval_batch_size"
+    "a loading process died, usually because memory or shared memory was full: start the container with more "
+    "(docker run --shm-size=8g), or set dataset.num_workers=0 or a lower dataset.eval_batch_size"
 )
 LOST_WORKERS: Final = {  # how PyTorch's message begins -> the sentence for the user
     "DataLoader worker (pid": DIED,
