@@ -1,4 +1,4 @@
-"""The one place that names what a batch holds.
+"""The keys and shapes of a batch's entries.
 
 A training batch is a flat dict. Row i of every entry belongs to the same image-caption pair.
 
@@ -7,22 +7,22 @@ key                   value
 ====================  ==========================================================================
 an image view         uint8 ``(B, 3, H, W)``; `IMAGE_VIEWS`. Normalised by the encoder, on the device.
 a text view           `Tokens` of int64 ids ``(B, L)`` and bool mask ``(B, L)``; `TEXT_VIEWS`
-`PIDS`                int64 ``(B,)``, identities relabelled densely from 0. Absent under methods
-                      that may not read them.
-`MLM_LABELS`          int64 ``(B, L)``, the masked word's id where `TEXT_MASKED` has one to predict,
-                      `NOT_PREDICTED` elsewhere; comes with that view
-`MLM_POSITIONS`       int64 ``(M,)``, where in the flattened `MLM_LABELS` the M ids are: known before the
-                      batch reaches the device, which need not be asked how many there are
-`INDEX`               int64 ``(B,)``, position of the pair in the training set
+`PIDS`                int64 ``(B,)``, identities renumbered from 0 without gaps. Absent for methods
+                      that may not read identities.
+`MLM_LABELS`          int64 ``(B, L)``, the original id of each masked word in `TEXT_MASKED`,
+                      `NOT_PREDICTED` elsewhere; present if this view is
+`MLM_POSITIONS`       int64 ``(M,)``, indices of the M ids in the flattened `MLM_LABELS`, computed on
+                      the host so that no step waits for the device to count them
+`INDEX`               int64 ``(B,)``, index of the pair in the training set
 ====================  ==========================================================================
 
 Pseudo labels, `IMAGE_LABELS` and `TEXT_LABELS`, are not in a batch: they are looked up by `INDEX`.
 
 An evaluation batch holds one modality, `IMAGE` or `TEXT`, with `PIDS` (the raw ids of the annotation file)
-and `INDEX`. A training sample with `TEXT_MASKED` also carries its `MASK_DRAWS`, which the batch no longer needs.
+and `INDEX`. A training sample with `TEXT_MASKED` also has `MASK_DRAWS`; the batch does not.
 
-Where image views are built on the device of training, what comes from the loader has in their place `SOURCE`, uint8
-``(B, 3, H, W)``, the images as they are, and `SEEDS`, B numbers that stay on the host.
+If image views are built on the training device, the loader's batch has `SOURCE` and `SEEDS` instead: `SOURCE` is uint8
+``(B, 3, H, W)``, the images without augmentation, and `SEEDS` are B numbers that stay on the host.
 """
 
 from typing import Any, Final, NamedTuple
@@ -49,18 +49,18 @@ IMAGE_VIEWS: Final = (IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2)
 TEXT_VIEWS: Final = (TEXT, TEXT_MASKED)
 VIEWS: Final = (*IMAGE_VIEWS, *TEXT_VIEWS)
 LABELS: Final = (PIDS, MLM_LABELS, MLM_POSITIONS)
-NOT_PREDICTED: Final = -100  # what PyTorch's cross-entropy, and with it the `mlm` loss, leaves out
+NOT_PREDICTED: Final = -100  # PyTorch's cross-entropy, and so the `mlm` loss, ignores this label
 
 Batch = dict[str, Any]
 
 
 def provided(with_pids: bool) -> frozenset[str]:
-    """Returns what a loss may need of training batches: views, and identities or, without these, pseudo labels."""
+    """Returns the keys that a loss may use in training: views, and identities or, without them, pseudo labels."""
     return frozenset({*VIEWS, MLM_LABELS, MLM_POSITIONS, *((PIDS,) if with_pids else (IMAGE_LABELS, TEXT_LABELS))})
 
 
 class Tokens(NamedTuple):
-    """Token ids ``(B, L)`` int64 and the mask ``(B, L)`` bool that is true on tokens that are not padding."""
+    """Token ids ``(B, L)`` int64, and a mask ``(B, L)`` bool that is false at padding."""
 
     ids: Tensor
     mask: Tensor

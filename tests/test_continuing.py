@@ -160,7 +160,7 @@ def test_other_annotations_than_before_are_refused(folder: Path, small_root: Pat
     [file] = root.glob("DRAWN-PEDES/*captions.json")
     file.write_text(file.read_text() + "\n")
     before = content(folder)
-    with pytest.raises(UserError, match=rf"the annotations of drawn are not those that .* {file.name} has changed"):
+    with pytest.raises(UserError, match=rf"the annotations of drawn have changed .*: restore the old {file.name}"):
         run(root, tmp_path, f"ckpt_path={folder}/checkpoints/last.ckpt", "trainer.max_epochs=4")
     assert content(folder) == before
 

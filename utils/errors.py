@@ -1,4 +1,4 @@
-"""Errors that a user can cause, and how a command line ends on one."""
+"""Errors that a user can cause, and the command-line exit on them."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ LONGEST: Final = 500  # characters of a message
 class UserError(ValueError):
     """One sentence for the user: what is wrong, where, what was expected and what to do about it.
 
-    Whatever it quotes (names, paths, content of files), it is one line of at most `LONGEST` printable characters.
+    The message is one line of at most `LONGEST` printable characters, even if it quotes names, paths or file content.
     """
 
     def __init__(self, message: str) -> None:
@@ -21,10 +21,10 @@ class UserError(ValueError):
 
 
 def one_line(message: str) -> str:
-    """Returns `message` on one line of at most `LONGEST` characters, without any that a terminal would obey.
+    """Returns `message` as one line of at most `LONGEST` printable characters, without terminal control codes.
 
-    Of a message that is longer, long words (paths, names) lose their middle first, then the message does: its
-    beginning, which says what is wrong, and its end, which says what to do, stay.
+    A longer message is shortened in two steps: long words (paths, names) lose their middle, then the message loses
+    its middle. It keeps its beginning, which says what is wrong, and its end, which says what to do.
     """
     text = " ".join(_without_middle(message, 20 * LONGEST).split())
     text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
@@ -42,23 +42,23 @@ def _without_middle(text: str, longest: int) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns what an error of a library says first, as a clause, or what kind of error it is."""
+    """Returns the first line of a library's error message without its final period, or the error's type name."""
     lines = (line.strip().rstrip(".") for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)
 
 
 @contextmanager
 def library_errors(what: str, advice: str) -> Iterator[None]:
-    """Turns whatever a library raises while it reads what others wrote into `what`, its reason in brackets, `advice`.
+    """Raises `UserError` "`what` (reason); `advice`" for any error of a library that reads a file.
 
-    Only what reads a file belongs inside: a fault of this project would be reported as one of the file.
+    Put only the reading inside: a bug of this project would be reported as a fault of the file.
     """
     try:
         yield
     except UserError:
         raise
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # which is Rust's
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # from Rust
             raise
         asks_for_code = "trust_remote_code" in str(error)
         reason = "it names code of its own, which is not run" if asks_for_code else first_line(error.__cause__ or error)
@@ -72,20 +72,20 @@ def nearest(word: str, options: list[str] | tuple[str, ...] | set[str], *, cutof
 
 
 def check_choice(key: str, value: str, options: tuple[str, ...]) -> None:
-    """Passes when `value`, given for the config's `key`, is one of `options`.
+    """Checks that `value`, given for the config's `key`, is one of `options`.
 
     Raises:
-        UserError: it is not.
+        UserError: if it is not.
     """
     if value not in options:
         raise UserError(f"{key}={value} is unknown; expected {' or '.join(options)}." + nearest(value, options))
 
 
 def check_positive(key: str, value: int) -> None:
-    """Passes when `value`, given for the config's `key`, is a whole number of at least 1.
+    """Checks that `value`, given for the config's `key`, is a whole number of at least 1.
 
     Raises:
-        UserError: it is not.
+        UserError: if it is not.
     """
     if not isinstance(value, int) or value < 1:
         raise UserError(f"{key}: {value} given, expected at least 1, a whole number")

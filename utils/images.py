@@ -1,4 +1,4 @@
-"""An image file, read as a viewer shows it."""
+"""Reading of image files, as a viewer shows them."""
 
 import io
 import stat
@@ -15,7 +15,7 @@ from PIL.Image import Transpose
 
 FAULTS: Final = ("missing", "empty", "unreadable")
 FORMATS: Final = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")  # no EPS: Ghostscript runs it
-TURNS: Final = {  # EXIF orientation -> what makes the image upright
+TURNS: Final = {  # EXIF orientation -> the transposition that makes the image upright
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
     4: Transpose.FLIP_TOP_BOTTOM,
@@ -25,13 +25,13 @@ TURNS: Final = {  # EXIF orientation -> what makes the image upright
     8: Transpose.ROTATE_90,
 }
 RANGES: Final = (1, 255, 65_535)
-LARGEST_FILE: Final = 2**30  # bytes; pixels of 8 bytes, as many as Pillow takes for no bomb, are fewer
+LARGEST_FILE: Final = 2**30  # bytes; more than Pillow's limit on pixels times 8 bytes
 
-warnings.filterwarnings("ignore", module=r"PIL\.")  # of size bombs, which `read_rgb` refuses, and damaged EXIF data
+warnings.filterwarnings("ignore", module=r"PIL\.")  # on too large images, which `read_rgb` refuses, and damaged EXIF
 
 
 class BadImageError(Exception):
-    """An image file that cannot be read: `fault`, one of `FAULTS`, and why."""
+    """An image file that cannot be read: `fault` is one of `FAULTS`, the message says why."""
 
     def __init__(self, fault: str, why: str) -> None:
         super().__init__(why)
@@ -40,7 +40,7 @@ class BadImageError(Exception):
 
 @contextmanager
 def image_faults() -> Iterator[None]:
-    """Turns whatever is raised while an image file is read into a `BadImageError`."""
+    """Turns any error from reading an image file into a `BadImageError`."""
     try:
         yield
     except BadImageError:
@@ -49,16 +49,16 @@ def image_faults() -> Iterator[None]:
         raise BadImageError("missing", "there is no such file") from error
     except Image.UnidentifiedImageError as error:
         raise BadImageError("unreadable", "not an image") from error
-    except Exception as error:  # Pillow's decoders raise whatever the bytes lead them to
+    except Exception as error:  # damaged bytes can make Pillow's decoders raise any error
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise BadImageError("unreadable", " ".join(why.split())[:100]) from error
 
 
 def check_file(status: stat_result) -> stat_result:
-    """Returns `status`, that of an image file, if there is something in the file to read, and not too much.
+    """Returns the `status` of an image file if the file is neither empty nor too large.
 
     Raises:
-        BadImageError: it is empty, too large, or no file.
+        BadImageError: if it is empty, too large, or not a regular file.
     """
     if not stat.S_ISREG(status.st_mode):
         raise BadImageError("unreadable", "not a file")
@@ -71,10 +71,10 @@ def check_file(status: stat_result) -> stat_result:
 
 
 def read_bytes(file: Path) -> bytes:
-    """Returns what is in an image file.
+    """Returns the bytes of an image file.
 
     Raises:
-        BadImageError: it is missing, empty or no file.
+        BadImageError: if it is missing, empty, too large, or not a regular file.
     """
     with image_faults():
         check_file(file.stat())
@@ -82,14 +82,14 @@ def read_bytes(file: Path) -> bytes:
 
 
 def read_rgb(content: bytes) -> Image.Image:
-    """Returns the image in the bytes of a file as RGB with 8 bits, as a viewer shows it.
+    """Returns the image in the bytes of a file as 8-bit RGB, as a viewer shows it.
 
-    It is turned as EXIF says. What is transparent lies on white. Of an animation it is the first frame. 16 bits become
-    8 over their whole range; numbers with a fraction, and 32-bit ones, by the range that they fill: 0 to 1, 0 to 255 or
-    0 to 65,535. Color profiles are not applied.
+    It is rotated as EXIF says. Transparent parts become white. An animation gives its first frame. 16-bit values are
+    scaled from their whole range. Float and 32-bit values are scaled from the range that they fill: 0 to 1, 0 to 255
+    or 0 to 65,535. Color profiles are not applied.
 
     Raises:
-        BadImageError: it is broken, has more pixels than `Image.MAX_IMAGE_PIXELS`, or numbers that fill no such range.
+        BadImageError: if it is damaged, has more than `Image.MAX_IMAGE_PIXELS` pixels, or values in no such range.
     """
     with image_faults(), _opened(content) as image:
         image.load()
@@ -112,7 +112,7 @@ def _opened(content: bytes) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # of damaged EXIF data, which viewers do without; Pillow raises whatever they lead it to
+    except Exception:  # damaged EXIF data, which viewers ignore; Pillow may raise any error
         turn = None
     return image if turn is None else image.transpose(turn)
 
@@ -122,7 +122,7 @@ def _has_8_bits(image: Image.Image) -> bool:
 
 
 def _in_8_bits(image: Image.Image, opened: Image.Image) -> Image.Image:
-    """Returns a grey image of more than 8 bits as one of 8; `opened` knows its format."""
+    """Returns a grey image with more than 8 bits as an 8-bit image; `opened` knows the file's format."""
     values = np.asarray(image).astype(np.float32)
     tags: Any = getattr(opened, "tag_v2", {})
     full = _full_range(image, opened.format, values, bits=tags.get(ExifTags.Base.BitsPerSample, (16,))[0])
@@ -135,13 +135,13 @@ def _in_8_bits(image: Image.Image, opened: Image.Image) -> Image.Image:
 
 
 def _full_range(image: Image.Image, file_format: str | None, values: np.ndarray, bits: int) -> int:
-    """Returns the number that stands for white."""
+    """Returns the value that stands for white."""
     if image.mode.startswith("I;16"):
         return 2**bits - 1
     if file_format == "PPM" and image.mode == "I":
         return RANGES[-1]
     low, high = float(values.min()), float(values.max())
-    for full in RANGES:  # resizing leaves numbers that lie a little outside
+    for full in RANGES:  # resizing may leave values a little outside a range
         if full / 8 <= high <= 1.5 * full and low >= -full / 10:
             return full
     if 0 <= low <= high < RANGES[0]:

@@ -1,4 +1,4 @@
-"""Reads a dataset into train, validation and test records; every cut runs between identities."""
+"""Reading of a dataset into train, validation and test records; no identity is in two of them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ HELD_OUT_LIMIT: Final = 400
 
 
 class Record(NamedTuple):
-    """One image: raw identity of the file, index of the image in the file, path, captions (one or more)."""
+    """One image: its raw identity and its index in the annotation file, its path, and its captions (one or more)."""
 
     pid: int
     image_id: int
@@ -28,13 +28,13 @@ class Record(NamedTuple):
 class DatasetSplits:
     """The records of a dataset, in file order.
 
-    validation: where `val` comes from: the file's own split, identities held out of train, or the test split
+    validation: the source of `val`: the file's own split, identities held out of train, or the test split
         ("test": checkpoints are then chosen on test, which every table must say).
-    respelled: path in the file -> path on disk, of images whose name is spelled in another way there.
-    skipped: split -> what was left out of it because the image cannot be read, once its images were looked at.
-    oddities: how many images look wrong, by the keys of `data.images.oddities.ODDITIES`.
-    limits: what was left out to try a run (`data.loading.limits`), which every table must say too.
-    file: the annotation file that they were read from.
+    respelled: path in the file -> path on disk, if the spelling differs.
+    skipped: split -> counts left out of it because images cannot be read; set after the images are checked.
+    oddities: the number of images with each of `data.images.oddities.ODDITIES`.
+    limits: texts on limits for a quick test (`data.loading.limits`), which every table must also say.
+    file: the annotation file.
     """
 
     name: str
@@ -52,20 +52,20 @@ class DatasetSplits:
 
     @property
     def val_is_test(self) -> bool:
-        """Whether validation happens on the test split, as in the literature."""
+        """Whether validation uses the test split, as many papers do."""
         return self.validation == "test"
 
     def captions(self, split: str) -> list[str]:
-        """Returns the captions of a split, image by image, as they are evaluated."""
+        """Returns the captions of a split, image by image, in the order of evaluation."""
         return [caption for record in getattr(self, split) for caption in record.captions]
 
     def image_paths(self, split: str) -> list[Path]:
-        """Returns the image files of a split, as they are evaluated."""
+        """Returns the image files of a split, in the order of evaluation."""
         return [record.image_path for record in getattr(self, split)]
 
 
 def size_of(records: Sequence[Record]) -> Size:
-    """Returns how much a split holds."""
+    """Returns the numbers of images, captions and identities in a split."""
     captions = sum(len(record.captions) for record in records)
     return Size(len(records), captions, len(_identities(records)))
 
@@ -81,23 +81,23 @@ def read_dataset(
     fold_id: int = 0,
     seed: int = 0,
 ) -> DatasetSplits:
-    """Returns the records of dataset `name`, one per image, captions with white space collapsed.
+    """Returns the records of dataset `name`, one per image; white space in captions is collapsed.
 
-    Image files are not opened; every path stays inside the dataset folder, and is spelled as it is on disk.
+    It does not open image files. Every path is inside the dataset folder and spelled as on disk.
 
     Args:
-        name: of its YAML in config/dataset/, or in the folder of --config-dir.
+        name: name of its YAML in config/dataset/, or in the folder of --config-dir.
         root: the folder that holds ``CUHK-PEDES/``, ``VN3K/``, ...
-        language: captions to read (``vi``, ``en``, ``mixed``); the dataset's own by default.
-        val_protocol: what to validate on where the file has no validation split: ``held_out`` identities
-            of train, or the test split as the ``paper`` s do.
-        val_identities: how many identities to hold out; by default a tenth of train, at most 400.
+        language: language of the captions (``vi``, ``en``, ``mixed``); the dataset's own by default.
+        val_protocol: the validation set if the file has no validation split: ``held_out`` identities of train, or
+            the test split, as in the literature (``paper``).
+        val_identities: number of identities to hold out; by default a tenth of train, at most 400.
         proportion: share of the train identities to keep, after holding out; val and test stay whole.
-        fold_id: which of the ``1 / proportion`` disjoint shares.
-        seed: decides which identities are held out and which fall into which fold.
+        fold_id: number of the share, from the ``1 / proportion`` disjoint shares.
+        seed: decides which identities are held out, and the fold of each identity.
 
     Raises:
-        UserError: the dataset is absent or an argument or a record is wrong; one sentence that says where.
+        UserError: if the dataset is absent, or an argument or a record is wrong; the message says where.
     """
     annotations = load_annotations(name, layout_of(name, language), root)
     if annotations.problems:
@@ -125,7 +125,7 @@ def cut(
     fold_id: int = 0,
     seed: int = 0,
 ) -> DatasetSplits:
-    """Returns the records of `annotations`, cut as `read_dataset` says."""
+    """Returns the records of `annotations`, split as in `read_dataset`."""
     splits: dict[str, list[Record]] = {"train": [], "val": [], "test": []}
     for image_id, image in enumerate(annotations.images):
         path = annotations.folder / IMAGE_FOLDER / image.path
@@ -150,7 +150,7 @@ def cut(
     if val_identities is not None and validation != "held_out":
         used = "the test split (dataset.val_protocol=paper)" if validation == "test" else "its own split"
         raise UserError(
-            f"dataset.val_identities={val_identities} has nothing to do because {annotations.name} validates "
+            f"dataset.val_identities={val_identities} has no effect because {annotations.name} validates "
             f"on {used}; drop it."
         )
     kept = _fold(_identities(train), proportion, fold_id, seed)
@@ -166,7 +166,7 @@ def _identities(records: Iterable[Record]) -> set[int]:
 
 
 def _shuffled(identities: set[int], purpose: str, seed: int) -> list[int]:
-    """Returns the identities in an order that depends on nothing but them, the purpose and the seed."""
+    """Returns the identities in an order that depends only on the identities, the purpose and the seed."""
     order = sorted(identities)
     Random(f"{purpose} {seed}").shuffle(order)
     return order
@@ -185,7 +185,7 @@ def _held_out(identities: set[int], count: int | None, seed: int, file: Path) ->
 
 
 def _fold(identities: set[int], proportion: float, fold_id: int, seed: int) -> set[int]:
-    """Returns share `fold_id` of the identities; the shares are disjoint and as equal as can be."""
+    """Returns share `fold_id` of the identities; the shares are disjoint and as equal as possible."""
     if not 0 < proportion <= 1:
         raise UserError(f"dataset.proportion={proportion} is not a share; expected above 0 and at most 1.")
     folds = int(1 / proportion + 1e-6)

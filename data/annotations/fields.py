@@ -1,4 +1,4 @@
-"""What one record of an annotation file must hold, key by key."""
+"""The required keys and values of a record in an annotation file."""
 
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
@@ -8,21 +8,21 @@ from data.annotations.paths import ImagePaths
 from data.annotations.values import WrongValueError, kind_of, short
 
 MAX_ID = 2**63 - 1
-# Soft hyphens, joiners, marks of direction, fillers, byte order marks: what captions bring from web pages unseen.
+# Soft hyphens, joiners, direction marks, fillers, byte order marks: invisible characters in captions from web pages.
 ZERO_WIDTH: Final = dict.fromkeys(
     [0xAD, 0x61C, 0x180E, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0x3164, 0xFEFF]
 )
 
 
 class Field(NamedTuple):
-    """How the value under a key is parsed (raising `WrongValueError`) and what is expected of it."""
+    """The parser of the value at a key, which may raise `WrongValueError`, and a text on what is expected."""
 
     parse: Callable[[Any], Any]
     expected: str
 
 
 def record_fields(layout: Layout, paths: ImagePaths) -> dict[str, Field]:
-    """Returns what a record must hold: key -> how its value is parsed and what is expected of it."""
+    """Returns key -> `Field` for each required key of a record."""
     captions = Field(_captions, "a sentence or a list of sentences")
     return {
         "id": Field(_pid, "a whole number, 0 or more"),
@@ -48,7 +48,7 @@ def _split(value: Any) -> str:
 
 
 def _captions(value: Any) -> tuple[str, ...]:
-    """Returns the captions, white space collapsed, nothing of zero width in them; a lone string is one caption."""
+    """Returns the captions without zero-width characters and with collapsed white space; a string is one caption."""
     captions = [value] if isinstance(value, str) else value
     if not isinstance(captions, list):
         raise WrongValueError(kind_of(value))

@@ -1,4 +1,4 @@
-"""Where each dataset lies on disk, what its annotation file calls things, and how large it officially is."""
+"""The layout of each dataset: its folder, the keys of its annotation file, and its official size."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,16 +24,16 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """How one dataset is stored, as `description` in its YAML says.
+    """The layout of one dataset on disk, from `description` in its YAML.
 
-    folder: its folder under the root; images lie in `IMAGE_FOLDER` below it.
+    folder: its folder under the root; images are in `IMAGE_FOLDER` below it.
     files: accepted names of the annotation file, the usual one first.
     path_key: key of an image's path below `IMAGE_FOLDER`.
-    caption_keys: language -> the keys whose captions belong to it, in order.
+    caption_keys: language -> keys of its captions, in order.
     source: how to get the dataset, in words.
-    official: split -> size of the file as distributed, captions in the first language.
-    ids_may_restart: whether each split may number its identities from 0 anew.
-    language: that is read.
+    official: split -> size of the split as distributed, with captions in the first language.
+    ids_may_restart: whether each split may number its identities from 0.
+    language: the language that is read.
     """
 
     folder: str
@@ -47,10 +47,10 @@ class Layout:
 
 
 def layout_of(name: str, language: str | None = None) -> Layout:
-    """Returns the layout of dataset `name`, set to `language`; without, to the one that its YAML reads.
+    """Returns the layout of dataset `name` for `language`; None: the language in its YAML.
 
     Raises:
-        UserError: there is no such dataset or language, naming the nearest, or its YAML does not describe one.
+        UserError: if there is no such dataset or language (names the nearest), or its YAML does not describe a dataset.
     """
     dataset = described("dataset", name)
     with library_errors(f"dataset/{name}.yaml does not describe a dataset", "see the comments in dataset/_base.yaml"):

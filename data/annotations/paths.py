@@ -1,4 +1,4 @@
-"""Finds the images that an annotation file names, however the name is spelled there."""
+"""Search for the images that an annotation file names, also if the spelling differs on disk."""
 
 import os
 import posixpath
@@ -12,21 +12,21 @@ from typing import Final
 
 from data.annotations.values import WrongValueError, short
 
-LONGEST_PATH: Final = 4_096  # characters, what Linux takes
+LONGEST_PATH: Final = 4_096  # characters, Linux's limit
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class ImagePaths:
-    """Finds the images of a dataset by the names that an annotation file has for them.
+    """A finder of a dataset's images by their paths in the annotation file.
 
-    A folder is listed once, when the first image in it is asked for. Links are followed: whoever made them has the
-    right to the data, and an archive cannot bring any (`utils.download.archives`).
+    Each folder is listed once, at its first image. Links are followed: only the user can have made them, because
+    archives with links are refused (`utils.download.archives`).
 
     Args:
-        folder: the images lie below it.
+        folder: the folder that holds the images.
 
     Attributes:
-        respelled: name in the annotation file -> name on disk, where these differ in more than the slashes.
+        respelled: path in the annotation file -> path on disk, if they differ in more than the slashes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,11 +38,11 @@ class ImagePaths:
     def find(self, text: str) -> str:
         r"""Returns the path of an image below the folder, with slashes, as it is spelled on disk.
 
-        Where there is no such file, the one that differs from it in nothing but case, the Unicode form of its letters
-        or ``\`` for ``/`` is taken, if there is exactly one; if not, the path is returned as it was given.
+        If there is no such file, it looks for files whose path differs only in case, in the Unicode form of letters
+        or in ``\`` for ``/``. If there is exactly one, it returns this path, else the given path with slashes.
 
         Raises:
-            WrongValueError: a path that is absolute, climbs, names no file or is none; on every system.
+            WrongValueError: if the path is absolute, contains "..", names no file or is invalid; on every system.
         """
         path = _checked(text)
         if self._is_there(path):
@@ -60,12 +60,12 @@ class ImagePaths:
         return name in self._names(folder)
 
     def _on_disk(self, path: str) -> str | None:
-        """Returns the only path that spells `path` in another way; None if there are none or several."""
+        """Returns the path on disk that differs from `path` only in spelling; None if there are none or several."""
         found = ""
         for name in path.split("/"):
             if name not in self._names(found):
                 alike = self._folded(found)[_fold(name)]
-                if len(alike) > 1:  # case tells them apart
+                if len(alike) > 1:  # they differ in case
                     alike = [other for other in alike if _composed(other) == _composed(name)]
                 if len(alike) != 1:
                     return None
@@ -76,7 +76,7 @@ class ImagePaths:
     def _listed(self, folder: str) -> frozenset[str]:
         try:
             return frozenset(os.listdir(self._folder / folder))
-        except (OSError, ValueError):  # whoever reads the images tells why
+        except (OSError, ValueError):  # reading the images will report the reason
             return frozenset()
 
     def _by_folded_name(self, folder: str) -> defaultdict[str, list[str]]:
@@ -87,9 +87,9 @@ class ImagePaths:
 
 
 def nearest_name(file: Path) -> str:
-    """Returns ``"; there is NAME"`` for what lies nearest to where a missing file should, or an empty string.
+    """Returns ``"; there is NAME"`` for the existing name most similar to a missing file's, or an empty string.
 
-    The numbers in a name tell one image from another: those of the nearest name are the same.
+    Only names with the same digits are compared, because digits distinguish images.
     """
     missing = file
     try:
@@ -98,7 +98,7 @@ def nearest_name(file: Path) -> str:
                 return ""
             missing = missing.parent
         names = [] if missing.exists() else os.listdir(missing.parent)
-    except OSError:  # whoever reads the file tells why
+    except OSError:  # reading the file will report the reason
         return ""
     alike = [name for name in names if _digits(name) == _digits(missing.name)]
     nearest = get_close_matches(missing.name, alike, n=1, cutoff=0.6)
@@ -111,7 +111,7 @@ def _checked(text: str) -> str:
         raise WrongValueError(f"{short(text)} is a path of {len(text):,} characters")
     if control := _CONTROL.search(text):
         raise WrongValueError(f"{short(text)} has a line break or control character (U+{ord(control[0]):04X})")
-    parts = PureWindowsPath(text)  # splits at / and \, knows drives
+    parts = PureWindowsPath(text)  # splits at / and \ and recognises drives
     if parts.anchor or ".." in parts.parts:
         raise WrongValueError(f"{short(text)} is absolute or climbs out of the dataset folder")
     path = posixpath.normpath(text)
@@ -129,5 +129,5 @@ def _composed(name: str) -> str:
 
 
 def _fold(name: str) -> str:
-    """Returns `name` without what systems disagree on: case and the Unicode form of letters."""
+    """Returns `name` without differences between systems: case and the Unicode form of letters."""
     return _composed(_composed(name).casefold())

@@ -1,4 +1,4 @@
-"""Reads an annotation file into checked annotations and names everything that is wrong in it."""
+"""Reading of an annotation file into checked annotations, and a list of all its problems."""
 
 import json
 from collections import Counter
@@ -18,7 +18,7 @@ KEYS_SHOWN: Final = 8
 
 
 class Annotation(NamedTuple):
-    """What a file says of an image: record number from 1, raw identity, split, path below imgs/, captions."""
+    """An image's annotation in the file: record number from 1, raw identity, split, path below imgs/, captions."""
 
     number: int
     pid: int
@@ -28,7 +28,7 @@ class Annotation(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What is wrong with one record (numbered from 1), and under which key; None stands for all of it."""
+    """A problem of one record (numbered from 1) at one key; a key of None means the whole record."""
 
     record: int
     key: str | None
@@ -40,11 +40,11 @@ class Problem(NamedTuple):
 class Annotations:
     """The content of one annotation file.
 
-    records: how many records the file holds; per_split: how many of the sound ones name each split.
+    records: number of records in the file. per_split: number of valid records in each split.
     images: one annotation per image, in file order; records of the same image are merged.
     problems: everything that must be corrected before training, in order of discovery.
-    ids_restart: whether every split numbers its identities from 0 anew.
-    respelled: path in the file -> path on disk, where that is spelled in another way.
+    ids_restart: whether the identities of every split are numbered from 0.
+    respelled: path in the file -> path on disk, if the spelling differs.
     """
 
     name: str
@@ -66,10 +66,10 @@ class Annotations:
 
 
 def load_annotations(name: str, layout: Layout, root: str | Path) -> Annotations:
-    """Returns the annotations of dataset `name` below `root`, its bad records as problems.
+    """Returns the annotations of dataset `name` below `root`; bad records are listed as problems.
 
     Raises:
-        UserError: the folder or the file is missing, or the file is not a JSON list.
+        UserError: if the folder or the file is missing, or the file is not a JSON list.
     """
     folder = Path(root) / layout.folder
     file = _find_file(name, layout, folder)
@@ -99,7 +99,7 @@ def _find_file(name: str, layout: Layout, folder: Path) -> Path:
         if (folder / file).is_file():
             return folder / file
         if (folder / file).exists():
-            raise UserError(f"{folder / file} cannot be read: it is no file; put the annotation file there.")
+            raise UserError(f"{folder / file} is not a file; put the annotation file there.")
     others = ", ".join(sorted(path.name for path in folder.glob("*.json")))
     raise UserError(
         f"Dataset {name} needs the annotation file {folder.absolute() / layout.files[0]}, which is missing"
@@ -118,7 +118,7 @@ def _read_list(file: Path) -> list[Any]:
         raise UserError(f"{file} is not valid JSON ({where}); fetch or export the file again.") from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{file} is not UTF-8 (line {line}, byte {error.start}): save it as such.") from error
+        raise UserError(f"{file} is not UTF-8 (line {line}, byte {error.start}); save it as UTF-8.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not a list of records ({error}); fetch the file again.") from error
     if not isinstance(content, list):
@@ -129,13 +129,13 @@ def _read_list(file: Path) -> list[Any]:
 
 
 class _AmbiguousObject(dict[str, Any]):
-    """An object of a JSON file in which `key` stands more than once."""
+    """A JSON object that has `key` more than once."""
 
     key: str
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns an object of a JSON file; one in which a key is repeated says so."""
+    """Returns a JSON object from its pairs, as an `_AmbiguousObject` if a key is repeated."""
     content = dict(pairs)
     if len(content) == len(pairs):
         return content
@@ -147,7 +147,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _check_records(
     entries: list[Any], layout: Layout, paths: ImagePaths, problems: list[Problem]
 ) -> Iterator[Annotation]:
-    """Yields the sound records and adds to `problems` what is wrong with the others."""
+    """Yields the valid records and adds the faults of the others to `problems`."""
     fields = record_fields(layout, paths)
     for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, dict):
@@ -172,15 +172,15 @@ def _check_records(
 
 
 def _names(keys: Iterable[str]) -> str:
-    """Returns the first `KEYS_SHOWN` of the keys in words."""
+    """Returns the first `KEYS_SHOWN` keys as text."""
     first = list(islice(keys, KEYS_SHOWN + 1))
     return ", ".join([*map(short, first[:KEYS_SHOWN]), *(["..."] if len(first) > KEYS_SHOWN else [])])
 
 
 def _merge(annotations: Iterable[Annotation], problems: list[Problem]) -> list[Annotation]:
-    """Returns one annotation per image, in file order; captions of its later records are appended once.
+    """Returns one annotation per image, in file order; new captions of later records are appended.
 
-    Records of one image that disagree on identity or split are problems.
+    It adds a problem if records of one image have different identities or splits.
     """
     images: dict[str, Annotation] = {}
     captions: dict[str, list[str]] = {}  # of images with several records
@@ -212,7 +212,7 @@ def _restarts(images: list[Annotation]) -> bool:
 
 
 def _check_leaks(images: list[Annotation], problems: list[Problem]) -> None:
-    """Adds one problem for every identity that lies in more than one split."""
+    """Adds one problem for every identity that is in more than one split."""
     first: dict[int, Annotation] = {}
     leaked: set[int] = set()
     for image in images:

@@ -1,4 +1,4 @@
-"""Values of an annotation file that cannot be used, and how they are told."""
+"""Wrong values in an annotation file, and their text in messages."""
 
 import reprlib
 from typing import Any, Final
@@ -10,11 +10,11 @@ _short.maxstring = _short.maxlong = _short.maxother = SHOWN
 
 
 class WrongValueError(Exception):
-    """A value that cannot be used; says what was found."""
+    """A wrong value; the message says what was found."""
 
 
 def short(value: Any) -> str:
-    """Returns `value` as Python writes it, cut in its middle where it is long.
+    """Returns the `repr` of `value`, shortened in the middle if it is long.
 
     >>> short("a" * 1000) == repr("a" * 37 + "..." + "a" * 38)
     True
@@ -23,6 +23,6 @@ def short(value: Any) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """Returns what a JSON value is, in words."""
+    """Returns the type of a JSON value, in words."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number"}
     return "null" if value is None else names.get(type(value), "a number with a fraction")

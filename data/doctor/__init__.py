@@ -1,8 +1,8 @@
-"""Examines a dataset folder before any training.
+"""The dataset doctor: an examination of a dataset folder before training.
 
     uv run python -m data.doctor cuhk_pedes [--root .] [--tokenizer m_siglip_checkpoints] [--fast] [--json]
 
-Ends with status 0 if the dataset can be trained on (what looks odd is a warning), 1 if something in it would break
+The exit status is 0 if the dataset can be trained on (oddities are warnings), 1 if an error in it would break
 training, and 2 if there is nothing to examine.
 """
 
@@ -48,21 +48,21 @@ def examine(
     max_length: int | None = None,
     decode: bool = True,
 ) -> DatasetSummary:
-    """Returns everything that is known of dataset `name` below `root`, ready for JSON.
+    """Returns a report on dataset `name` below `root`, ready for JSON.
 
-    Unlike `read_dataset` it goes on after a bad record. What breaks training is under ``errors``, what is
-    only worth knowing under ``warnings``.
+    Unlike `read_dataset`, it continues after a bad record. Problems that break training are under ``errors``,
+    other oddities under ``warnings``.
 
     Args:
-        name: as for `data.annotations.read_dataset`, like `root` and `language`.
+        name: the dataset, as in `data.annotations.read_dataset`.
         root: the folder that holds the dataset's folder.
-        language: captions to read; the dataset's own by default.
-        tokenizer: folder of a tokenizer to count captions with.
+        language: language of the captions; the dataset's own by default.
+        tokenizer: folder of a tokenizer, to count the tokens of captions.
         max_length: tokens that a caption may have; the tokenizer's own limit by default.
-        decode: whether to decode every image, or only to see whether it is there.
+        decode: whether to decode every image, or only check that it exists.
 
     Raises:
-        UserError: dataset, annotation file or tokenizer is absent or unusable as a whole.
+        UserError: if the dataset, annotation file or tokenizer is absent or cannot be used at all.
     """
     annotations = load_annotations(name, layout_of(name, language), root)
     images = annotations.images
@@ -95,7 +95,7 @@ def examine(
 
 
 def _image_errors(report: DatasetSummary) -> list[str]:
-    """Returns one sentence for each image folder that is missing altogether and each other faulty image."""
+    """Returns one sentence for each missing image folder, and for each faulty image in the other folders."""
     folders = report["images"]["folders"]
     absent = {folder: counts["images"] for folder, counts in folders.items() if not counts["exists"]}
     whole = [
@@ -114,7 +114,7 @@ def _image_errors(report: DatasetSummary) -> list[str]:
 
 
 def _warnings(report: DatasetSummary) -> list[str]:
-    """Returns one sentence for each oddity that does not keep a model from training."""
+    """Returns one sentence for each oddity that does not prevent training."""
     warnings = []
     for split, found in report["splits"].items():
         official = found["official"] or {}
@@ -133,7 +133,7 @@ def _warnings(report: DatasetSummary) -> list[str]:
     odd, respelled = report["images"]["odd"], report["respelled"]
     named = {
         **{f"images {words}": [i["path"] for i in odd if kind in i["oddities"]] for kind, words in ODDITIES.items()},
-        "image paths spelled otherwise on disk": [f"{there} for {here}" for here, there in respelled.items()],
+        "image paths spelled differently on disk": [f"{there} for {here}" for here, there in respelled.items()],
     }
     for what, examples in named.items():
         if examples:
@@ -143,12 +143,12 @@ def _warnings(report: DatasetSummary) -> list[str]:
 
 
 def _counts(found: DatasetSummary, what: str) -> tuple[int, ...]:
-    """Returns the numbers that may equal an official one: records too for images, as authors count either."""
+    """Returns the counts to compare with an official one; for images also the records, as authors count either."""
     return (found[what], found["records"]) if what == "images" else (found[what],)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the report on the dataset that the arguments name and returns the exit status."""
+    """Prints the report on the dataset given by the arguments and returns the exit status."""
     parser = argparse.ArgumentParser(prog="data.doctor", description="Examines a dataset folder.")
     with composer():
         parser.add_argument("name", help=", ".join(options_of("dataset")))

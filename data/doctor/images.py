@@ -1,4 +1,4 @@
-"""Looks at every image file of a dataset: does it decode, how large is it, is it unique, does it look odd?"""
+"""Examination of a dataset's image files: faults, sizes, hashes and oddities."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from utils.training.threads import in_threads
 
 
 class ImageState(NamedTuple):
-    """What was found of one image.
+    """The state of one image.
 
-    fault: one of `utils.images.FAULTS`, or None for an image that can be read; detail: why it is unreadable.
-    size: (width, height) in pixels, upright, and digest: hash of the bytes; None where it was not decoded.
-    oddities: what looks wrong, by the keys of `data.images.oddities.ODDITIES`.
+    fault: one of `utils.images.FAULTS`, or None if the image can be read. detail: the reason if it is unreadable.
+    size: (width, height) in pixels, upright. digest: hash of the bytes. Both are None if it was not decoded.
+    oddities: keys of `data.images.oddities.ODDITIES` that apply.
     """
 
     fault: str | None
@@ -27,11 +27,11 @@ class ImageState(NamedTuple):
 
 
 def look_at_images(files: Sequence[Path], *, decode: bool) -> list[ImageState]:
-    """Returns the state of each file, in order; with a progress bar on a terminal's standard error.
+    """Returns the state of each file, in order; shows a progress bar.
 
     Args:
         files: the image files.
-        decode: whether to decode the pixels, as training will, or only to ask for the file's length.
+        decode: whether to decode the pixels, as training will, or only check the file's existence and length.
     """
     look = partial(_look_at_image, decode=decode)
     return list(in_threads(look, files, total=len(files), title="images", unit="img"))

@@ -1,4 +1,4 @@
-"""What the dataset doctor counts: splits, identities, captions, tokens, images and duplicates."""
+"""The dataset doctor's counts: splits, identities, captions, tokens, images and duplicates."""
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
@@ -11,13 +11,13 @@ from data.doctor.images import ImageState
 from utils.errors import UserError
 from utils.images import FAULTS
 
-NO_LIMIT: Final = 1_000_000  # transformers writes a huge number where a tokenizer has no limit
+NO_LIMIT: Final = 1_000_000  # transformers uses a larger number if a tokenizer has no limit
 
 DatasetSummary = dict[str, Any]  # ready for JSON
 
 
 def split_summary(annotations: Annotations) -> DatasetSummary:
-    """Returns, by split, the records, images, captions and identities found, and the official counts."""
+    """Returns, for each split, the numbers of records, images, captions and identities, and the official counts."""
     layout = annotations.layout
     summary: DatasetSummary = {}
     for split in SPLITS:
@@ -36,7 +36,7 @@ def split_summary(annotations: Annotations) -> DatasetSummary:
 
 
 def id_summary(annotations: Annotations) -> DatasetSummary:
-    """Returns the range of raw ids, how many numbers in it are unused, and the identities with one image."""
+    """Returns the range of raw ids, and the numbers of unused ids in it and of identities with one image."""
     images_of = Counter(map(_person, annotations.images))
     numbers = {pid for _, pid in images_of}
     return {
@@ -50,7 +50,7 @@ def id_summary(annotations: Annotations) -> DatasetSummary:
 
 
 def caption_summary(images: Sequence[Annotation]) -> DatasetSummary:
-    """Returns how many captions images have (number of captions -> images), and the longest caption."""
+    """Returns the numbers of images by their number of captions, and the longest caption."""
     sizes = Counter(len(image.captions) for image in images)
     captions = ((len(text.split()), text, image.path) for image in images for text in image.captions)
     words, text, path = max(captions, default=(0, None, None))
@@ -61,10 +61,10 @@ def caption_summary(images: Sequence[Annotation]) -> DatasetSummary:
 
 
 def token_summary(images: Sequence[Annotation], folder: Path, max_length: int | None) -> DatasetSummary:
-    """Returns how many captions are cut to `max_length` tokens, special ones included, and the longest.
+    """Returns the number of captions cut to `max_length` tokens, including special tokens, and the longest length.
 
     Raises:
-        UserError: the folder holds no tokenizer, or one without a limit while `max_length` is None.
+        UserError: if the folder holds no tokenizer, or `max_length` is None and the tokenizer has no limit.
     """
     from data.text.tokens import clean_for, load_tokenizer  # takes seconds to import
 
@@ -85,7 +85,7 @@ def token_summary(images: Sequence[Annotation], folder: Path, max_length: int | 
 
 
 def image_summary(annotations: Annotations, states: Sequence[ImageState]) -> DatasetSummary:
-    """Returns smallest and largest sides, counts by first folder below imgs/, every faulty image and every odd one."""
+    """Returns the ranges of widths and heights, counts for each folder in imgs/, all faulty and all odd images."""
     folders: dict[str, Counter[str]] = defaultdict(Counter)
     faulty = []
     for image, state in zip(annotations.images, states, strict=True):
@@ -116,7 +116,7 @@ def image_summary(annotations: Annotations, states: Sequence[ImageState]) -> Dat
 
 
 def duplicate_summary(annotations: Annotations, states: Sequence[ImageState]) -> DatasetSummary:
-    """Returns repeated records, and the captions and (None if not decoded) files that identities share."""
+    """Returns the number of merged records, and the captions and files that identities share (None: not decoded)."""
     images = annotations.images
     by_caption = [(caption, image) for image in images for caption in set(image.captions)]
     by_digest = [(state.digest, image) for image, state in zip(images, states, strict=True) if state.digest]
@@ -130,7 +130,7 @@ def duplicate_summary(annotations: Annotations, states: Sequence[ImageState]) ->
 
 
 def _person(image: Annotation) -> tuple[str, int]:
-    """Returns what tells persons apart even where each split numbers its own."""
+    """Returns a key for a person that is unique even if each split numbers its own persons."""
     return image.split, image.pid
 
 
@@ -140,7 +140,7 @@ def _range(values: Iterable[int]) -> DatasetSummary | None:
 
 
 def _shared(pairs: Iterable[tuple[Hashable, Annotation]]) -> dict[Any, list[str]]:
-    """Returns the keys that images of several identities have in common, with the paths of these images."""
+    """Returns the keys that images of several identities share, with the paths of these images."""
     groups: dict[Hashable, list[Annotation]] = defaultdict(list)
     for key, image in pairs:
         groups[key].append(image)

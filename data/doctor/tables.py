@@ -24,7 +24,7 @@ def render(report: DatasetSummary) -> str:
             parts.append(_named(kind, report[kind]))
     odd = len(report["images"]["odd"])
     if report["trainable"] and odd:
-        verdict = f"Training would go through, but look at the {odd:,} odd images first (see the warnings)."
+        verdict = f"Training would work, but look at the {odd:,} odd images first (see the warnings)."
     elif report["trainable"]:
         verdict = "This dataset can be trained on."
     else:

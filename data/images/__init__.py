@@ -1,1 +1,1 @@
-"""Images: reading, checking and caching them."""
+"""Images: reading, checking and caching."""

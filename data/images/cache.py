@@ -1,16 +1,16 @@
-"""Decoded images on disk: each image of a dataset is decoded and resized once, then mapped into memory.
+"""A cache of decoded images on disk: each image is decoded and resized once, then mapped into memory.
 
-A cache is a folder of two files, which only ever grow:
+A cache is a folder with two files, which only grow:
 
 - ``pixels-...``: rows of uint8 ``(3, H, W)``, one for every different content of an image file.
-- ``index``: a line that says what decoded them and into which file, then a line for every image file that was decoded:
-  its path below the dataset's folder, its stamp, the digest of its bytes, and its row, with the CRC-32 of the pixels
-  and what looks wrong about them. The line ends in a CRC-32 of its own.
+- ``index``: a first line that names the decoder and the pixel file, then a line for every decoded image file: its path
+  below the dataset's folder, its stamp, the hash of its bytes, and its row number, with the CRC-32 of the pixels and
+  the image's oddities. Each of these lines ends in its own CRC-32.
 
-Rows come safely to disk before the lines that name them, and nothing that a line names is written again. So whatever
-is killed at whatever time, every line tells the truth but the last one, which may be torn. One process writes at a
-time; readers need no lock. A cache that begins anew does so under another name. A process proves a row when it reads
-it for the first time, and decodes the image of a row that is damaged.
+Rows are synced to disk before the lines that name them, and a row that a line names is never written again. So after a
+kill at any time, all lines are correct except perhaps the last one, which may be incomplete. One process writes at a
+time; readers need no lock. A new cache uses a new name for its pixel file. A process checks a row's CRC-32 when it
+first reads the row; if the row is damaged, it decodes the image file instead.
 """
 
 import hashlib
@@ -35,12 +35,12 @@ from utils.errors import UserError
 from utils.images import BadImageError, check_file, image_faults
 from utils.training.threads import in_threads
 
-VERSION: Final = 3  # of how images are read, and of the format
-AT_ONCE: Final = 256  # lines of the index written together
+VERSION: Final = 3  # of the reading of images and of the format
+AT_ONCE: Final = 256  # index lines written together
 
 
 class Stamp(NamedTuple):
-    """What changes with a file: its length, when it was written, when anything of it changed (which nobody can set)."""
+    """Values that change with a file: size, time of the last write, and ctime, which no program can set."""
 
     size: int
     mtime_ns: int
@@ -48,7 +48,7 @@ class Stamp(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A line of the index: an image file, as it was, and its row."""
+    """A line of the index: an image file with its stamp and hash, and its row."""
 
     path: str
     stamp: Stamp
@@ -57,7 +57,7 @@ class Entry(NamedTuple):
 
 
 class ReadFile(NamedTuple):
-    """An image file that was read: what was decoded of it, or None where a row has it."""
+    """An image file that was read; `image` is None if a row already has its content."""
 
     path: str
     stamp: Stamp
@@ -66,7 +66,7 @@ class ReadFile(NamedTuple):
 
 
 class Index(NamedTuple):
-    """What can be believed of an index: the file of the rows, path -> last entry, and up to which byte."""
+    """The valid part of an index: the pixel file, path -> last entry, and the length of this part in bytes."""
 
     pixels: Path
     entries: dict[str, Entry]
@@ -74,13 +74,13 @@ class Index(NamedTuple):
 
 
 class ImageCache:
-    """The images of a dataset, resized in one way, in a folder on disk.
+    """A cache of a dataset's images, with one size and interpolation, in a folder on disk.
 
     Args:
-        folder: of all caches; this one has its own in it, by the names of dataset, size and, unless it is bicubic as
-            all were once, interpolation.
+        folder: the folder of all caches. This cache has a subfolder, named by dataset, size and interpolation; bicubic
+            is left out of the name, because older caches were all bicubic.
         root: folder of the dataset.
-        resize: to what.
+        resize: resizes the images.
     """
 
     def __init__(self, folder: Path, root: Path, resize: Resize) -> None:
@@ -95,10 +95,10 @@ class ImageCache:
         self._decoder = json.dumps({"version": VERSION, "pillow": PIL.__version__, **codecs}).encode()
 
     def reader(self, records: Sequence[Record]) -> CachedImages:
-        """Returns what reads the images of these records, after decoding those that are new or have changed.
+        """Decodes the images of these records that are new or have changed, and returns a reader of all of them.
 
         Raises:
-            UserError: the folder cannot be read or written, or the disk is full.
+            UserError: if the folder cannot be read or written, or the disk is full.
         """
         try:
             broken: list[BrokenImage] = []
@@ -107,7 +107,7 @@ class ImageCache:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with FileLock(self.folder / "lock"):
                     broken.clear()
-                    index = self._sound_index()  # of another process, perhaps, that had the lock
+                    index = self._sound_index()  # another process may have changed it
                     if outdated := self._outdated(records, index, broken):
                         self._add(outdated, index, broken)
             unreadable = {bad.record.image_path for bad in broken}
@@ -126,7 +126,7 @@ class ImageCache:
         return record.image_path.relative_to(self._root).as_posix()
 
     def _outdated(self, records: Iterable[Record], index: Index, broken: list[BrokenImage]) -> list[Record]:
-        """Returns the records whose image is not in the index as it is now; adds to `broken` what is no image file."""
+        """Returns the records whose image is new or has changed; adds records without an image file to `broken`."""
         outdated = []
         for record in records:
             try:
@@ -141,9 +141,9 @@ class ImageCache:
         return outdated
 
     def _read_index(self) -> Index | None:
-        """Returns what the index says, up to the first line that is damaged or whose row is not there.
+        """Returns the index up to the first line that is damaged or has no row.
 
-        None where there is no index, or that of another decoder, or nothing in it can be believed.
+        Returns None if there is no index, another decoder wrote it, or it has no valid line.
         """
         try:
             header, *lines = self._index.read_bytes().splitlines(keepends=True) or [b""]
@@ -165,7 +165,7 @@ class ImageCache:
         return Index(pixels, entries, length) if entries else None
 
     def _sound_index(self) -> Index:
-        """Returns what the index says after dropping the rest of it, or a new one; only under the lock."""
+        """Cuts the index to its valid part, or creates a new index, and returns it; needs the lock."""
         index = self._read_index()
         if index is not None:
             os.truncate(self._index, index.length)
@@ -175,11 +175,11 @@ class ImageCache:
         header = self._decoder + f" {new.name}\n".encode()
         self._index.write_bytes(header)
         for file in old:
-            file.unlink()  # whoever reads it keeps it
+            file.unlink()  # processes that have it mapped can still read it
         return Index(new, {}, len(header))
 
     def _add(self, records: Sequence[Record], index: Index, broken: list[BrokenImage]) -> None:
-        """Decodes the images of `records` and adds them to the index, on disk and here; only under the lock."""
+        """Decodes the images of `records` and adds them to the index, on disk and in memory; needs the lock."""
         rows = {entry.digest: entry.row for entry in index.entries.values()}
         added: list[Entry] = []
         with index.pixels.open("ab") as pixels, self._index.open("ab") as lines:
@@ -202,10 +202,10 @@ class ImageCache:
     def _read_all(
         self, records: Sequence[Record], rows: Container[str], broken: list[BrokenImage]
     ) -> Iterator[ReadFile]:
-        """Yields the images of `records` in order, and adds to `broken` those that cannot be read."""
+        """Yields the images of `records` in order, and adds unreadable images to `broken`."""
         read = partial(self._read, rows=rows)
         title = f"decoding {self._root.name}"
-        results = in_threads(read, records, total=len(records), title=title, unit="img")  # Pillow lets others decode
+        results = in_threads(read, records, total=len(records), title=title, unit="img")  # Pillow releases the GIL
         for record, found in zip(records, results, strict=True):
             if isinstance(found, BadImageError):
                 broken.append(BrokenImage(record, str(found)))
@@ -229,7 +229,7 @@ def _stamp(status: os.stat_result) -> Stamp:
 
 
 def _commit(pixels: BinaryIO, lines: BinaryIO, entries: Sequence[Entry]) -> None:
-    """Writes lines of the index, after the rows they name have come safely to disk."""
+    """Syncs the rows to disk, then writes the lines of the index that name them."""
     for file, content in ((pixels, b""), (lines, b"".join(map(_line, entries)))):
         file.write(content)
         file.flush()
@@ -242,7 +242,7 @@ def _line(entry: Entry) -> bytes:
 
 
 def _parsed(line: bytes) -> Entry | None:
-    """Returns what `_line` wrote; None for anything else."""
+    """Returns the entry in a line that `_line` wrote, or None for any other line."""
     try:
         path, stamp, digest, row = json.loads(line.rpartition(b" ")[0])
         entry = Entry(path, Stamp(*stamp), digest, Row(*row))

@@ -1,4 +1,4 @@
-"""Reads images that lie decoded in a file."""
+"""A reader of decoded images in a cache file."""
 
 import warnings
 import zlib
@@ -16,7 +16,7 @@ from data.images.read import BrokenImage, Resize, read_image
 
 
 class Row(NamedTuple):
-    """Where the pixels of an image are, what proves them, and what looks wrong (`data.images.oddities.ODDITIES`)."""
+    """The row number of an image's pixels, their CRC-32, and the image's `data.images.oddities.ODDITIES`."""
 
     number: int
     crc: int
@@ -24,13 +24,13 @@ class Row(NamedTuple):
 
 
 class CachedImages:
-    """Reads images from a cache, as `data.images.read.CheckedImages`. Processes share the memory of the file.
+    """A reader of images in a cache, see `data.images.read.CheckedImages`. Processes share the memory of the file.
 
     Args:
-        file: of the rows.
+        file: the file of the rows.
         rows: the row of each image file.
-        resize: how they were.
-        broken: what could not be decoded.
+        resize: the size and interpolation of the rows.
+        broken: the images that could not be decoded.
     """
 
     def __init__(self, file: Path, rows: dict[Path, Row], resize: Resize, broken: Sequence[BrokenImage] = ()) -> None:
@@ -55,11 +55,11 @@ class CachedImages:
     def _decoded_anew(self, record: Record) -> Tensor:
         file, _, resize = self._parts
         warnings.warn(
-            f"the image cache {file} is damaged; the images of damaged rows are decoded whenever they are read: delete "
-            f"{file.parent}, it is made anew",
+            f"the image cache {file} is damaged; images with damaged rows are decoded each time they are read: delete "
+            f"{file.parent}, and the next run makes a new cache",
             stacklevel=2,
         )
         return read_image(record, resize)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CachedImages, self._parts  # a pickled map would be a copy of the whole file
+        return CachedImages, self._parts  # pickling the memory map would copy the whole file

@@ -1,4 +1,4 @@
-"""What looks wrong about an image that can be read."""
+"""Oddities of readable images: one color, damaged JPEG data, tiny size."""
 
 from typing import Final
 
@@ -6,17 +6,17 @@ from PIL import Image
 
 try:
     import simplejpeg
-except ImportError:  # a machine without network may lack it: nothing is then called damaged
+except ImportError:  # without this package no image counts as damaged
     simplejpeg = None
 
 ODDITIES: Final = {"constant": "of one color", "damaged": "with damaged JPEG data", "small": "under 8 pixels a side"}
-ONE_COLOR: Final = 2  # levels that the pixels of an image of one color may differ by, after compression
+ONE_COLOR: Final = 2  # the largest difference between pixels of a one-color image after compression
 SMALL: Final = 8
 JPEG_DAMAGE: Final = ("Corrupt JPEG data", "Premature end", "Inconsistent progression")  # warnings of libjpeg
 
 
 def oddities_of(content: bytes, image: Image.Image) -> tuple[str, ...]:
-    """Returns which of `ODDITIES` are true of the bytes of a file and the `image` in it."""
+    """Returns the keys of `ODDITIES` that apply to a file with the bytes `content` and its `image`."""
     found = {
         "constant": all(high - low <= ONE_COLOR for low, high in image.getextrema()),  # type: ignore[misc]
         "damaged": jpeg_damage(content) is not None,
@@ -26,10 +26,10 @@ def oddities_of(content: bytes, image: Image.Image) -> tuple[str, ...]:
 
 
 def jpeg_damage(content: bytes) -> str | None:
-    """Returns what libjpeg says of damaged data in a JPEG that Pillow decodes without a word; None if it is sound.
+    """Returns libjpeg's warning about damaged data in a JPEG, which Pillow decodes silently; None if there is none.
 
-    It notices where the data does not end with the image, and codes that do not exist. Damage that happens to be
-    another valid JPEG, as most single wrong bytes are, only a checksum could tell.
+    It detects data that does not end with the image, and invalid codes. It cannot detect damage that gives another
+    valid JPEG, such as most single wrong bytes; only a checksum could.
     """
     if simplejpeg is None or not content.startswith(b"\xff\xd8"):
         return None

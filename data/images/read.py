@@ -1,4 +1,4 @@
-"""Reads the image of a record from its file, and says what looks wrong about it."""
+"""Reading of records' images from their files, with faults and oddities."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from utils.images import BadImageError, read_bytes, read_rgb
 from utils.training.threads import in_threads
 
 ImageReader = Callable[[Record], Tensor]
-FILTERS: Final[Mapping[str, Image.Resampling]] = {  # dataset.interpolation -> of Pillow, antialiased
+FILTERS: Final[Mapping[str, Image.Resampling]] = {  # dataset.interpolation -> Pillow's antialiased filter
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
@@ -24,7 +24,7 @@ FILTERS: Final[Mapping[str, Image.Resampling]] = {  # dataset.interpolation -> o
 class ImageError(UserError):
     """An image that cannot be read.
 
-    PyTorch rebuilds an exception of a worker process from its printed traceback, whose last line is kept.
+    PyTorch rebuilds a worker's exception from its printed traceback; this class keeps only the last line, the message.
     """
 
     def __init__(self, message: str) -> None:
@@ -32,16 +32,16 @@ class ImageError(UserError):
 
 
 class BrokenImage(NamedTuple):
-    """A record whose image cannot be read, and why."""
+    """A record whose image cannot be read, and the reason."""
 
     record: Record
     why: str
 
 
 class CheckedImages(Protocol):
-    """Reads images of which each was looked at: `broken` names those that cannot be read.
+    """A reader of images that were all checked before; `broken` lists the unreadable ones.
 
-    oddities: how many of the others look wrong, by the keys of `data.images.oddities.ODDITIES`.
+    oddities: the number of other images with each of `data.images.oddities.ODDITIES`.
     """
 
     broken: list[BrokenImage]
@@ -59,7 +59,7 @@ class DecodedImage(NamedTuple):
 
 
 class Resize(NamedTuple):
-    """Resizes images with one of Pillow's antialiased filters, which gives the same values on every machine.
+    """A resize with one of Pillow's antialiased filters, which give the same values on every machine.
 
     size: (height, width).
     interpolation: a key of `FILTERS`.
@@ -75,11 +75,11 @@ class Resize(NamedTuple):
 
 
 class FileImages:
-    """Reads images from their files, after decoding each once to see whether it can be read.
+    """A reader of image files. It first decodes each image once to check that it can be read.
 
     Args:
-        records: whose images.
-        resize: to what.
+        records: the records whose images are read.
+        resize: resizes the images.
     """
 
     def __init__(self, records: Sequence[Record], resize: Resize) -> None:
@@ -101,7 +101,7 @@ def read_image(record: Record, resize: Resize) -> Tensor:
     """Returns the image of a record as RGB, uint8 ``(3, H, W)``.
 
     Raises:
-        ImageError: the file is missing, empty or broken.
+        ImageError: if the file is missing, empty or damaged.
     """
     try:
         return resize(read_rgb(read_bytes(record.image_path)))
@@ -113,10 +113,10 @@ def read_image(record: Record, resize: Resize) -> Tensor:
 
 
 def decode_image(content: bytes, resize: Resize) -> DecodedImage:
-    """Returns the image in the bytes of a file.
+    """Returns the image in the bytes of a file, with its oddities.
 
     Raises:
-        BadImageError: it cannot be read.
+        BadImageError: if it cannot be read.
     """
     image = read_rgb(content)
     return DecodedImage(resize(image), oddities_of(content, image))

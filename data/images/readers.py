@@ -1,4 +1,4 @@
-"""Opens the images of a dataset: each is looked at once, and those that cannot be read are refused or left out."""
+"""Opening of a dataset's images: each is checked once; unreadable images are an error, or are left out."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +19,7 @@ LONGEST_MESSAGE: Final = 500  # characters
 
 
 class OpenedImages(NamedTuple):
-    """What is left of a dataset, and what reads its images."""
+    """A dataset without its unreadable images, and the reader of its images."""
 
     dataset: DatasetSplits
     read: CheckedImages
@@ -34,19 +34,19 @@ def open_images(
     on_broken: str,
     list_in: Path | None,
 ) -> OpenedImages:
-    """Looks at every image of `splits`; decodes those that the cache lacks.
+    """Checks every image of `splits`, decodes those that the cache lacks, and returns the dataset with a reader.
 
     Args:
-        dataset: the splits.
-        splits: whose images are read.
-        resize: to what images are resized.
-        cache_dir: of all caches; None: images are read from their files.
-        on_broken: what to do where images cannot be read: ``error``, or ``skip`` them with their captions.
-        list_in: folder for `LIST_FILE`, which names all of those; None: it is not written.
+        dataset: the dataset.
+        splits: the splits whose images are read.
+        resize: resizes the images.
+        cache_dir: the folder of all caches; None: images are read from their files.
+        on_broken: what to do with unreadable images: raise an ``error``, or ``skip`` them with their captions.
+        list_in: folder for `LIST_FILE`, which names all unreadable images; None: the file is not written.
 
     Raises:
-        ImageError: images cannot be read, and are not to be skipped.
-        UserError: skipping them leaves nothing of a split, or the cache cannot be written.
+        ImageError: if images cannot be read and `on_broken` is ``error``.
+        UserError: if a split has no readable image, or the cache cannot be written.
     """
     check_choice("dataset.on_broken", on_broken, ON_BROKEN)
     unique = {record.image_path: record for split in splits for record in getattr(dataset, split)}
@@ -61,7 +61,7 @@ def open_images(
 
 
 def _write_list(folder: Path, broken: Sequence[BrokenImage]) -> Path:
-    """Returns the file in `folder` that now has a line for each of the images."""
+    """Writes a file with a line for each of the images into `folder` and returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = (f"{record.image_path}\tidentity {record.pid}\t{why}\n" for record, why in broken)
     (folder / LIST_FILE).write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
@@ -69,7 +69,7 @@ def _write_list(folder: Path, broken: Sequence[BrokenImage]) -> Path:
 
 
 def _readable(dataset: DatasetSplits, splits: Sequence[str], images: CheckedImages) -> DatasetSplits:
-    """Returns `dataset` without the images of `splits` that cannot be read."""
+    """Returns `dataset` without the unreadable images of `splits`."""
     broken = {bad.record.image_path for bad in images.broken}
     kept: dict[str, Any] = {}
     skipped: dict[str, Size] = {}
@@ -90,7 +90,7 @@ def _less(before: Size, after: Size) -> Size:
 
 
 def _refusal(root: Path, broken: Sequence[BrokenImage], listed: Path | None) -> str:
-    """Returns a sentence on images that cannot be read; it names as many of the first ten as it has room for."""
+    """Returns a sentence on unreadable images; it names up to ten of them, as many as fit."""
     record, why = broken[0]
     if len(broken) == 1:
         return (

@@ -1,1 +1,1 @@
-"""Loading: datasets, samplers, loaders."""
+"""Loading of data: datasets, samplers, loaders."""

@@ -1,4 +1,4 @@
-"""How much a dataset holds."""
+"""Counts of a dataset's identities, images, captions and tokens."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from utils.report.provenance import file_hash
 
 
 class SplitCounts(NamedTuple):
-    """What a split holds; `cut` counts the captions that have more tokens than the backbone reads."""
+    """The counts of a split; `cut` is the number of captions with more tokens than the backbone reads."""
 
     identities: int
     images: int
@@ -21,7 +21,7 @@ class SplitCounts(NamedTuple):
 
 @dataclass(frozen=True)
 class DatasetCounts:
-    """What the splits "train", "val" and "test" hold, the most tokens of a caption, and the largest token id."""
+    """The counts of the splits "train", "val" and "test", the most tokens in a caption, and the largest token id."""
 
     splits: dict[str, SplitCounts]
     most_tokens: int
@@ -29,7 +29,7 @@ class DatasetCounts:
 
 
 def count(dataset: DatasetSplits, tokenize: Tokenize) -> DatasetCounts:
-    """Returns what the splits hold; every caption is tokenised for it."""
+    """Returns the counts of the splits; tokenises every caption."""
     splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     tokens = {name: tokenize.count(dataset.captions(name)) for name in splits}
     return DatasetCounts(
@@ -48,7 +48,7 @@ def count(dataset: DatasetSplits, tokenize: Tokenize) -> DatasetCounts:
 
 
 def describe(dataset: DatasetSplits, counts: DatasetCounts, max_length: int) -> str:
-    """Returns one line on the dataset, of whose captions `max_length` tokens are read, for the start of a run."""
+    """Returns one line on the dataset for the start of a run; the backbone reads `max_length` tokens of a caption."""
     told = [
         f"{name} {split.images:,} images, {split.captions:,} captions, {split.identities:,} identities"
         for name, split in counts.splits.items()
@@ -62,7 +62,7 @@ def describe(dataset: DatasetSplits, counts: DatasetCounts, max_length: int) -> 
     if dataset.respelled:
         written, on_disk = next(iter(dataset.respelled.items()))
         example = f"{short(on_disk)} for {short(written)}"
-        told.append(f"image paths spelled otherwise on disk: {len(dataset.respelled):,} ({example})")
+        told.append(f"image paths spelled differently on disk: {len(dataset.respelled):,} ({example})")
     for split, skipped in dataset.skipped.items():
         if skipped.images:
             lost = f"images {skipped.images:,}, captions {skipped.captions:,}, identities {skipped.ids:,}"
@@ -74,7 +74,7 @@ def describe(dataset: DatasetSplits, counts: DatasetCounts, max_length: int) -> 
 
 
 def provenance(dataset: DatasetSplits, counts: DatasetCounts) -> dict[str, Any]:
-    """Returns what tells a dataset from another of its name: its annotation file, the hash of that, and the counts."""
+    """Returns facts that identify the data: the annotation file's name, its hash, and the counts of the splits."""
     return {
         "file": dataset.file and dataset.file.name,
         "annotations": dataset.file and file_hash(dataset.file),

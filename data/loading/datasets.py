@@ -1,4 +1,4 @@
-"""Samples, and how they become the batches of `data/batch.py`."""
+"""Datasets of samples, and their collation into the batches of `data/batch.py`."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -49,9 +49,9 @@ class PairDataset(Dataset[Sample]):
     Args:
         records: one per image.
         read: reads an image.
-        views: builds what the losses need.
-        with_pids: whether samples carry the person, relabelled densely from 0. Without, no training code can
-            get at identities.
+        views: builds the views that the losses need.
+        with_pids: whether samples contain the person, renumbered from 0 without gaps. If not, training code has no
+            access to identities.
         later: whether the image views are built later, from `SOURCE` and `SEEDS`.
     """
 
@@ -67,12 +67,12 @@ class PairDataset(Dataset[Sample]):
 
     @property
     def images(self) -> Indices:
-        """``(N,)`` position of each pair's image among the records."""
+        """The index of each pair's image in the records. Shape: ``(N,)``."""
         return np.array([caption.image for caption in self._captions])
 
     @property
     def pids(self) -> Indices:
-        """``(N,)`` person of each pair, relabelled densely from 0 in the order of the raw ids."""
+        """The person of each pair, renumbered from 0 without gaps in the order of the raw ids. Shape: ``(N,)``."""
         raw = np.array([record.pid for record in self._records])
         return np.unique(raw, return_inverse=True)[1][self.images]
 
@@ -80,7 +80,7 @@ class PairDataset(Dataset[Sample]):
         return len(self._captions)
 
     def __getitem__(self, draw: Draw) -> Sample:
-        """Returns the views of pair `draw.pair`, random by `draw.seed` and by nothing else."""
+        """Returns the views of pair `draw.pair`; `draw.seed` alone determines their randomness."""
         place, text = self._captions[draw.pair]
         sample: Sample = {**self._views.of_caption(text, draw.seed), INDEX: draw.pair}
         if self._views.need_image:
@@ -93,7 +93,7 @@ class PairDataset(Dataset[Sample]):
 
 
 class ImageDataset(Dataset[Sample]):
-    """The images of a split, each once, as they are, with raw identities.
+    """The images of a split, each once, without augmentation, with raw identities.
 
     Args:
         records: one per image.
@@ -113,7 +113,7 @@ class ImageDataset(Dataset[Sample]):
 
 
 class CaptionDataset(Dataset[Sample]):
-    """The captions of a split, each once, as they are, with raw identities.
+    """The captions of a split, each once, without augmentation, with raw identities.
 
     Args:
         records: one per image.
@@ -132,13 +132,13 @@ class CaptionDataset(Dataset[Sample]):
 
 
 class Collate:
-    """Makes a batch of samples: images are stacked, texts tokenised together and masked, numbers become int64.
+    """A collate function: it stacks images, tokenises and masks texts, and turns numbers into int64 tensors.
 
-    `SEEDS` stay a list, so that nobody has to wait for a device to read them.
+    `SEEDS` stay a list, so that reading them never waits for a device.
 
     Args:
-        tokenize: what makes tokens of captions.
-        masker: what makes `TEXT_MASKED`, `MLM_LABELS` and `MLM_POSITIONS`, where samples hold that view.
+        tokenize: turns captions into tokens.
+        masker: makes `TEXT_MASKED`, `MLM_LABELS` and `MLM_POSITIONS` if samples contain that view.
     """
 
     def __init__(self, tokenize: Tokenize, masker: Masker | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Training batches without a dataset: what a plan needs to know of the data."""
+"""Dummy training batches and published dataset sizes, for a memory plan without a dataset."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -12,11 +12,11 @@ from utils.errors import UserError
 
 
 def blank_batch(needs: frozenset[str], size: int, img_size: Sequence[int], length: int) -> Batch:
-    """Returns a training batch of `size` pairs with what the losses need, see `data.batch`; all of it is zero.
+    """Returns a training batch of `size` pairs with the entries in `needs`, see `data.batch`; all values are zero.
 
     Args:
         img_size: (height, width) in pixels.
-        length: tokens of a caption; captions fill all of them.
+        length: tokens of every caption, without padding.
     """
     ids = torch.zeros(size, length, dtype=torch.int64)
     batch: Batch = {view: torch.zeros(size, 3, *img_size, dtype=torch.uint8) for view in IMAGE_VIEWS}
@@ -27,12 +27,15 @@ def blank_batch(needs: frozenset[str], size: int, img_size: Sequence[int], lengt
 
 
 def published_identities(name: str, proportion: float) -> int:
-    """Returns how many identities `proportion` of the training set of dataset `name` has, as published.
+    """Returns the number of identities in `proportion` of the training set of dataset `name`, as published.
 
     Raises:
-        UserError: its YAML does not say it.
+        UserError: if the dataset's YAML does not give the number.
     """
     train = layout_of(name).official.get("train")
     if train is None:
-        raise UserError(f"dataset={name}: its size is not known; give description.official.train in its YAML")
+        raise UserError(
+            f"dataset={name}: the plan does not know the number of training persons; give description.official.train "
+            f"in dataset/{name}.yaml, as cuhk_pedes.yaml does"
+        )
     return ceil(train.ids * proportion)

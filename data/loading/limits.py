@@ -1,4 +1,4 @@
-"""Part of a dataset: the first records of a split to try a run out, or a handful of pairs to learn by heart."""
+"""Limits on a dataset: the first records of a split for a quick test, or a few pairs to overfit."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,12 +13,12 @@ Limit = int | float | None
 
 
 def limit_splits(dataset: DatasetSplits, limits: Mapping[str, Limit], batch_size: int) -> DatasetSplits:
-    """Returns `dataset` with the first images of "val" and "test", and all captions of these: each finds its image.
+    """Returns `dataset` with only the first images of "val" and "test" and all their captions.
 
     Args:
-        limits: split -> so many batches of images (int), a share of the images (float, at least one image), or all
-            (None, 1.0, and 0, which is for Lightning: it then leaves the split out).
-        batch_size: images of a batch.
+        limits: split -> number of batches of images (int), share of the images (float, at least one image), or all
+            (None and 1.0; also 0, with which Lightning skips the split).
+        batch_size: images in a batch.
     """
     for split, limit in limits.items():
         records = getattr(dataset, split)
@@ -36,17 +36,17 @@ def limit_splits(dataset: DatasetSplits, limits: Mapping[str, Limit], batch_size
 
 
 def overfit(dataset: DatasetSplits, pairs: int) -> DatasetSplits:
-    """Returns the first image and its first caption of so many training persons as each of the splits.
+    """Returns `dataset` with the same `pairs` pairs in each split: the first image and caption of training persons.
 
     Raises:
-        UserError: `pairs` are fewer than two, or more than there are training persons.
+        UserError: if `pairs` is less than two, or more than the number of training persons.
     """
     first: dict[int, Record] = {}
     for record in dataset.train:
         first.setdefault(record.pid, record._replace(captions=record.captions[:1]))
     if not 2 <= pairs <= len(first):
         raise UserError(
-            f"dataset.overfit_pairs: {pairs} given, expected 2 to {len(first)}, which is how many persons train"
+            f"dataset.overfit_pairs: {pairs} given, expected 2 to {len(first)}, the number of training persons"
         )
     chosen = list(first.values())[:pairs]
     told = f"trained, validated and tested on the same {pairs} pairs of train"

@@ -1,4 +1,4 @@
-"""A training loader that continues in the middle of an epoch; evaluation loaders that share out exactly."""
+"""A training loader that can continue in the middle of an epoch, and exact evaluation loaders for several processes."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ CollateFn = Callable[[Sequence[Any]], Batch]
 
 
 class LoaderState(TypedDict):
-    """An epoch, how many of its batches were handed out, and how many it has."""
+    """An epoch, the number of its batches that the trainer received, and the number of all its batches."""
 
     epoch: int
     batches: int
@@ -31,13 +31,13 @@ class LoaderState(TypedDict):
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A training loader whose state is the number of batches that the trainer was given.
+    """A training loader whose state is the number of batches that the trainer has received.
 
-    What workers have prefetched beyond that does not count. A loader with that state restored yields the
-    rest of the epoch; any other epoch starts at its beginning. An epoch begins with its first batch, not with
-    `iter`: Lightning sets the epoch between the two.
+    Batches that workers have only prefetched do not count. After its state is restored, the loader yields the rest
+    of that epoch; all other epochs start at their beginning. The epoch is read at the first batch, not in `iter`,
+    because Lightning sets it between the two.
 
-    `len` is always that of a whole epoch. PyTorch's global random state is left alone.
+    `len` is always the length of a whole epoch. The loader does not use PyTorch's global random state.
     """
 
     batch_sampler: EpochSampler
@@ -74,21 +74,21 @@ class ResumableLoader(DataLoader[Any]):
         return {"epoch": self._epoch, "batches": self._handed_out, "length": len(self)}
 
     def load_state_dict(self, state: LoaderState) -> None:
-        """Takes over the position in an epoch.
+        """Restores the position in an epoch.
 
         Raises:
-            UserError: it is the middle of an epoch of another length.
+            UserError: if it lies within an epoch of another length.
         """
         if 0 < state["batches"] < state["length"] != len(self):
             raise UserError(
-                f"The checkpoint lies {state['batches']} batches into an epoch of {state['length']}, but an "
+                f"The checkpoint was saved after {state['batches']} of {state['length']} batches of an epoch, but an "
                 f"epoch of this run has {len(self)}; continue with the same dataset, sampler and batch size."
             )
         self._epoch, self._handed_out, self._restored = state["epoch"], state["batches"], True
 
 
 class EvaluationLoader(DataLoader[Batch]):
-    """A loader whose lost processes end in a sentence."""
+    """A loader that raises `UserError` if it loses a worker process."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         return _received(super().__iter__())
@@ -104,18 +104,18 @@ def evaluation_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader[Batch]:
-    """Returns a loader of this process' share of a dataset, in order: items rank, rank + world_size, ...
+    """Returns a loader of this process's share of a dataset, in order: items rank, rank + world_size, ...
 
-    Over all processes every item comes exactly once. All have equally many batches, because DDP synchronises
-    buffers at each, but their shares may differ by one item. Whoever gathers them puts the rows in order
-    by `INDEX` and drops none.
+    Over all processes, every item comes exactly once. All processes have the same number of batches, because DDP
+    synchronises buffers at each batch; their shares may differ by one item. The code that gathers the rows sorts
+    them by `INDEX` and drops none.
 
     Args:
-        batch_size: the most items of a batch (one process may get one more where it is 1).
-        pin_memory: whether batches are to travel to a GPU.
+        batch_size: the most items in a batch (if it is 1, a process may get batches of 2).
+        pin_memory: whether batches will be copied to a GPU.
 
     Raises:
-        UserError: there are fewer items than processes.
+        UserError: if there are fewer items than processes.
     """
     items = len(dataset)  # type: ignore[arg-type]
     if items < world_size:
@@ -131,22 +131,22 @@ def evaluation_loader(
 
 
 def worker_processes(wanted: int | Literal["auto"], training_processes: int) -> int:
-    """Returns how many processes load beside each training process of a machine; ``auto``: the cores that are left.
+    """Returns the number of loading processes for each training process; ``auto`` uses the remaining cores, up to 8.
 
     Raises:
-        UserError: neither ``auto`` nor a number of processes.
+        UserError: if `wanted` is neither ``auto`` nor a number of processes.
     """
     if wanted != "auto" and (not isinstance(wanted, int) or wanted < 0):
         raise UserError(f"dataset.num_workers: {wanted} given, expected auto or a number of processes, 0 or more")
-    # Tokenizers' threads do not survive the fork of a worker; it warns unless told so.
+    # The tokenizers library warns about its threads when a worker forks, unless this is set.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return min(MOST_AUTO_WORKERS, suggested_max_num_workers(training_processes)) if wanted == "auto" else wanted
 
 
 def prepare_worker(worker: int) -> None:
-    """Makes a loading process leave signals to its parent, and end when a batch cannot be handed over.
+    """Makes a loading process leave signals to its parent, and end if it cannot send a batch.
 
-    Whoever waits for that batch would wait for ever.
+    Otherwise the training process would wait for this batch for ever.
     """
     leave_signals_to_parent()
 
@@ -158,10 +158,10 @@ def prepare_worker(worker: int) -> None:
 
 
 def _received(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Yields `batches` as loading processes hand them over.
+    """Yields `batches` from the loading processes.
 
     Raises:
-        UserError: one of these processes died, or this one cannot open what it hands over.
+        UserError: if a loading process died, or this process cannot open a batch that it sent.
     """
     try:
         yield from batches

@@ -1,4 +1,4 @@
-"""Which pairs make up a batch: random, or P persons x K pairs; the same however many processes share it."""
+"""Batch samplers: random pairs, or P persons x K pairs. Batches do not depend on the number of processes."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -23,21 +23,21 @@ class Draw(NamedTuple):
 
 
 class EpochSampler(ABC):
-    """Yields this process' share of every batch of an epoch, as lists of draws.
+    """A sampler that yields this process's share of every batch of an epoch, as lists of draws.
 
     Batches and seeds are a function of (seed, epoch) alone. Every process gets `batch_size / world_size`
     consecutive draws of each batch, so that the shares, gathered in order of rank, are the batch that a
-    single process would have seen.
+    single process would see.
 
     Args:
-        batches: batches of an epoch.
-        batch_size: pairs of a batch, over all processes.
-        seed: of the run.
-        rank, world_size: which share of how many.
+        batches: batches in an epoch.
+        batch_size: pairs in a batch, over all processes.
+        seed: seed of the run.
+        rank, world_size: number of this process, and of all processes.
 
     Attributes:
-        epoch: the epoch that is drawn.
-        start: how many batches of it are passed over (`ResumableLoader` continues an epoch with it).
+        epoch: the epoch to draw.
+        start: the number of batches to skip (`ResumableLoader` sets it to continue an epoch).
     """
 
     def __init__(self, batches: int, batch_size: int, *, seed: int, rank: int, world_size: int) -> None:
@@ -56,14 +56,14 @@ class EpochSampler(ABC):
 
     @property
     def sampler(self) -> "EpochSampler":
-        """Itself: Lightning calls `set_epoch` on the `sampler` of a batch sampler."""
+        """This sampler: Lightning calls `set_epoch` on the `sampler` of a batch sampler."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, the ones passed over included."""
+        """Returns the number of batches in a whole epoch, including skipped ones."""
         return self._batches
 
     def __iter__(self) -> Iterator[list[Draw]]:
@@ -80,14 +80,14 @@ class EpochSampler(ABC):
 
 
 class RandomSampler(EpochSampler):
-    """Batches of pairs in random order; every pair at most once in an epoch.
+    """A sampler of pairs in random order; every pair comes at most once in an epoch.
 
-    An incomplete last batch is dropped: its pairs differ from epoch to epoch. A set smaller than one batch
-    is one batch of all its pairs, rounded down to what can be shared out evenly.
+    An incomplete last batch is dropped; each epoch drops other pairs. A training set smaller than one batch gives
+    one batch of all its pairs, rounded down to a multiple of world_size.
 
     Args:
-        pairs: size of the training set.
-        batch_size, seed, rank, world_size: as for `EpochSampler`.
+        pairs: number of pairs in the training set.
+        batch_size, seed, rank, world_size: as in `EpochSampler`.
     """
 
     def __init__(self, pairs: int, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
@@ -104,15 +104,15 @@ class RandomSampler(EpochSampler):
 
 
 class StagedSampler(RandomSampler):
-    """Batches of the pairs of stage 1 in random order, then batches of those of stage 2; pairs of stage 0 never.
+    """A sampler of batches with stage-1 pairs in random order, then stage-2 pairs; stage-0 pairs are never used.
 
-    An epoch has as many batches as one of all pairs, whatever the stages, so that schedules know its length.
-    Pairs of stage 2 come at most once; those that do not fill a batch are left to another epoch. The pairs of
-    stage 1 take turns in the rest of the batches.
+    An epoch always has as many batches as an epoch of all pairs, so that schedules know its length. Stage-2 pairs
+    come at most once; pairs that do not fill a batch are skipped in this epoch. Stage-1 pairs fill all other batches
+    and repeat if necessary.
 
     Args:
-        stages: ``(N,)`` stage of each pair, read anew at the beginning of an epoch.
-        batch_size, seed, rank, world_size: as for `EpochSampler`.
+        stages: ``(N,)`` stage of each pair, read again at the beginning of each epoch.
+        batch_size, seed, rank, world_size: as in `EpochSampler`.
     """
 
     def __init__(self, stages: Indices, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
@@ -127,20 +127,19 @@ class StagedSampler(RandomSampler):
 
 
 class IdentitySampler(EpochSampler):
-    """Batches of P different persons with K pairs each.
+    """A sampler of batches with P different persons and K pairs of each.
 
-    A person with n pairs takes part in n/K batches of an epoch, rounded up or down at random, and in one at
-    least. Its pairs follow each other in a random cycle in which its images take turns, so that the K of a
-    batch show different images as far as the person has them; one pair comes twice only where it has fewer
-    than K. An epoch is the largest number of batches that can be filled with P different persons in this way,
-    about pairs / (P*K).
+    A person with n pairs is in n/K batches of an epoch, rounded up or down at random, but at least in one. Its pairs
+    come in a random cycle that alternates between its images, so that the K pairs of a batch show different images if
+    the person has enough. A pair comes twice in a batch only if the person has fewer than K pairs. An epoch is the
+    largest number of batches that can be filled with P different persons in this way, about pairs / (P*K).
 
     Args:
         pids: ``(N,)`` person of each pair, numbered from 0 without gaps.
         images: ``(N,)`` image of each pair, numbered from 0 without gaps.
         batch_size: P*K.
         num_instance: K.
-        seed, rank, world_size: as for `EpochSampler`.
+        seed, rank, world_size: as in `EpochSampler`.
     """
 
     def __init__(
@@ -175,8 +174,8 @@ class IdentitySampler(EpochSampler):
         super().__init__(batches, batch_size, seed=seed, rank=rank, world_size=world_size)
 
     def _indices(self, rng: np.random.Generator) -> Indices:
-        # Persons in random order lie in a row, each as often as it takes part; place j goes to batch j mod N.
-        # A person lies in at most N neighbouring places, so a batch never has it twice (McNaughton's rule).
+        # Each person stands in a row as often as it has batches; place j of the row goes to batch j mod N.
+        # A person has at most N neighbouring places, so a batch never has it twice (McNaughton's rule).
         persons = rng.permutation(len(self._sizes))
         turns = np.diff(np.cumsum(self._due[persons]) // self._instances, prepend=0)
         row = np.repeat(persons, turns)[: self._batches * self._persons]
@@ -188,7 +187,7 @@ class IdentitySampler(EpochSampler):
         return rng.permutation(batches).reshape(self._batches, -1)
 
     def _cycles(self, rng: np.random.Generator) -> Indices:
-        """Returns all pairs ``(N,)``, person by person, the person's images taking turns in random order."""
+        """Returns all pairs ``(N,)``, person by person, alternating between the person's images in random order."""
         order = rng.permutation(len(self._images))
         order = order[np.argsort(self._images[order], kind="stable")]
         lap = _count_within_runs(self._images[order])
@@ -208,16 +207,16 @@ class Pairs(Protocol):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the batches of a training are made up.
+    """The settings of batch sampling in training.
 
     name: `random` pairs, or P persons x `num_instance` pairs (`identity`).
     num_instance: pairs of a person in a batch, for `identity`.
-    batch_size: pairs of a batch, over all processes.
-    seed: of the run.
-    with_pids: whether identities may be read; without, pairs come in stages.
+    batch_size: pairs in a batch, over all processes.
+    seed: seed of the run.
+    with_pids: whether identities may be read; if not, pairs come in stages.
 
     Raises:
-        UserError: no such name, or one that reads identities without them; no pairs.
+        UserError: if the name is unknown or needs identities that may not be read, or a number is below 1.
     """
 
     name: str
@@ -240,9 +239,9 @@ class Sampling:
         """Returns the sampler of a process.
 
         Args:
-            pairs: of the training set.
-            stages: ``(N,)`` when each is trained; read where identities must not be.
-            rank, world_size: which process of how many.
+            pairs: the pairs of the training set.
+            stages: ``(N,)`` stage of each pair; used if identities may not be read.
+            rank, world_size: number of this process, and of all processes.
         """
         share = {"seed": self.seed, "rank": rank, "world_size": world_size}
         if not self.with_pids:
@@ -253,7 +252,7 @@ class Sampling:
 
 
 def _most_batches(due: Indices, batch_size: int, num_instance: int) -> int:
-    """Returns how many batches can be filled if person i gives due[i] pairs, at most num_instance to each."""
+    """Returns the number of batches that can be filled if person i gives due[i] pairs, up to num_instance to each."""
     batches = int(due.sum()) // batch_size
     while (filled := int(np.minimum(due, batches * num_instance).sum()) // batch_size) < batches:
         batches = filled
@@ -261,7 +260,7 @@ def _most_batches(due: Indices, batch_size: int, num_instance: int) -> int:
 
 
 def _count_within_runs(values: Indices) -> Indices:
-    """Returns ``(N,)`` how many equal neighbours stand directly before each value.
+    """Returns, for each value, the number of equal values directly before it. Shape: ``(N,)``.
 
     >>> _count_within_runs(np.array([7, 7, 7, 3, 3, 9])).tolist()
     [0, 1, 2, 0, 1, 0]

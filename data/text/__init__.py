@@ -1,1 +1,1 @@
-"""Captions: tokens, masking, words."""
+"""Captions: tokenising, masking, words."""

@@ -1,4 +1,4 @@
-"""Masked words, for losses that let a model predict them."""
+"""Masking of words, for losses in which the model predicts them."""
 
 from typing import Final, NamedTuple
 
@@ -15,10 +15,10 @@ _TO_MASK, _TO_RANDOM = 0.8, 0.9
 
 
 class MaskedTokens(NamedTuple):
-    """Tokens of which some are masked, and what is to be told.
+    """Masked tokens and the labels to predict.
 
-    labels: ``(B, L)``, the id that was there, elsewhere `NOT_PREDICTED`.
-    positions: ``(M,)``, where in the flattened labels the ids are.
+    labels: ``(B, L)``, the original id at masked positions, elsewhere `NOT_PREDICTED`.
+    positions: ``(M,)``, the indices of the M ids in the flattened labels.
     """
 
     tokens: Tokens
@@ -27,14 +27,14 @@ class MaskedTokens(NamedTuple):
 
 
 class Masker:
-    """Masks 15 % of a caption's words as BERT does: 80 % become the mask token, 10 % any word, 10 % stay.
+    """A masker that masks 15 % of a caption's words like BERT: 80 % become the mask token, 10 % any word, 10 % stay.
 
-    Source: IRRA (CVPR 2023), section 3.2. Special and padding tokens are never masked; at least one word of a
-    caption is, unless it has none.
+    Source: IRRA (CVPR 2023), section 3.2. Special and padding tokens are never masked. At least one word of a
+    caption is masked, unless it has none.
 
     Args:
-        tokenizer: a mask token is added to it where it has none, as id ``len(tokenizer)``.
-        mask_id: what the backbone was trained with as the mask token, whatever the tokenizer says.
+        tokenizer: if it has no mask token, one is added, with id ``len(tokenizer)``.
+        mask_id: the mask token that the backbone was trained with; replaces the tokenizer's.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, mask_id: int | None = None) -> None:
@@ -52,11 +52,11 @@ class Masker:
         return max(self.mask_id, int(self._words.max()))
 
     def __call__(self, tokens: Tokens, draws: Tensor) -> MaskedTokens:
-        """Returns the masked tokens and what they were, a function of its arguments alone.
+        """Returns masked tokens and labels; the result depends only on the arguments.
 
         Args:
-            tokens: of B captions.
-            draws: ``(B, 3, L)``, uniform in [0, 1): whether a position is masked, how, and by which word.
+            tokens: tokens of B captions.
+            draws: ``(B, 3, L)``, uniform in [0, 1): they decide whether a position is masked, how, and by which word.
         """
         ids = tokens.ids
         whether, how, which = draws.unbind(1)

@@ -1,4 +1,4 @@
-"""Captions to token ids."""
+"""Conversion of captions to token ids."""
 
 import html
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ from utils.errors import UserError, library_errors
 
 
 class TokenCounts(NamedTuple):
-    """How many captions have more tokens than are read, the most tokens of one, and the largest id."""
+    """The number of captions with too many tokens, the most tokens in a caption, and the largest token id."""
 
     cut: int
     longest: int
@@ -25,10 +25,10 @@ class TokenCounts(NamedTuple):
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """Returns the tokenizer that lies in a backbone's folder; code that the folder names is not run.
+    """Returns the tokenizer in a backbone's folder; never runs code that the folder names.
 
     Raises:
-        UserError: there is none, or one that cannot tokenize and pad.
+        UserError: if there is none, or it cannot tokenize and pad.
     """
     if not Path(folder).is_dir():
         raise UserError(f"The tokenizer folder {folder} does not exist; `uv run prepare_checkpoints.py` fills one.")
@@ -44,26 +44,26 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 
 
 def clean_caption(caption: str) -> str:
-    """Returns a caption as OpenAI's CLIP reads it: mojibake, quotes, ligatures, wide letters, HTML escapes made plain.
+    """Returns a caption cleaned as in OpenAI's CLIP: mojibake, quotes, ligatures, wide letters and HTML escapes.
 
-    Source: `basic_clean` and `whitespace_clean` of CLIP (Radford et al., ICML 2021); transformers' tokenizer leaves
-    them out from version 5 on.
+    Source: `basic_clean` and `whitespace_clean` of CLIP (Radford et al., ICML 2021); transformers' tokenizer does not
+    do this since version 5.
 
     >>> clean_caption("a man\u2019s \ufb01tted T-shirt &amp; cap")
     "a man's fitted T-shirt & cap"
     """
     if caption.isascii() and caption.isprintable() and "&" not in caption:
-        return caption  # as nearly all are; ftfy takes half a millisecond to find out
+        return caption  # nearly all captions; ftfy would take half a millisecond for each
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(caption))).split())
 
 
 def clean_for(tokenizer: PreTrainedTokenizerBase, captions: Iterable[str]) -> tuple[str, ...]:
-    """Returns captions as a tokenizer expects them: CLIP's those of `clean_caption`, any other those of the file."""
+    """Returns captions as the tokenizer expects them: by `clean_caption` for CLIP, unchanged for other tokenizers."""
     return tuple(map(clean_caption, captions) if isinstance(tokenizer, CLIPTokenizer) else captions)
 
 
 def clean_dataset(dataset: DatasetSplits, tokenizer: PreTrainedTokenizerBase) -> DatasetSplits:
-    """Returns the dataset with its captions as of `clean_for`: what words are deleted of, what is masked and shown."""
+    """Returns the dataset with captions cleaned by `clean_for`, for augmentation, masking and display."""
     records: dict[str, Any] = {
         split: [record._replace(captions=clean_for(tokenizer, record.captions)) for record in getattr(dataset, split)]
         for split in SPLITS
@@ -72,15 +72,15 @@ def clean_dataset(dataset: DatasetSplits, tokenizer: PreTrainedTokenizerBase) ->
 
 
 class Tokenize:
-    """Turns captions into ids of exactly `max_length` tokens: longer ones are cut, shorter ones padded.
+    """A function that turns captions into exactly `max_length` token ids: it cuts longer ones and pads shorter ones.
 
-    Always the full length: SigLIP attends to its padding, so that padding to the longest of a batch would
-    change the embeddings. Captions that were counted are remembered and not tokenised again.
+    It always pads to the full length: SigLIP attends to padding, so padding to the longest caption of a batch would
+    change the embeddings. Captions that `count` has seen are stored and not tokenised again.
 
     Args:
-        tokenizer: of a backbone.
-        max_length: tokens that the backbone reads.
-        cleaned: whether captions are as of `clean_for` already; others become so here.
+        tokenizer: the backbone's tokenizer.
+        max_length: number of tokens that the backbone reads.
+        cleaned: whether captions were already cleaned by `clean_for`; if not, this class cleans them.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, *, cleaned: bool = False) -> None:
@@ -109,7 +109,7 @@ class Tokenize:
         return Tokens(encoded["input_ids"], encoded["attention_mask"].bool())
 
     def count(self, captions: Sequence[str]) -> TokenCounts:
-        """Returns what the tokens of these captions come to before they are cut; remembers them."""
+        """Returns the counts of these captions' tokens before they are cut, and stores the tokens."""
         encoded = self.tokenizer(self._texts(captions), verbose=False)["input_ids"]
         lengths = [len(ids) for ids in encoded]
         self._remember(dict(zip(captions, encoded, strict=True)))
@@ -125,14 +125,14 @@ class Tokenize:
     def _remember(self, encoded: dict[str, list[int]]) -> None:
         new = {caption: ids for caption, ids in encoded.items() if caption not in self._rows}
         long = [caption for caption, ids in new.items() if len(ids) > self.max_length]
-        if long:  # where to cut is for the tokenizer to say, which keeps the end token
+        if long:  # the tokenizer cuts, because it keeps the end token
             new |= zip(long, self._tokenized(long).ids.tolist(), strict=True)
         self._rows |= {caption: row for row, caption in enumerate(new, start=len(self._rows))}
         parts = zip(self._remembered, self._padded(list(new.values())), strict=True)
         self._remembered = Tokens(*map(torch.cat, parts))
 
     def _padded(self, encoded: Sequence[list[int]]) -> Tokens:
-        """Returns captions of at most `max_length` tokens as the tokenizer itself pads them: ``(N, max_length)``."""
+        """Returns captions of up to `max_length` tokens, padded as the tokenizer pads. Shape: ``(N, max_length)``."""
         ids = torch.full((len(encoded), self.max_length), self.tokenizer.pad_token_id)
         mask = torch.zeros_like(ids, dtype=torch.bool)
         for row, tokens in enumerate(encoded):

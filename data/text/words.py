@@ -1,23 +1,23 @@
-"""The words behind token ids, for what shows a caption word by word."""
+"""Words of token ids, for pictures that show a caption word by word."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-STARTS, END = ("▁", "Ġ"), "</w>"  # how SentencePiece and byte-level BPE, and how CLIP mark the bounds of a word
+STARTS, END = ("▁", "Ġ"), "</w>"  # word starts in SentencePiece and byte-level BPE; word end in CLIP
 PART_OF_A_LETTER = "\N{REPLACEMENT CHARACTER}"
 
 
 class Word(NamedTuple):
-    """A word, and where in the sequence its tokens are."""
+    """A word, and the positions of its tokens in the sequence."""
 
     text: str
     positions: list[int]
 
 
 def words_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[Word]:
-    """Returns the words of token ids ``(L,)`` in their order, without special tokens, padding and punctuation."""
+    """Returns the words of token ids ``(L,)`` in order, without special tokens, padding and punctuation."""
     tokens = tokenizer.convert_ids_to_tokens(list(ids))
     groups: list[list[int]] = []
     inside = False
@@ -42,9 +42,9 @@ def words_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[Wor
 
 
 def rarest(words: Sequence[Word], captions: Sequence[str], most: int = 8) -> list[Word]:
-    """Returns at most `most` different words in their order: those that the fewest of `captions` contain.
+    """Returns up to `most` different words in their order: the words that the fewest `captions` contain.
 
-    What is rare tells one person from another; it needs no list of stop words in any language.
+    Rare words distinguish persons, and this needs no list of stop words for any language.
     """
     lowered = [caption.lower() for caption in captions]
     different = list({word.text.lower(): word for word in reversed(words)}.items())
@@ -53,5 +53,5 @@ def rarest(words: Sequence[Word], captions: Sequence[str], most: int = 8) -> lis
 
 
 def _spells(text: str) -> bool:
-    """Whether there is a letter or a digit in the text of a token, or a part of one."""
+    """Returns whether a token's text has a letter, a digit, or a part of one."""
     return any(letter.isalnum() or letter == PART_OF_A_LETTER for letter in text)

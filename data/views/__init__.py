@@ -1,1 +1,1 @@
-"""Views: what a loss sees of an image and a caption."""
+"""Views: the versions of an image and a caption that losses use."""

@@ -1,8 +1,8 @@
-"""Random changes of images and captions, composed in `config/aug/`.
+"""Random augmentation of images and captions, composed in `config/aug/`.
 
-Images are uint8 ``(3, H, W)`` before and after, on any device. Everything random is drawn from torch's CPU random
-state, so that a seed fixes a sample wherever it is made. torchvision's transforms do so too, but for the few that draw
-pixels, such as ``RandomErasing(value="random")`` and ``GaussianNoise``: with those, set ``dataset.augment_on=worker``.
+Images are uint8 ``(3, H, W)`` before and after, on any device. All random numbers come from torch's CPU random state,
+so that a seed gives the same sample on every device. torchvision's transforms do the same, except the few that draw
+pixels, such as ``RandomErasing(value="random")`` and ``GaussianNoise``; for them, set ``dataset.augment_on=worker``.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,14 +19,14 @@ Transforms = Sequence[Callable[[Any], Any]]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A choice of `config/aug/`: the transforms of each view, applied one after the other.
+    """An option of `config/aug/`: the transforms of each view, applied in order.
 
-    An empty list leaves the view as it is; None says that this choice does not offer the view.
+    An empty list leaves the view unchanged; None means that this option does not provide the view.
 
-    name: the choice.
-    image: of the plain view of an image; image_aug: of its stronger view; image_ss: of each of the two views
-        that self-supervision compares.
-    text: of a caption, before it is tokenised.
+    name: the option.
+    image: transforms of an image's plain view. image_aug: of its strongly augmented view. image_ss: of each of the
+        two views for self-supervision.
+    text: transforms of a caption, before it is tokenised.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Augmentation:
 
 
 class RandomSubset:
-    """Applies `k` different transforms of a pool, drawn anew for every image (TBPS-CLIP, AAAI 2024).
+    """A transform that applies `k` different transforms of a pool, drawn for every image (TBPS-CLIP, AAAI 2024).
 
     Shape: ``(3, H, W) -> (3, H, W)``.
     """
@@ -55,14 +55,14 @@ class RandomSubset:
 
 
 class RandomResizedCrop:
-    """Cuts out a random part of an image and resizes it back to the image's own size.
+    """A transform that crops a random part of an image and resizes it to the image's size.
 
-    torchvision's transform of this name draws the aspect ratio in pixels: around 1, so that it would cut the
-    head and the feet off every upright person. Here `ratio` is relative to the image's own aspect.
+    torchvision's transform of this name draws aspect ratios around 1 in pixels, so it would cut off the head and
+    feet of every standing person. Here `ratio` is relative to the image's aspect ratio.
 
     Args:
-        scale: range of the share of the area that is kept.
-        ratio: range of the aspect of the part (width by height) relative to that of the image.
+        scale: range of the share of the image's area that is kept.
+        ratio: range of the part's aspect ratio (width / height), divided by the image's.
 
     Shape: ``(3, H, W) -> (3, H, W)``.
     """
@@ -83,7 +83,7 @@ class RandomResizedCrop:
 
 
 class RandomWordDeletion:
-    """Deletes each word of a caption with probability `p`; one word at least stays."""
+    """A transform that deletes each word of a caption with probability `p`; at least one word stays."""
 
     def __init__(self, p: float) -> None:
         self.p = p
@@ -96,10 +96,10 @@ class RandomWordDeletion:
 
 
 class RandomWordSwap:
-    """Exchanges neighbouring words of a caption, each pair of neighbours with probability `p`.
+    """A transform that swaps neighbouring words of a caption, each pair of neighbours with probability `p`.
 
-    EDA (Wei and Zou, EMNLP 2019) exchanges words at any distance. That would turn "red shirt, blue trousers"
-    into "blue shirt, red trousers", which is another person; neighbours mostly keep what belongs together.
+    EDA (Wei and Zou, EMNLP 2019) swaps words at any distance. This could turn "red shirt, blue trousers" into "blue
+    shirt, red trousers", which describes another person. Swaps of neighbours mostly keep the meaning.
     """
 
     def __init__(self, p: float) -> None:

@@ -1,4 +1,4 @@
-"""Builds the views of a pair that the losses ask for, and nothing else."""
+"""Building of a pair's views: only those that the losses need."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,19 +23,19 @@ PROVIDED_BY: Final = {
 
 
 class Views:
-    """Builds the asked-for views of (image, caption) pairs, random by the seed of a pair and by nothing else.
+    """A builder of the needed views of (image, caption) pairs; a pair's seed alone determines their randomness.
 
-    Images and captions draw from independent halves of the 63 bits of a seed, so that they can be augmented in
-    different places. All text views are of the same augmented caption. What is masked of it is settled when a
-    batch is tokenised; here it is drawn.
+    Images and captions use different bits of the 63-bit seed, so that they can be augmented in different processes
+    or devices. All text views come from the same augmented caption. This class draws the random numbers for masking;
+    the masker uses them after the batch is tokenised.
 
     Args:
         needs: names of views (`data.batch.VIEWS`).
         text_length: tokens of a caption.
-        augmentation: what provides them.
+        augmentation: the transforms of the views.
 
     Raises:
-        UserError: a view that the augmentation does not offer.
+        UserError: if the augmentation does not provide a view.
     """
 
     def __init__(self, needs: Collection[str], text_length: int, augmentation: Augmentation) -> None:
@@ -46,12 +46,12 @@ class Views:
 
     @property
     def need_image(self) -> bool:
-        """Whether any of them is an image view."""
+        """Whether an image view is needed."""
         return bool(self._images)
 
     @property
     def image_count(self) -> int:
-        """How many of them are image views."""
+        """The number of needed image views."""
         return len(self._images)
 
     def of_image(self, image: Tensor, seed: int) -> dict[str, Tensor]:
@@ -60,17 +60,17 @@ class Views:
             return {view: _apply(transforms, image) for view, transforms in self._images.items()}
 
     def of_images(self, images: Tensor, seeds: Sequence[int]) -> dict[str, Tensor]:
-        """Returns image view -> uint8 ``(B, 3, H, W)``, each row what `of_image` gives.
+        """Returns image view -> uint8 ``(B, 3, H, W)``; each row is the result of `of_image`.
 
         Args:
             images: uint8 ``(B, 3, H, W)``.
-            seeds: of each.
+            seeds: the seed of each image.
         """
         rows = [self.of_image(image, seed) for image, seed in zip(images, seeds, strict=True)]
         return {view: torch.stack([row[view] for row in rows]) for view in self._images}
 
     def of_caption(self, caption: str, seed: int) -> dict[str, Tensor | str]:
-        """Returns text view -> text, and `MASK_DRAWS` with `TEXT_MASKED`."""
+        """Returns text view -> text, and `MASK_DRAWS` if `TEXT_MASKED` is needed."""
         views: dict[str, Tensor | str] = {}
         with _seeded(seed >> 32):
             if self._texts:
@@ -82,9 +82,9 @@ class Views:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Makes the CPU random state that of the low 32 bits of `seed`, all that PyTorch's generator takes, for a while."""
+    """Seeds the CPU random state inside the block with the low 32 bits of `seed`; PyTorch's generator uses no more."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reset the GPUs
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
         yield
 
 

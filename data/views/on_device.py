@@ -1,4 +1,4 @@
-"""Builds image views on the device of training, beside what it is busy with."""
+"""Building of image views on the training device, in parallel with the training step."""
 
 import torch
 from torch import Tensor
@@ -8,13 +8,13 @@ from data.views.build import Views
 
 
 class DeviceViews:
-    """Replaces the `SOURCE` and `SEEDS` of a batch by the image views, built on a device.
+    """A function that replaces `SOURCE` and `SEEDS` of a batch by the image views, built on a device.
 
-    On a GPU the images travel and the views are made on a stream of their own. Some transforms wait for small tensors
-    of theirs to arrive there; on the stream of training they would wait for the whole step before.
+    On a GPU it copies the images and builds the views on a separate stream. Some transforms wait until small tensors
+    are copied to the GPU; on the training stream they would wait for the whole previous step.
 
     Args:
-        views: builds them.
+        views: builds the views.
     """
 
     def __init__(self, views: Views) -> None:
@@ -22,7 +22,7 @@ class DeviceViews:
         self._stream: torch.cuda.Stream | None = None
 
     def __call__(self, batch: Batch, device: torch.device) -> Batch:
-        """Returns the batch with image views on `device` in the place of what they are made of; the rest as it is."""
+        """Returns the batch with image views on `device` in place of `SOURCE` and `SEEDS`; other entries stay."""
         if SOURCE not in batch:
             return batch
         rest = {key: value for key, value in batch.items() if key not in (SOURCE, SEEDS)}
@@ -37,5 +37,5 @@ class DeviceViews:
             made = self._views.of_images(images.to(device, non_blocking=True), seeds)
         training.wait_stream(self._stream)
         for view in made.values():
-            view.record_stream(training)  # so that its memory is not given away while training reads it
+            view.record_stream(training)  # so that its memory is not reused while training reads it
         return made

@@ -178,7 +178,7 @@ def test_folds_leave_held_out_identities_alone(tmp_path: Path) -> None:
         ({"fold_id": -1}, r"dataset\.fold_id=-1 does not exist"),
         ({"val_identities": 10}, r"dataset\.val_identities=10 cannot be held out of the 10 train identities"),
         ({"val_identities": 0}, r"expected 1 to 9"),
-        ({"val_identities": 2, "val_protocol": "paper"}, r"val_identities=2 has nothing to do"),
+        ({"val_identities": 2, "val_protocol": "paper"}, r"val_identities=2 has no effect"),
         ({"val_protocol": "papers"}, r"val_protocol=papers is unknown.*Did you mean 'paper'"),
     ],
 )
@@ -190,7 +190,7 @@ def test_arguments_out_of_range_are_named(tmp_path: Path, arguments: dict[str, A
 
 def test_holding_out_has_nothing_to_do_where_the_file_has_a_validation_split(tmp_path: Path) -> None:
     write(tmp_path, "rstpreid", {"train": range(5), "val": range(5, 7), "test": range(7, 9)})
-    with pytest.raises(UserError, match=r"val_identities=2 has nothing to do because rstpreid .* its own"):
+    with pytest.raises(UserError, match=r"val_identities=2 has no effect because rstpreid .* its own"):
         read_dataset("rstpreid", tmp_path, val_identities=2)
 
 

@@ -227,7 +227,7 @@ def test_images_that_training_can_read_but_not_learn_from_are_named(
     printed = capsys.readouterr().out
     assert "images of one color: 4" in printed
     assert "can be trained on" not in printed
-    assert printed.endswith("Training would go through, but look at the 6 odd images first (see the warnings).\n")
+    assert printed.endswith("Training would work, but look at the 6 odd images first (see the warnings).\n")
 
 
 def test_sizes_are_those_of_upright_images(tmp_path: Path, entries: Entries) -> None:
@@ -251,7 +251,7 @@ def test_names_that_are_spelled_otherwise_are_told(tmp_path: Path, entries: Entr
     report = examine("cuhk_pedes", tmp_path)
     assert report["respelled"] == {"CAM_A\\1_0.PNG": "cam_a/1_0.png", "MARKET\\1_1.PNG": "Market/1_1.png"}
     assert report["warnings"][-1] == (
-        "image paths spelled otherwise on disk: 2 "
+        "image paths spelled differently on disk: 2 "
         r"('cam_a/1_0.png for CAM_A\\1_0.PNG', 'Market/1_1.png for MARKET\\1_1.PNG')"
     )
     folder = tmp_path / "CUHK-PEDES" / "imgs"

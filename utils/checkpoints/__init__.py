@@ -1,1 +1,1 @@
-"""Checkpoints: writing, reading, checking, and room on the disk for them."""
+"""Checkpoints: writing, reading, checking, and disk errors."""

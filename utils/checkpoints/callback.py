@@ -26,26 +26,26 @@ _BEST: Final = re.compile(r"best-\d+(-v\d+)?\.ckpt")
 
 
 class Validation(NamedTuple):
-    """A validation that no checkpoint knows of yet."""
+    """A validation result that is not in a checkpoint yet."""
 
     epoch: int
     score: float
 
 
 class Checkpoints(Checkpoint):
-    """Keeps `folder`/last.ckpt, from which ``ckpt_path=last`` continues, and best-NNN.ckpt, NNN being the epoch.
+    """A callback that writes `folder`/last.ckpt, for ``ckpt_path=last``, and best-NNN.ckpt, where NNN is the epoch.
 
-    Only last.ckpt counts, and it names the best file. A new best one is written first, beside the old one, then
-    last.ckpt, and then what it does not name is removed. So a kill undoes the end of an epoch, or does not.
+    last.ckpt stores the name of the best file. The callback writes a new best file beside the old one, then last.ckpt,
+    and then removes best files that last.ckpt does not name. So a kill leaves either the old or the new state.
 
-    Checkpoints are saved where nothing is half done: before a batch, when the batch before is trained, logged and
-    validated, or between epochs, before pseudo labels are found.
+    It saves only when no step is incomplete: before a batch, after the previous batch was trained, logged and
+    validated; or between epochs, before clustering makes the pseudo labels.
 
     Args:
-        folder: where they lie.
-        every_n_steps: also save within an epoch, every so many optimizer steps; 0: after each epoch only.
-        monitor: the logged figure that tells the best one.
-        mode: "max" where more of it is better, or "min".
+        folder: the folder of the checkpoints.
+        every_n_steps: also save within an epoch, after this number of optimizer steps; 0: only after each epoch.
+        monitor: the logged metric that decides which checkpoint is best.
+        mode: "max" if a higher value is better, else "min".
     """
 
     def __init__(self, folder: str, every_n_steps: int = 0, monitor: str = "val/t2i/R1", mode: str = "max") -> None:
@@ -54,19 +54,19 @@ class Checkpoints(Checkpoint):
         self._every_n_steps = every_n_steps
         self._monitor = monitor
         self._sign = 1 if mode == "max" else -1
-        self.best_model_path = ""  # Lightning's name of it; empty while there is none
+        self.best_model_path = ""  # the name that Lightning uses; empty if there is no best file yet
         self._best_score = float("nan")
         self._validation: Validation | None = None
-        self._is_unsaved = False  # whether something was begun that last.ckpt does not know of
+        self._is_unsaved = False  # whether a batch or validation began after last.ckpt was written
         self._is_due = False
-        self._step = 0  # when that batch began
+        self._step = 0  # global step at which the last batch began
         self._rows: int | None = None
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         state = checkpoint.get(STATE) or _state_of_older(checkpoint)
         if not _is_state(state):
             raise UserError(
-                f"ckpt_path: {trainer.ckpt_path} names no best checkpoint as trainer.py does; start a new run"
+                f"ckpt_path: {trainer.ckpt_path} does not name its best checkpoint as trainer.py does; start a new run"
             )
         self._rows = state.get("rows")
         if state.get("best"):
@@ -80,7 +80,7 @@ class Checkpoints(Checkpoint):
         self._tidy(trainer)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._tidy(trainer)  # nothing was left to train
+        self._tidy(trainer)  # in case training had no steps left
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._save_between_batches(trainer, is_end=True)
@@ -89,7 +89,7 @@ class Checkpoints(Checkpoint):
         self._save_between_batches(trainer, is_end=True)
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        # After some of its restarts Lightning is one step ahead here, and would log figures at the wrong step.
+        # After some restarts Lightning's counter is one too high here, and metrics would be logged at the wrong step.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         self._save_between_batches(trainer)
         self._step = trainer.global_step
@@ -106,11 +106,11 @@ class Checkpoints(Checkpoint):
         figures = trainer.callback_metrics
         if self._monitor not in figures:
             raise UserError(
-                f"callbacks.last.monitor: {self._monitor} is not among the figures of a validation."
+                f"callbacks.last.monitor: {self._monitor} is not a metric of the validation."
                 f"{nearest(self._monitor, set(figures))} Choose one that begins with val/"
             )
         self._validation = Validation(trainer.current_epoch, float(figures[self._monitor]))
-        self._hold()  # perhaps the first that a continued run has done
+        self._hold()  # a continued run may begin with a validation
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         settle(checkpoint, batches_per_epoch=trainer.num_training_batches, validation_due=trainer.validating)
@@ -129,18 +129,18 @@ class Checkpoints(Checkpoint):
         stopping.hold()
 
     def _has_stepped(self, trainer: L.Trainer) -> bool:
-        """Whether the batch before has ended in an optimizer step that last.ckpt does not know of."""
+        """Returns whether the previous batch ended in an optimizer step that last.ckpt does not include."""
         return self._is_unsaved and trainer.global_step > self._step
 
     def _save_between_batches(self, trainer: L.Trainer, *, is_end: bool = False) -> None:
-        """Saves what is due; ends the process where a signal has asked for it."""
+        """Saves the checkpoints that are due, and ends the process if a signal has asked for it."""
         if not self._is_unsaved:
             return
         if self._validation is not None:
             self._save_best(trainer, self._validation)
             self._validation, self._is_due = None, True
         if not (is_end or self._has_stepped(trainer)):
-            return  # gradients have been accumulated, which no checkpoint holds
+            return  # checkpoints do not store accumulated gradients
         is_to_stop = _is_to_stop(trainer)
         is_nth = self._every_n_steps > 0 and trainer.global_step % self._every_n_steps == 0
         if is_end or is_nth or self._is_due or is_to_stop:
@@ -149,7 +149,7 @@ class Checkpoints(Checkpoint):
             raise Stopped(stopping.received or signal.SIGTERM)
 
     def _save_best(self, trainer: L.Trainer, validation: Validation) -> None:
-        """Saves the model as the best one if `validation` found it better."""
+        """Saves the model as the best one if its score in `validation` is better."""
         if self.best_model_path and not self._sign * (validation.score - self._best_score) > 0:
             return
         self._best_score = validation.score
@@ -158,7 +158,7 @@ class Checkpoints(Checkpoint):
 
     def _save_last(self, trainer: L.Trainer) -> None:
         best = Path(self.best_model_path)
-        if self.best_model_path and best.parent != self._folder:  # the run was continued in another folder
+        if self.best_model_path and best.parent != self._folder:  # the run continues in another folder
             self.best_model_path = str(self._folder / best.name)
             if trainer.is_global_zero:
                 with whole_file(self._folder / best.name) as file, best.open("rb") as source:
@@ -187,7 +187,7 @@ class Checkpoints(Checkpoint):
         self.best_model_path = str(found[0])
 
     def _tidy(self, trainer: L.Trainer) -> None:
-        """Removes what a killed run has left after the checkpoint that is continued."""
+        """Removes what a killed run wrote after the checkpoint that is continued."""
         if trainer.is_global_zero and trainer.ckpt_path is not None:
             csv = _csv_logger(trainer)
             if csv is not None and self._rows is not None:
@@ -199,13 +199,13 @@ class Checkpoints(Checkpoint):
 
 
 def _is_to_stop(trainer: L.Trainer) -> bool:
-    """Whether a signal has asked one of the run's processes to end."""
+    """Returns whether a signal has asked one of the run's processes to end."""
     received = stopping.received is not None
     return trainer.strategy.reduce_boolean_decision(received, all=False) if trainer.world_size > 1 else received
 
 
 def _has_stopped(callback: Callback) -> bool:
-    """Whether early stopping, as it was restored, had ended the training."""
+    """Returns whether the restored early stopping had already ended the training."""
     if not isinstance(callback, EarlyStopping) or callback.stopping_reason == EarlyStoppingReason.NOT_STOPPED:
         return False
     is_patient = callback.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED
@@ -213,13 +213,13 @@ def _has_stopped(callback: Callback) -> bool:
 
 
 def _free_name(folder: Path, epoch: int) -> Path:
-    """Returns the name of a new best file; none that is there is written over."""
+    """Returns the path of a new best file that does not exist yet."""
     names = (f"best-{epoch:03d}{version}.ckpt" for version in chain([""], (f"-v{n}" for n in count(1))))
     return next(folder / name for name in names if not (folder / name).exists())
 
 
 def _is_state(state: Any) -> bool:
-    """Whether what a file holds is what `Checkpoints` writes: the name of a best file, its score, a count of rows."""
+    """Returns whether `state` is what `Checkpoints` writes: the name of a best file, its score, a number of rows."""
     if not isinstance(state, dict):
         return False
     best, score, rows = state.get("best", ""), state.get("score", 0.0), state.get("rows")
@@ -233,7 +233,7 @@ def _csv_logger(trainer: L.Trainer) -> AppendingCSVLogger | None:
 
 
 def _state_of_older(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Returns what a checkpoint from the time of Lightning's `ModelCheckpoint` knows of the best one."""
+    """Returns the best file and score from an older checkpoint, written with Lightning's `ModelCheckpoint`."""
     for key, state in checkpoint.get("callbacks", {}).items():
         path, score = state.get("best_model_path"), state.get("best_model_score")
         if key.startswith("ModelCheckpoint") and path and isinstance(path, str) and isinstance(score, Tensor):

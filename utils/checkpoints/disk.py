@@ -1,7 +1,7 @@
-"""Files and folders that appear whole or not at all, and what a dead process leaves of them.
+"""Atomic writing of files and folders, and removal of unfinished files that dead processes left.
 
-What is unfinished is called ``.NAME.TOKEN.unfinished`` and locked by its writer. A lock vanishes with its process,
-however that ends: what can be locked was left behind, and whoever writes beside it next removes it.
+An unfinished file is called ``.NAME.TOKEN.unfinished`` and locked by its writer. The lock ends with the writer's
+process. So an unfinished file that can be locked has no writer any more, and the next write beside it removes it.
 """
 
 import fcntl
@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 UNFINISHED: Final = ".unfinished"
-FOLDER: Final = ".d"  # ends the name of an unfinished folder, which lies beside the file that is its lock
+FOLDER: Final = ".d"  # suffix of an unfinished folder; its lock is the file beside it, without this suffix
 
 
 @contextmanager
 def whole_file(target: Path) -> Iterator[BinaryIO]:
-    """Yields a file to write. It takes the place of `target`, safely on disk, where the block ends without an error."""
+    """Yields a file to write. If the block ends without an error, the file is synced to disk and replaces `target`."""
     path, file = _locked_file(target)
     with file:
         try:
@@ -35,7 +35,7 @@ def whole_file(target: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def scratch_folder(target: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `target`, to build in and to rename from; it is gone when the block ends."""
+    """Yields an empty folder beside `target` to prepare files in; removes it when the block ends."""
     lock, file = _locked_file(target)
     folder = _folder_of(lock)
     with file:
@@ -47,33 +47,33 @@ def scratch_folder(target: Path) -> Iterator[Path]:
 
 
 def write_whole(target: Path, text: str) -> None:
-    """Writes `text` to `target`, which then has all of it or what it had before."""
+    """Writes `text` to `target` atomically: if the write fails, the file keeps its old content."""
     with whole_file(target) as file:
         file.write(text.encode("utf-8"))
 
 
 def sweep(folder: Path) -> None:
-    """Removes what dead processes left unfinished in `folder`."""
+    """Removes unfinished files and folders of dead processes in `folder`."""
     for path in folder.glob(f".*{UNFINISHED}"):
-        with suppress(OSError), path.open("r+b") as file:  # refused: its writer lives, or it is not ours to remove
+        with suppress(OSError), path.open("r+b") as file:  # error: its writer is alive, or we lack permission
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _remove(path)
 
 
 def sync_folder(folder: Path) -> None:
-    """Brings the names of the files in `folder` safely to disk."""
+    """Syncs the directory entries of `folder` to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some network file systems cannot
+        with suppress(OSError):  # some network file systems do not support it
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def why_not_written(error: BaseException, folder: Path) -> str:
-    """Returns what the operating system says of a failed write in `folder`, and how much room is left there.
+    """Returns the operating system's reason for a failed write in `folder`, and the free space there.
 
-    Libraries raise errors of their own when a write fails; the system's is what they were raised from or after.
+    Libraries raise their own errors when a write fails; the system's error is among the causes.
     """
     found: BaseException | None = error
     while found is not None and not isinstance(found, OSError):
@@ -95,11 +95,11 @@ def _locked_file(target: Path) -> tuple[Path, BinaryIO]:
     while True:
         path = target.with_name(f".{target.name}.{secrets.token_hex(4)}{UNFINISHED}")
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), "r+b")
-        with suppress(OSError):  # a file system without locks: nothing is ever swept there
+        with suppress(OSError):  # on a file system without locks, `sweep` removes nothing
             fcntl.flock(file, fcntl.LOCK_EX)
         if os.fstat(file.fileno()).st_nlink:
             return path, file
-        file.close()  # a sweeping process was faster than the lock
+        file.close()  # another process removed it before the lock
 
 
 def _folder_of(lock: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Checkpoint folders in Hugging Face format: what one has to hold, and how one is copied."""
+"""Checkpoint folders in Hugging Face format: checking, reading and copying."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ _PROJECTION: Final = "visual_projection.weight"
 
 
 class IncompleteError(UserError):
-    """A checkpoint folder that lacks a file or has a damaged one."""
+    """A checkpoint folder with a missing or damaged file."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What tells one dual encoder from another; None stands for any number.
+    """The numbers that distinguish dual encoders; None matches any number.
 
-    text_width, vision_width: hidden sizes of the towers. patch: side of an image patch in pixels, or of the first
-    convolution of a ResNet. vocab: rows of the token table.
+    text_width, vision_width: hidden sizes of the towers. patch: side of an image patch in pixels, or the kernel size
+    of a ResNet's first convolution. vocab: rows of the token table.
     """
 
     model_type: str
@@ -61,7 +61,7 @@ class Architecture:
 
     @classmethod
     def described(cls, backbone: Mapping[str, Any]) -> Self:
-        """Returns what the YAML of a backbone asks of its folder; the tokens of one that is made are not known."""
+        """Returns the architecture in a backbone's YAML; `vocab` is None for a backbone made from scratch."""
         description = backbone["description"]
         text, vision = (description["architecture"].get(f"{tower}_config", {}) for tower in ("text", "vision"))
         vocab = text.get("vocab_size") if description["repository"] else None
@@ -69,7 +69,7 @@ class Architecture:
         return cls(backbone["family"], *sizes, vocab)
 
     def fits(self, found: Architecture) -> bool:
-        """Returns whether all numbers that are not None are those of `found`."""
+        """Returns whether all numbers that are not None equal the numbers of `found`."""
         return all(mine in (None, other) for mine, other in zip(astuple(self), astuple(found), strict=True))
 
     def __str__(self) -> str:
@@ -81,7 +81,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Returns the JSON object in one of the small files of a checkpoint.
 
     Raises:
-        IncompleteError: absent, damaged, or something else.
+        IncompleteError: if the file is absent, damaged, too large or not a JSON object.
     """
     if not path.is_file():
         raise IncompleteError(f"{path} does not exist")
@@ -101,18 +101,18 @@ def read_json(path: Path) -> dict[str, Any]:
 def check_folder(
     folder: Path, expected: Architecture, *, weights: Path | None = None, source: Path | None = None
 ) -> None:
-    """Returns None if `folder` is a whole checkpoint of the architecture.
+    """Checks that `folder` is a complete checkpoint of the architecture.
 
-    Looks at the configs, at header and length of the weights, for a vocabulary and, where the folder was
-    downloaded, at the SHA-256 of every file.
+    It checks the configs, the header and length of the weights, the vocabulary and, if the folder was downloaded,
+    the SHA-256 of every file.
 
     Args:
         weights: the safetensors file, if it is not the one in `folder`.
-        source: what errors name, if that is not `folder`.
+        source: the path that error messages name instead of `folder`.
 
     Raises:
-        IncompleteError: a file is missing or damaged.
-        UserError: another architecture.
+        IncompleteError: if a file is missing or damaged.
+        UserError: if the checkpoint has another architecture.
     """
     configs = {name: read_json(folder / name) for name in CONFIGS}
     found = _architecture(weights or folder / WEIGHTS, str(configs["config.json"].get("model_type")))
@@ -131,7 +131,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Returns what `write_record` left in `folder` (repo, revision, ``sha256`` by file name), or nothing."""
+    """Returns the record that `write_record` wrote in `folder` (repo, revision, ``sha256`` by file name), or {}."""
     if not (folder / RECORD).is_file():
         return {}
     record = read_json(folder / RECORD)
@@ -142,19 +142,19 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def read_interpolation(folder: Path) -> str:
-    """Returns how images are resized for the backbone in `folder`, as its preprocessor_config.json says.
+    """Returns the interpolation with which images are resized, from preprocessor_config.json in `folder`.
 
-    That is what dataset.interpolation stands for where it is null. Where the file says nothing it is bicubic, as in
-    the pre-training of CLIP and SigLIP.
+    dataset.interpolation=null uses this value. If the file has none, it is bicubic, as in the pre-training of CLIP
+    and SigLIP.
 
     Raises:
-        UserError: the file is absent, damaged, or says neither bilinear nor bicubic.
+        UserError: if the file is absent, damaged, or names neither bilinear nor bicubic.
     """
     advice = "fill the folder again with 'uv run prepare_checkpoints.py', or set dataset.interpolation"
     try:
         resample = read_json(folder / CONFIGS[1]).get("resample")
     except IncompleteError as error:
-        raise UserError(f"{error}, so how images are to be resized is not known; {advice}") from error
+        raise UserError(f"{error}, so the interpolation of images is unknown; {advice}") from error
     if resample is None:
         return "bicubic"
     if type(resample) is not int or resample not in RESAMPLE:
@@ -165,16 +165,16 @@ def read_interpolation(folder: Path) -> str:
 
 
 def write_record(folder: Path, *, repo: str, revision: str, files: list[str]) -> None:
-    """Notes where the files of `folder` came from and what they hash to."""
+    """Writes the origin and the SHA-256 of the files of `folder` to `RECORD`."""
     sha256 = {name: sha256_of(folder / name) for name in sorted(files)}
     record = {"repo": repo, "revision": revision, "sha256": sha256}
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def copy_folder(source: Path, folder: Path, expected: Architecture) -> None:
-    """Copies the checkpoint in `source` to `folder` after checking that it is one of the architecture.
+    """Checks that the checkpoint in `source` has the expected architecture and copies it to `folder`.
 
-    A folder that only has ``pytorch_model.bin`` is converted, without executing anything in it.
+    If `source` has only ``pytorch_model.bin``, it is converted without executing anything in it.
     """
     if not source.is_dir():
         raise UserError(f"there is no folder {source}; --from takes a folder that save_pretrained wrote")
@@ -191,7 +191,7 @@ def copy_folder(source: Path, folder: Path, expected: Architecture) -> None:
 
 
 def move_in(staging: Path, folder: Path) -> None:
-    """Moves all files of `staging` into `folder`, weights last, so that a folder with weights is whole."""
+    """Moves all files of `staging` into `folder`, weights last, so that a folder with weights is complete."""
     folder.mkdir(exist_ok=True)
     (folder / RECORD).unlink(missing_ok=True)
     make_way(folder / WEIGHTS)
@@ -200,14 +200,14 @@ def move_in(staging: Path, folder: Path) -> None:
 
 
 def copy_small_files(source: Path, folder: Path) -> None:
-    """Copies configs and tokenizer, whatever of them `source` has, into `folder`."""
+    """Copies the config and tokenizer files that `source` has into `folder`."""
     for name in SMALL_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
 
 
 def make_way(path: Path) -> None:
-    """Renames weights that are whole before others take their place, so that nobody's training is lost."""
+    """Renames intact weights before other weights replace them, so that no training is lost."""
     if path.name != WEIGHTS or not path.is_file():
         return
     try:
@@ -220,7 +220,7 @@ def make_way(path: Path) -> None:
 
 
 def to_safetensors(pickled: Path, target: Path) -> None:
-    """Writes the tensors of a ``pytorch_model.bin`` to `target`; refuses one that holds anything else."""
+    """Writes the tensors of a ``pytorch_model.bin`` to `target`; raises `UserError` if it holds anything else."""
     import torch
     from safetensors.torch import save_file
 

@@ -1,4 +1,4 @@
-"""What a checkpoint has to hold, so that whoever uses one needs no checks of his own."""
+"""The schema of a checkpoint: after these checks, other code needs no checks."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from utils.checkpoints.tensor_files import UnreadableError
 
 CONFIG: Final = {"backbone": dict, "head": dict, "lora": dict, "loss": dict, "img_size_str": str, "seed": int}
 NAMED: Final = ("backbone", "lora", "loss")
-STATE: Final = "checkpoints"  # key of what the callback that writes checkpoints keeps in them
+STATE: Final = "checkpoints"  # key of the checkpoint callback's own state
 PROGRESS: Final = {
     "epoch": int,
     "global_step": int,
@@ -24,8 +24,8 @@ PROGRESS: Final = {
     "optimizer_states": list,
     "lr_schedulers": list,
 }
-LARGEST: Final = 2**53  # number of a step, a rate, ...
-MOST_OPTIONS: Final = 10_000  # of a config; the largest that this project composes has 400
+LARGEST: Final = 2**53  # limit on numbers such as a step or a rate
+MOST_OPTIONS: Final = 10_000  # in a config; the largest config of this project has 400
 DEEPEST_OPTION: Final = 20
 LONGEST_OPTION: Final = 10_000  # characters
 _LOADER: Final = {"epoch": 0, "batches": 0, "length": 0}
@@ -42,10 +42,10 @@ _WORDS: Final[Mapping[type, str]] = {
 
 
 class Checkpoint(TypedDict):
-    """What this project reads of a checkpoint; what else lies in it is Lightning's.
+    """The part of a checkpoint that this project reads; the rest is Lightning's.
 
-    state_dict: tensors by name. config: the options that it was trained with: plain values by names, with all that
-    `CONFIG` lists. Where there are an epoch and a global_step, they are whole numbers.
+    state_dict: tensors by name. config: the options of its training: plain values by name, with at least the keys of
+    `CONFIG`. epoch and global_step are whole numbers if they exist.
     """
 
     state_dict: dict[str, Tensor]
@@ -53,10 +53,10 @@ class Checkpoint(TypedDict):
 
 
 def checked(content: Any) -> Checkpoint:
-    """Returns `content`, read from a file, if it can be used as a checkpoint.
+    """Returns `content`, read from a file, if it is a valid checkpoint.
 
     Raises:
-        UnreadableError: something is missing, or of another kind.
+        UnreadableError: if an entry is missing or has the wrong type.
     """
     _check_entries(content, "it", {"state_dict": dict, "config": dict})
     _check_entries(content, "it", {key: PROGRESS[key] for key in ("epoch", "global_step") if key in content})
@@ -70,22 +70,22 @@ def checked(content: Any) -> Checkpoint:
 
 
 def check_progress(content: Mapping[str, Any]) -> None:
-    """Passes if a checkpoint has what continuing needs beside its weights.
+    """Checks that a checkpoint has all entries, besides its weights, that are needed to continue training.
 
     Raises:
-        UnreadableError: something is missing, or of another kind.
+        UnreadableError: if an entry is missing or has the wrong type.
     """
     _check_entries(content, "it", PROGRESS)
     version = content["pytorch-lightning_version"]
     if re.fullmatch(r"2\.\d+\.\w+", version) is None:
-        raise UnreadableError(f"it is of Lightning {version}, expected one of Lightning 2")
+        raise UnreadableError(f"it was written by Lightning {version}, expected Lightning 2")
 
 
 def check_restorable(content: Mapping[str, Any], trainer: L.Trainer) -> None:
-    """Passes if what a checkpoint restores besides weights is of the kinds that `trainer` itself would save.
+    """Checks that all state in a checkpoint, besides its weights, has the types that `trainer` itself would save.
 
     Raises:
-        UnreadableError: one part is not.
+        UnreadableError: if one part has not.
     """
     check_progress(content)
     position = content["loops"].get("fit_loop")
@@ -106,10 +106,10 @@ def check_restorable(content: Mapping[str, Any], trainer: L.Trainer) -> None:
 
 
 def check_moments(state: Mapping[Any, Any], optimizer: Optimizer) -> None:
-    """Passes if the state of each parameter in a checkpoint is one that `optimizer` keeps of it.
+    """Checks that each parameter's state in a checkpoint has the form that `optimizer` uses.
 
     Raises:
-        UnreadableError: one is not.
+        UnreadableError: if one has not.
     """
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     for number, moments in state.items():
@@ -121,7 +121,7 @@ def check_moments(state: Mapping[Any, Any], optimizer: Optimizer) -> None:
 
 
 def _check_best(state: Any) -> None:
-    """Passes if the checkpoint callback's state names a file beside last.ckpt, its score and a number of rows."""
+    """Checks that the checkpoint callback's state has a file name without folders, its score and a number of rows."""
     _check_entries(state, f"{STATE!r} of it", {"best": str})
     if os.path.basename(state["best"]) != state["best"] or state["best"] in (".", ".."):
         raise UnreadableError(f"its best checkpoint is {state['best']}, expected a name without folders")
@@ -132,7 +132,7 @@ def _check_best(state: Any) -> None:
 
 
 def _check_groups(states: list[Any]) -> None:
-    """Passes if the groups of one optimizer are told as torch tells them."""
+    """Checks that there is one optimizer state, with parameter groups in torch's format."""
     _check_like(states, [{"state": {}}], "optimizer_states")
     _check_entries(states[0], "its 'optimizer_states'", {"param_groups": list})
     for number, group in enumerate(states[0]["param_groups"]):
@@ -147,12 +147,12 @@ def _check_groups(states: list[Any]) -> None:
 
 
 def _check_entries(content: Any, what: str, kinds: Mapping[Any, type]) -> None:
-    """Passes if `content` is a dict with these keys, all of them texts, and values of these kinds."""
+    """Checks that `content` is a dict with these keys, which must be strings, and with values of these types."""
     if not isinstance(content, dict):
         raise UnreadableError(f"{what} is {_kind_of(content)}, expected names and values")
     for key, kind in kinds.items():
         if not isinstance(key, str):
-            raise UnreadableError(f"{what} has {_kind_of(key)} for a name")
+            raise UnreadableError(f"{what} has {_kind_of(key)} as a name")
         if key not in content:
             raise UnreadableError(f"{what} has no {key!r}")
         value = content[key]
@@ -162,7 +162,7 @@ def _check_entries(content: Any, what: str, kinds: Mapping[Any, type]) -> None:
 
 
 def _check_options(config: dict[str, Any]) -> None:
-    """Passes if a config holds plain values by names, and not more than anyone would write."""
+    """Checks that a config holds only plain values by name, within the limits on size and depth."""
     waiting: list[tuple[str, Any, int]] = [("config", config, 0)]
     for _ in range(MOST_OPTIONS):
         if not waiting:
@@ -172,17 +172,17 @@ def _check_options(config: dict[str, Any]) -> None:
             break
         if isinstance(value, dict):
             if not all(isinstance(key, str) for key in value):
-                raise UnreadableError(f"{where!r} of its 'config' has names that are no text")
+                raise UnreadableError(f"{where!r} of its 'config' has names that are not texts")
             waiting += [(key, inner, depth + 1) for key, inner in value.items()]
         elif isinstance(value, list):
             waiting += [(where, inner, depth + 1) for inner in value]
         elif value is not None and not isinstance(value, bool | int | float | str):
             raise UnreadableError(f"{where!r} of its 'config' is {_kind_of(value)}, expected a plain value")
-    raise UnreadableError("its 'config' is larger than any that trainer.py writes")
+    raise UnreadableError("its 'config' is larger than any config that trainer.py writes")
 
 
 def _check_like(content: Any, own: Any, where: str) -> None:
-    """Passes if `content` has all that `own` has, each of the same kind, length and shape; it may have more names."""
+    """Checks that `content` has all entries of `own`, with the same type, length and shape; it may have more keys."""
     if isinstance(own, dict):
         if not isinstance(content, dict):
             raise _unlike(where, content, "names and values")

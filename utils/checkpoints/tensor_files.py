@@ -1,4 +1,4 @@
-"""Files of tensors from anywhere: read within limits and without executing anything."""
+"""Reading of tensor files from untrusted sources: within limits and without executing anything."""
 
 import pickle
 import pickletools
@@ -15,27 +15,27 @@ from torch import Tensor
 
 from utils.errors import UserError, first_line
 
-ARCHIVE: Final = b"PK\x03\x04"  # what torch.save writes
-OLD_ARCHIVE: Final = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # what it wrote before PyTorch 1.6
-MOST_VALUES: Final = 1_000_000  # in one file; a training state of 1,000 tensors has some 10,000
+ARCHIVE: Final = b"PK\x03\x04"  # first bytes of a file of torch.save
+OLD_ARCHIVE: Final = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the same before PyTorch 1.6
+MOST_VALUES: Final = 1_000_000  # in one file; a training state of 1,000 tensors has about 10,000
 DEEPEST_TUPLE: Final = 20
-PICKLES: Final = 4  # in an old archive: its number, its version, the machine's sizes, and what was saved
-SHARING: Final = 4  # how many times larger than their file tensors may be, because some share their memory
+PICKLES: Final = 4  # in an old archive: magic number, version, sizes of the machine's types, content
+SHARING: Final = 4  # tensors may be so many times larger than their file, because some share memory
 _CODE = re.compile(r"GLOBAL ([\w.]+)|(?:function|but got) (?:<\w+ )?(.+)")
 
 
 class UnreadableError(Exception):
-    """Why a file cannot be read: a clause that follows its name."""
+    """A file that cannot be read; the message is the reason, as a clause after the file's name."""
 
 
 def read_pickled(path: Path, harmless: Sequence[Any] = ()) -> Any:
-    """Returns what torch.save wrote to `path`, on the CPU: tensors, and plain values around them.
+    """Returns what torch.save wrote to `path`, on the CPU: tensors and plain values.
 
     Args:
-        harmless: classes that may lie beside the tensors, as for `torch.serialization.safe_globals`.
+        harmless: classes that the file may contain besides tensors, as for `torch.serialization.safe_globals`.
 
     Raises:
-        UnreadableError: damaged, of another kind, larger inside than outside, or code would have to run.
+        UnreadableError: if the file is damaged, of another format, larger than its size when unpacked, or needs code.
     """
     try:
         size = path.stat().st_size
@@ -57,7 +57,7 @@ def read_pickled(path: Path, harmless: Sequence[Any] = ()) -> Any:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UnreadableError:
         raise
-    except Exception as error:  # garbage makes the unpickler raise anything
+    except Exception as error:  # damaged data can make the unpickler raise any error
         raise UnreadableError(_why(error)) from error
     _check_values(content, size)
     return content
@@ -67,7 +67,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Returns the tensors of a safetensors file by name.
 
     Raises:
-        UnreadableError: absent, damaged, or of another kind.
+        UnreadableError: if the file is absent, damaged, or of another format.
     """
     if not path.is_file():
         raise UnreadableError("there is no such file")
@@ -75,17 +75,17 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     except Exception as error:
-        raise UnreadableError(f"it is damaged or no safetensors file: {first_line(error)}") from error
+        raise UnreadableError(f"it is damaged or not a safetensors file: {first_line(error)}") from error
 
 
 def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
-    """Passes if no weight is NaN or infinite.
+    """Checks that no weight is NaN or infinite.
 
     Args:
-        source: what errors begin with: the option that named the file, and the file.
+        source: the option and the file, which the error message begins with.
 
     Raises:
-        UserError: one is; names the first.
+        UserError: for the first weight that is.
     """
     for name, tensor in weights.items():
         if not tensor.is_floating_point() or not tensor.numel():
@@ -93,8 +93,8 @@ def check_finite(weights: Mapping[str, Tensor], source: str) -> None:
         ends = (tensor.float() if tensor.element_size() == 1 else tensor).aminmax()
         if not torch.stack(ends).isfinite().all():
             raise UserError(
-                f"{source} holds NaN or infinite weights, the first in {name!r}: a training that had diverged, or "
-                "a damaged file; take an earlier or another one"
+                f"{source} holds NaN or infinite weights, the first in {name!r}: its training diverged, or it is "
+                "damaged; use an earlier or another one"
             )
 
 
@@ -104,15 +104,15 @@ def _check_start(start: bytes) -> None:
     if start.startswith((ARCHIVE, OLD_ARCHIVE)):
         return
     if start.startswith(b"\x80"):
-        raise UnreadableError("it is a pickle of another kind, which only executing code from it could read: refused")
-    raise UnreadableError("it is damaged or no file that torch.save wrote")
+        raise UnreadableError("it is another kind of pickle, which cannot be read without executing its code: refused")
+    raise UnreadableError("it is damaged or not a file of torch.save")
 
 
 def check_members(archive: zipfile.ZipFile, size: int) -> None:
-    """Passes if an archive of `size` bytes is no larger inside than outside: torch.save compresses nothing.
+    """Checks that the members of an archive have at most `size` bytes together: torch.save does not compress.
 
     Raises:
-        UnreadableError: it is.
+        UnreadableError: if they have more.
     """
     inside = sum(member.file_size for member in archive.infolist())
     if inside > size:
@@ -120,9 +120,9 @@ def check_members(archive: zipfile.ZipFile, size: int) -> None:
 
 
 def _check_nesting(file: IO[bytes]) -> None:
-    """Refuses a pickle of tuples within tuples: used as a key, each level doubles the time that Python takes for it.
+    """Raises `UnreadableError` for deeply nested tuples: as dict keys, each level doubles the time to hash them.
 
-    Follows only how deep in tuples each value on the unpickler's stack is.
+    It tracks only the tuple depth of each value on the unpickler's stack.
     """
     stack: list[int] = []
     marks: list[int] = []
@@ -145,7 +145,7 @@ def _check_nesting(file: IO[bytes]) -> None:
 
 
 def _check_values(content: Any, size: int) -> None:
-    """Refuses tensors that are no plain ones with data, or larger than their file, and nests without an end."""
+    """Raises `UnreadableError` for tensors that are special, without data or too large, and for too many values."""
     room = SHARING * size
     for number, value in enumerate(_values(content)):
         if number == MOST_VALUES:
@@ -156,7 +156,7 @@ def _check_values(content: Any, size: int) -> None:
             raise UnreadableError("it holds a tensor of a special kind; expected plain ones with their data")
         room -= value.numel() * value.element_size()
         if room < 0:
-            raise UnreadableError(f"it has {size:,} bytes, but claims tensors of many more")
+            raise UnreadableError(f"it has {size:,} bytes, but claims tensors with more")
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -164,7 +164,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _values(content: Any) -> Iterator[Any]:
-    """Yields `content` and everything inside of it; never ends if it contains itself."""
+    """Yields `content` and all values inside it; never ends if it contains itself."""
     waiting = [content]
     while waiting:
         value = waiting.pop()
@@ -176,13 +176,13 @@ def _values(content: Any) -> Iterator[Any]:
 
 
 def _why(error: Exception) -> str:
-    """Returns the cause without PyTorch's advice to execute the file after all."""
+    """Returns the reason, without PyTorch's advice to load the file with code execution."""
     text = str(error)
     if "TorchScript" in text or "constants.pkl" in text:
         return "it is a TorchScript archive"
     if isinstance(error, pickle.UnpicklingError) and (found := _CODE.search(text)):
         name = next(filter(None, found.groups())).split()[0]
-        return f"it holds {name}, which only executing code from it could rebuild: refused"
+        return f"it holds {name}, which cannot be rebuilt without executing its code: refused"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return "it is damaged, cut short or no file that torch.save wrote"
+    return "it is damaged, cut short or not a file of torch.save"

@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, read without executing anything, proven to be as they were written."""
+"""Checkpoint files: atomic writing, reading without executing anything, checks against damage."""
 
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from utils.errors import UserError, first_line
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames, so that a full disk or a kill leaves the previous file intact."""
+    """A checkpoint writer that writes a new file and renames it, so a full disk or a kill keeps the previous file."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         target = Path(path)
@@ -42,7 +42,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """Returns the content of a checkpoint that `trainer.py` wrote, on the CPU. Never unpickles code.
 
     Raises:
-        UserError: no such file, damaged, of another program, or weights that are not finite.
+        UserError: if the file is absent, damaged or from another program, or its weights are not finite.
     """
     path = Path(path)
     if not path.is_file():
@@ -56,18 +56,18 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         ) from error
     check_finite(checkpoint["state_dict"], f"ckpt_path: {path}")
     if not is_checked:
-        print(f"note    {path} has no checksums: whether it is damaged cannot be told", flush=True)
+        print(f"note    {path} has no checksums, so damage cannot be detected", flush=True)
     return checkpoint
 
 
 def check_intact(path: Path) -> bool:
-    """Returns whether the checksums in a file of `torch.save` were compared; one of before 2020 has none.
+    """Checks the checksums in a file of `torch.save`; returns False if it has none, as files from before 2020.
 
-    The file is a zip archive: it has a CRC-32 for each of its records, which `torch.load` does not look at. Of all
-    that stands outside of records only a folder's mark goes unnoticed by both: `torch.load` then reads garbage.
+    The file is a zip archive with a CRC-32 for each record, which `torch.load` does not check. Neither check notices
+    a record that is wrongly marked as a folder, which `torch.load` reads as garbage; so this function checks the mark.
 
     Raises:
-        UserError: a byte has changed, or the file is cut.
+        UserError: if a byte has changed, or the file is cut short.
     """
     with path.open("rb") as file:
         if file.read(len(ARCHIVE)) != ARCHIVE and not zipfile.is_zipfile(path):
@@ -77,18 +77,18 @@ def check_intact(path: Path) -> bool:
             check_members(archive, path.stat().st_size)
             record = archive.testzip() or next((m.filename for m in archive.infolist() if m.external_attr), None)
             damage = record and f"its record {record} is not what was written"
-    except Exception as error:  # damaged headers make it raise anything
+    except Exception as error:  # damaged headers can raise any error
         damage = first_line(error)
     if damage:
         raise UserError(
-            f"{path} is damaged ({damage}); copy it again from where it is whole, or take another checkpoint of the run"
+            f"{path} is damaged ({damage}); copy it again from an intact copy, or use another checkpoint of the run"
         )
     return True
 
 
 @contextmanager
 def refused_to_continue(path: str | Path | None) -> Iterator[None]:
-    """Turns what a checkpoint lacks for continuing into one sentence."""
+    """Turns an `UnreadableError` into a `UserError` that says why a checkpoint cannot be continued."""
     try:
         yield
     except UnreadableError as error:
@@ -99,13 +99,13 @@ def refused_to_continue(path: str | Path | None) -> Iterator[None]:
 
 
 def encoder_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Returns the weights of the encoder alone, without losses and their classifiers."""
+    """Returns the weights of the encoder only, without the losses' classifiers and other parameters."""
     prefix = "encoder."
     return {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
 
 
 def frozen_names(module: nn.Module) -> set[str]:
-    """Names of the parameters that are not trained: their values come from the backbone's folder."""
+    """Returns the names of the parameters that are not trained; their values come from the backbone's folder."""
     return {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
 
 
@@ -113,7 +113,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], *, source: st
     """Loads `weights` into `module`; only frozen parameters may be missing, only `resizable` buffers may change length.
 
     Raises:
-        UserError: other names or shapes than the module's: a checkpoint of another architecture.
+        UserError: if names, shapes or types differ from the module's: the checkpoint has another architecture.
     """
     own = module.state_dict()
     missing = own.keys() - weights.keys() - frozen_names(module)
@@ -127,16 +127,16 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], *, source: st
     }
     retyped = {name for name in common if own[name].is_floating_point() != weights[name].is_floating_point()}
     problems = {
-        "lacks": missing,
-        "has in addition": unknown,
-        "has in another shape": reshaped,
-        "has in another kind of numbers": retyped,
+        "missing tensors": missing,
+        "unknown tensors": unknown,
+        "tensors of another shape": reshaped,
+        "tensors of another number type": retyped,
     }
     for problem, names in problems.items():
         if names:
             raise UserError(
-                f"ckpt_path: {source} is of another architecture: it {problem} {len(names)} of the model's "
-                f"tensors, the first {min(names)!r}; choose the backbone, head, lora, loss, pseudo_label and "
+                f"ckpt_path: {source} is of another architecture: {problem}: {len(names)}, the first "
+                f"{min(names)!r}; choose the backbone, head, lora, loss, pseudo_label and "
                 "img_size_str that it was trained with"
             )
     module.load_state_dict(dict(weights), strict=False)

@@ -1,1 +1,1 @@
-"""The command line: resolvers, checks, messages, folders of runs, jobs of a sweep."""
+"""The command line: resolvers, checks, messages, run folders, jobs of a multirun."""

@@ -1,4 +1,4 @@
-"""The command line before Hydra reads it: what only lacks quotes gets them, what Hydra cannot read is told in words."""
+"""Preparation of the command line for Hydra: missing quotes, and clear errors for what Hydra cannot read."""
 
 import re
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 
 from utils.errors import UserError
 
-# Keys whose value is a text or a path: where Hydra's grammar asks for quotes around it, they are added.
+# Keys whose value is a text or a path. `prepared` adds quotes where Hydra's grammar needs them.
 TEXTS: Final = (
     "backbone.folder",
     "ckpt_path",
@@ -30,14 +30,14 @@ _SIZE = re.compile(r"\d+\s*,\s*\d+")
 
 
 def prepared(arguments: Sequence[str], config_dir: Path) -> list[str]:
-    """Returns `arguments` with quotes where a text needs them, flags before overrides.
+    """Returns `arguments` with flags before overrides, and with quotes around texts that need them.
 
     Raises:
-        UserError: one that Hydra would not read, or read as something else; says how to write it.
+        UserError: if Hydra cannot read an argument, or would misread it; the message says how to write it.
     """
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
-    flags = parser._option_string_actions.keys() - {"--experimental-rerun"}  # it would load a pickle
+    flags = parser._option_string_actions.keys() - {"--experimental-rerun"}  # loads a pickle
     for place, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
         if flag.startswith("--") and flag not in flags:
@@ -65,7 +65,7 @@ def quoted(text: str | Path) -> str:
 def _prepared(text: str, config_dir: Path, multirun: bool) -> str:
     key, _, value = text.partition("=")
     if key == "img_size_str" and _SIZE.fullmatch(value):
-        return f"{key}={quoted(value)}"  # not a sweep over two numbers: neither is a size
+        return f"{key}={quoted(value)}"  # else Hydra reads a sweep over two numbers
     override = _parsed(text)
     is_sweep = isinstance(override, Override) and override.is_sweep_override() and not multirun
     if key.lstrip("+") in TEXTS and (is_sweep or not isinstance(override, Override)):
@@ -77,7 +77,7 @@ def _prepared(text: str, config_dir: Path, multirun: bool) -> str:
         )
     if is_sweep:
         raise UserError(
-            f"{text}: several values are a sweep: add -m; one list is {key}=[{value}], one text '{key}=\"{value}\"'"
+            f"{text}: several values need -m (a sweep); a list is {key}=[{value}], a text is '{key}=\"{value}\"'"
         )
     if text[0] == "+" and text[1] != "+" and key[1:].isidentifier() and (config_dir / key[1:]).is_dir():
         raise UserError(f"{text}: every config chooses {key[1:]} already; write {text[1:]}, without +")
@@ -85,7 +85,7 @@ def _prepared(text: str, config_dir: Path, multirun: bool) -> str:
 
 
 def _parsed(text: str) -> Override | str:
-    """Returns the override that `text` is, or why it is none."""
+    """Returns the override that `text` describes, or the reason why Hydra cannot parse it."""
     try:
         return OverridesParser.create().parse_override(text)
     except HydraException as error:
@@ -97,11 +97,11 @@ def _parsed(text: str) -> Override | str:
 def _no_override(overrides: Sequence[str], place: int, config_dir: Path) -> str:
     text = overrides[place]
     if (config_dir / f"{text}.yaml").is_file():
-        return f"{text}: a config is chosen with -cn {text}"
+        return f"{text}: choose a config with -cn {text}"
     value = next((word.lstrip("=") for word in overrides[place + 1 :] if word.lstrip("=")), "VALUE")
     told = f"{text}: an override is key=value without spaces, as in {text}={value}; flags are {FLAGS}"
     if place and "=" in overrides[place - 1]:
-        told += f"; where it belongs to the value before, quote both: '{overrides[place - 1]} {text}'"
+        told += f"; if it belongs to the previous value, quote both: '{overrides[place - 1]} {text}'"
     return told
 
 

@@ -1,4 +1,4 @@
-"""What `cfg.evaluation` names, built before the run begins, so that a name that does not exist costs no training."""
+"""Builders for the metrics, plots and re-ranker of `cfg.evaluation`. They run before training, so errors come early."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 def build_measures(evaluation: DictConfig) -> dict[str, Metric]:
-    """Returns the metrics by name; one that is null is left out."""
+    """Returns the metrics by name, without those set to null."""
     return _named(evaluation.metrics)
 
 
 def build_plots(evaluation: DictConfig) -> dict[str, Plot]:
-    """Returns the plots by name; one that is null is left out."""
+    """Returns the plots by name, without those set to null."""
     return _named(evaluation.plots)
 
 
 def build_reranker(evaluation: DictConfig) -> Reranker | None:
-    """Returns the re-ranker that `evaluation.rerank` names, None where it names none."""
+    """Returns the re-ranker that `evaluation.rerank` names, or None if it is "none"."""
     name = evaluation.rerank
     return None if name == "none" else instantiate(evaluation.rerankers[name])
 

@@ -1,4 +1,4 @@
-"""What Hydra has to say about a command line, as one sentence that names the nearest right key or option."""
+"""Hydra's errors as one sentence that names the nearest valid key or option."""
 
 import os
 import re
@@ -26,14 +26,14 @@ from utils.errors import UserError, fail, nearest
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException, UserError)
 _NOT_FOUND = re.compile(r"Could not find '([^']+)'")
 LAUNCHER_EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
-# Keys that other programs have -> what does the same here.
+# Keys of plain Lightning -> the option that does the same here.
 INSTEAD = {"trainer.fast_dev_run": "debug=fast", "trainer.overfit_batches": "debug=overfit"}
 _GPU_IS_FULL = (
     "the memory of the GPU is full: task=plan tells the largest dataset.batch_size that fits and what makes a step "
     "smaller, such as backbone.gradient_checkpointing=true or grad_cache.micro_batch=16; outside of training, lower "
     "dataset.eval_batch_size; nvidia-smi shows who else uses the GPU"
 )
-# What is raised as an error of Python's own: what it begins with -> what to say.
+# Errors raised as a standard Python type: how the message begins -> the sentence for the user.
 _FOREIGN = {
     **LOST_WORKERS,
     "CUDA out of memory": _GPU_IS_FULL,
@@ -41,7 +41,7 @@ _FOREIGN = {
     "CUDA error: CUBLAS_STATUS_ALLOC_FAILED": _GPU_IS_FULL,
     "Config group override must be": "a group, such as dataset or loss, takes the name of one of its options",
     "Only one of --": "--multirun, --cfg, --info and --run exclude each other: give one of them",
-    'Could not detect "srun"': "hydra/launcher=submitit_slurm: there is no srun here, so this is no machine of a SLURM "
+    'Could not detect "srun"': "hydra/launcher=submitit_slurm: there is no srun, so this machine is in no SLURM "
     "cluster; submit from one, or run the jobs here with hydra/launcher=joblib or hydra/launcher=submitit_local",
 }
 _NO_KEY = re.compile(r"Could not (?:override|delete from config\.|delete) '([^']+)'")
@@ -66,10 +66,10 @@ def hydra_errors_in_one_sentence(config_dir: Path, default_config: str) -> Itera
 
 @contextmanager
 def job_errors_in_one_sentence(cfg: DictConfig) -> Iterator[None]:
-    """Ends the process with one sentence and status 2 when a job cannot be done; in a sweep, the other jobs go on.
+    """Ends the process with one sentence and status 2 if a job fails. In a multirun, the other jobs go on.
 
     Raises:
-        UserError: the job is one of a sweep.
+        UserError: if the job belongs to a multirun.
     """
     try:
         yield
@@ -80,11 +80,11 @@ def job_errors_in_one_sentence(cfg: DictConfig) -> Iterator[None]:
             let_go(error)
             raise UserError(told) from error
         remove_if_empty(cfg.run_dir)
-        fail(told)  # before Hydra adds lines to it
+        fail(told)  # before Hydra adds lines of its own
 
 
 def sentence(error: BaseException, config_dir: Path, config_name: str, arguments: Sequence[str]) -> str:
-    """Returns what is wrong with `arguments` and the nearest thing that would be right."""
+    """Returns a sentence that says what is wrong with `arguments` and names the nearest valid key or option."""
     if (told := _in_a_part(error)) is not None:
         return told
     text = str(error)
@@ -104,17 +104,17 @@ def sentence(error: BaseException, config_dir: Path, config_name: str, arguments
     if match := _NO_KEY.match(text):
         key = match[1]
         if key in INSTEAD:
-            return f"{key}: the config has no such key; {INSTEAD[key]} does it here"
+            return f"{key}: the config has no such key; use {INSTEAD[key]} instead"
         known = _known_keys(config_dir, config_name, arguments)
         return (
             f"{key}: the config has no such key.{_nearest_key(key, known)} See all keys with --cfg job; "
-            f"a key that is new on purpose is added with +{key}=..."
+            f"to add a new key on purpose, write +{key}=..."
         )
     return _all_lines(error) + "; see --cfg job for the composed config"
 
 
 def job_sentence(error: Exception) -> str | None:
-    """Returns the sentence for an error of the running job, None where it is a fault of the program."""
+    """Returns the sentence for an error that the user can mend, or None for a bug of the program."""
     if isinstance(error, CONFIG_ERRORS):
         return _in_a_part(error) or _first_line(error)
     if isinstance(error, OSError):
@@ -123,9 +123,9 @@ def job_sentence(error: Exception) -> str | None:
 
 
 def let_go(error: BaseException | None) -> None:
-    """Clears the variables of the functions that an error, and those behind it, came through.
+    """Clears the local variables in the tracebacks of an error and of its causes.
 
-    A sweep keeps the errors of its jobs, and with these variables a job's model and the memory of the GPU.
+    A multirun keeps the errors of its jobs. Without this, they would keep each job's model in GPU memory.
     """
     while error is not None:
         clear_frames(error.__traceback__)
@@ -133,7 +133,7 @@ def let_go(error: BaseException | None) -> None:
 
 
 def _in_a_part(error: BaseException) -> str | None:
-    """Returns what a part of the project or of the config has against its values, if that is what `error` is about."""
+    """Returns the sentence for a `UserError`, a missing value or a failed `instantiate`; None for other errors."""
     if (ours := user_error(error)) is not None:
         return str(ours)
     if isinstance(error, MissingMandatoryValue):
@@ -146,14 +146,14 @@ def _in_a_part(error: BaseException) -> str | None:
 
 
 def user_error(error: BaseException | None) -> UserError | None:
-    """Returns the `UserError` that `error` is or comes from, if there is one."""
+    """Returns the first `UserError` in the chain of `error` and its causes, or None."""
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
 
 
 def _known_keys(config_dir: Path, config_name: str, arguments: Sequence[str]) -> list[str]:
-    """Every dotted key of the config that the group choices among `arguments` compose."""
+    """Returns all dotted keys of the config that is composed with the group choices in `arguments`."""
     choices = [a for a in arguments if "=" in a and a[0] not in "-+~" and (config_dir / a.split("=")[0]).is_dir()]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
@@ -165,7 +165,7 @@ def _known_keys(config_dir: Path, config_name: str, arguments: Sequence[str]) ->
 
 
 def _nearest_key(key: str, known: Sequence[str]) -> str:
-    """Returns `nearest`; a key of the same name goes before one of similar letters, in the same group before all."""
+    """Returns the hint of `nearest`, but prefers keys with the same last part, first those of the same group."""
     group, name = key.split(".")[0], key.split(".")[-1]
     alike = [other for other in known if other.split(".")[-1] == name]
     alike = [other for other in alike if other.split(".")[0] == group] or alike
@@ -194,7 +194,7 @@ def _config_name(argv: list[str], default: str) -> str:
 
 
 def _all_lines(error: BaseException) -> str:
-    """Returns what Hydra says, with its advice, which stands in the lines after the first."""
+    """Returns all lines of Hydra's message in one line: the lines after the first hold its advice."""
     text = str(error).partition("Config search path")[0]
     return "; ".join(
         " ".join(line.split()).rstrip(";,.:") for line in text.splitlines() if line.strip()

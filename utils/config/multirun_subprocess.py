@@ -1,8 +1,8 @@
-"""A job of a multirun that takes several processes runs as a command of its own.
+"""Multi-process jobs of a multirun, each run as a separate command.
 
-Lightning starts the other processes of a job by repeating the command line. That of a multirun is the whole sweep, so
-every process would start the sweep again; and the processes of one job would still be joined when the next one begins.
-A command for each job has neither trouble, whatever Hydra's launcher is: its command line is that of the job alone.
+Lightning starts the other processes of a job by repeating the command line. In a multirun, the command line is the
+whole sweep, so every process would start the sweep again. The processes of one job would also still be connected when
+the next job begins. A separate command, whose command line is one job, avoids both problems with every launcher.
 """
 
 import json
@@ -27,21 +27,21 @@ OF_THE_SWEEP = ("hydra.mode=", "hydra.run.dir=")
 
 
 def started_by_others() -> bool:
-    """Whether torchrun or srun has started this process as one of several, or Lightning has."""
+    """Returns whether torchrun, srun or Lightning started this process as one of several."""
     return "LOCAL_RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
 
 
 def needs_own_command(trainer: DictConfig) -> bool:
-    """Whether this job is one of a multirun and Lightning is to start processes for it."""
+    """Returns whether this job belongs to a multirun and Lightning would start processes for it."""
     several = trainer.devices != 1 or trainer.num_nodes != 1
     return HydraConfig.get().mode == RunMode.MULTIRUN and several and not started_by_others()
 
 
 def run_own_command(script: Path) -> Any:
-    """Returns what `script` returns for this job, run as a command with the job's overrides in the job's folder.
+    """Runs `script` as a command with this job's overrides and in its folder; returns what the script returns.
 
     Raises:
-        UserError: it fails; it has said why.
+        UserError: if the command fails; it has printed the reason.
     """
     hydra = HydraConfig.get()
     with scratch_folder(Path(hydra.runtime.output_dir) / "returned") as folder:
@@ -60,7 +60,7 @@ def run_own_command(script: Path) -> Any:
 
 
 class SaveReturned(Callback):
-    """Writes what a job returned to `file`, from the first of its processes."""
+    """A callback that writes the job's return value to `file`, in the process with local rank 0."""
 
     def __init__(self, file: str) -> None:
         self._file = Path(file)
@@ -71,7 +71,7 @@ class SaveReturned(Callback):
 
 
 def _arguments(hydra: Any, returned: Path) -> list[str]:
-    """Returns the command line of the job alone."""
+    """Returns the command line of this single job."""
     places = [f"--config-dir={s.path}" for s in hydra.runtime.config_sources if s.provider == "command-line"]
     callback = f"{{_target_: {__name__}.SaveReturned, file: {quoted(returned)}}}"
     return [

@@ -1,4 +1,4 @@
-"""Values of the config that cannot be, found out before anything is made, drawn or logged."""
+"""Checks of the config's values, made before the run builds or logs anything."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from utils.errors import UserError, nearest
 
-# Whole numbers, and the least that each may be.
+# Keys of whole numbers -> the minimum.
 WHOLE: Final = {
     "seed": 0,
     "split_seed": 0,
@@ -24,28 +24,28 @@ WHOLE: Final = {
     "trainer.log_every_n_steps": 1,
     "trainer.num_nodes": 1,
 }
-# Numbers that may be words as well.
+# Keys that accept a number or a word.
 WORDS: Final = ("dataset.num_workers", "scheduler.warmup_epochs", "trainer.deterministic", "trainer.devices")
 LIMITS: Final = {"train": "limit_train_batches", "val": "limit_val_batches", "test": "limit_test_batches"}
-# Lightning's options that would leave a run without its records -> what does the same here.
+# Lightning options with which a run writes no records -> the option that does the same here.
 INSTEAD: Final = {"fast_dev_run": "debug=fast", "overfit_batches": "debug=overfit"}
 
 
 def check_options(cfg: DictConfig) -> None:
-    """Passes when the numbers of `cfg` can be those of its task.
+    """Checks that the values of `cfg` are valid for its task.
 
     Raises:
-        UserError: the first that cannot, with what was expected.
+        UserError: for the first invalid value; the message says what was expected.
     """
     for sentence in _wrong(cfg):
         raise UserError(sentence)
 
 
 def check_overrides(cfg: DictConfig) -> None:
-    """Passes when the command line gives numbers where the config has numbers, and options where it has options.
+    """Checks that each override has the type of the config's value: a number for a number, a group for a group.
 
     Raises:
-        UserError: the first override that does not, with what the config has.
+        UserError: for the first override of another type; the message says what the config has.
     """
     hydra = HydraConfig.get()
     given = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
@@ -70,10 +70,10 @@ def check_overrides(cfg: DictConfig) -> None:
 
 
 def limited(cfg: DictConfig, of_data: Sequence[str]) -> str:
-    """Returns what makes a run one to try things out, whose figures compare with no other; empty for a full run.
+    """Returns a text that says how this run is limited (its metrics are not comparable); empty for a full run.
 
     Args:
-        of_data: what was left out of the dataset.
+        of_data: texts that say what was left out of the dataset.
     """
     told = [] if cfg.debug is None else [f"debug={cfg.debug}"]
     batches = cfg.trainer.limit_train_batches
@@ -91,7 +91,7 @@ def _wrong(cfg: DictConfig) -> Iterator[str]:
             yield f"{key}: {_shown(value)} given, expected at least {least}, a whole number"
     for option, ours in INSTEAD.items():
         if option in cfg.trainer:
-            yield f"trainer.{option} would leave the run without checkpoint and table; {ours} does it here"
+            yield f"trainer.{option} would leave the run without checkpoint and table; use {ours} instead"
     for split, option in LIMITS.items():
         value = cfg.trainer[option]
         if (split == "test" or training) and value is not None and not _limit(value):

@@ -1,4 +1,4 @@
-"""Which recipe a run follows, and what of its primary config that leaves out."""
+"""The recipe that a run follows, and the settings of its primary config that this recipe replaces."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,10 +8,10 @@ from omegaconf import DictConfig, OmegaConf
 
 
 def describe_recipe(config_dir: Path, composed: DictConfig) -> str | None:
-    """Returns the line on the recipe that `experiment` chose, None without one or without a command line.
+    """Returns a line on the recipe that `experiment` chose, or None without a recipe or without a command line.
 
     Args:
-        composed: how the config was composed, see `utils.continuing.composed`; of a continued run, the checkpoint's.
+        composed: how the config was composed, see `utils.continuing.composed`; a continued run passes the checkpoint's.
     """
     chosen, primary = composed.choices.get("experiment"), composed.config
     if chosen is None:
@@ -25,7 +25,7 @@ def describe_recipe(config_dir: Path, composed: DictConfig) -> str | None:
 
 
 def _choices(file: Path) -> dict[str, str]:
-    """Returns the groups that the defaults list of `file` overrides, with their options; none of a file elsewhere."""
+    """Returns group -> option for each override in the defaults list of `file`; empty if there is no such file."""
     config: Any = OmegaConf.load(file) if file.is_file() else OmegaConf.create()
     items = [item for item in config.get("defaults", ()) if isinstance(item, DictConfig)]
     chosen = {str(key): str(value) for item in items for key, value in item.items()}

@@ -1,6 +1,6 @@
-"""Config resolvers, and what the config says of a run.
+"""Config resolvers, and the run's description from its config.
 
-Imports nothing heavy, so that --help and a misspelt key answer at once.
+Imports nothing heavy, so that --help and errors about misspelt keys appear at once.
 """
 
 import re
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from utils.config.run_folders import run_dir
 from utils.errors import UserError
 
-RunInfo = dict[str, Any]  # what tells a run from others
+RunInfo = dict[str, Any]  # the settings that distinguish a run from others
 
 _SIZE = re.compile(r"\(?\s*(\d+)\s*[x,]\s*(\d+)\s*\)?")
 
@@ -30,12 +30,12 @@ def parse_size(text: str, key: str = "img_size_str") -> list[int]:
 
 
 def run_info(cfg: DictConfig, *, language: str, val_is_test: bool, skipped: Mapping[str, int] | None = None) -> RunInfo:
-    """Returns what tells this run from others, in tables and on dashboards.
+    """Returns the settings that distinguish this run from others in tables and on dashboards.
 
     Args:
-        language: of the captions.
+        language: the language of the captions.
         val_is_test: whether the checkpoint is chosen on the test split.
-        skipped: split -> how many images were left out of it because they cannot be read.
+        skipped: split -> the number of its images that were left out because they cannot be read.
     """
     return {
         "strategy": cfg.loss.name,
@@ -50,6 +50,6 @@ def run_info(cfg: DictConfig, *, language: str, val_is_test: bool, skipped: Mapp
 
 
 def register_resolvers() -> None:
-    """Makes ``${parse_size:...}`` and ``${run_dir:...}`` known to OmegaConf."""
+    """Registers ``${parse_size:...}`` and ``${run_dir:...}`` with OmegaConf."""
     OmegaConf.register_new_resolver("parse_size", parse_size, replace=True)
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)

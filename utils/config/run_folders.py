@@ -1,4 +1,4 @@
-"""Where runs lie: the checkpoint that `ckpt_path` means, the folder of a run, and that no two runs share one."""
+"""Run folders: the checkpoint that `ckpt_path` means, the folder of a run, and a separate folder for each run."""
 
 import os
 import re
@@ -23,10 +23,10 @@ LAST = Path("checkpoints", "last.ckpt")
 
 
 def find_checkpoint(output_dir: str, run_name: str, ckpt_path: str | None) -> Path | None:
-    """Returns the file that `ckpt_path` means: None, a path, or ``last`` for that of the newest run of `run_name`.
+    """Returns the checkpoint that `ckpt_path` means: None, a path, or ``last`` for the newest run of `run_name`.
 
     Raises:
-        UserError: there is no such file, or the newest run has none yet.
+        UserError: if there is no such file, or the newest run has no checkpoint yet.
     """
     if ckpt_path is None:
         return None
@@ -54,18 +54,18 @@ def find_checkpoint(output_dir: str, run_name: str, ckpt_path: str | None) -> Pa
 
 @lru_cache
 def run_dir(task: str, output_dir: str, run_name: str, ckpt_path: str | None, dataset: str) -> str:
-    """Returns the folder of a run: a new one, or that of the checkpoint which it continues or tests.
+    """Returns the folder of a run: a new one, or the folder of the checkpoint that it continues or tests.
 
     Raises:
-        UserError: a new one for processes that do not know of each other's start; the time would tell them apart.
+        UserError: if torchrun or srun started the processes of a new run: each would name a folder by its own time.
     """
     if task == "plan":
-        return output_dir  # nothing is written
+        return output_dir  # plan writes nothing
     checkpoint = find_checkpoint(output_dir, run_name, ckpt_path)
     if checkpoint is None:
         if started_by_others():
             raise UserError(
-                "run_dir: processes that torchrun or srun starts need one folder, and each would name another; "
+                "run_dir: processes started by torchrun or srun need the same folder, but each would choose its own; "
                 f"give it, as in run_dir={output_dir}/{run_name}/my_run"
             )
         return str(Path(output_dir, run_name, datetime.now().strftime(TIME)))
@@ -74,23 +74,23 @@ def run_dir(task: str, output_dir: str, run_name: str, ckpt_path: str | None, da
 
 
 def last_of_first_process(cfg: DictConfig) -> str | None:
-    """Returns `cfg.ckpt_path`; of a process that Lightning started, ``last`` is what it was for the first one.
+    """Returns `cfg.ckpt_path`; in a process that Lightning started, ``last`` becomes the first process's checkpoint.
 
-    Meanwhile a new run of that name may have begun.
+    Otherwise this process might find a newer run of the same name.
     """
     if cfg.ckpt_path == "last" and int(os.environ.get("LOCAL_RANK", "0")) > 0:
-        folder = Path(cfg.run_dir)  # the run's, or that of a test within it
+        folder = Path(cfg.run_dir)  # the run's folder, or a test's folder inside it
         return next((str(run / LAST) for run in (folder, folder.parent) if (run / LAST).is_file()), "last")
     return cfg.ckpt_path
 
 
 def claim(wanted: str | Path) -> Path:
-    """Returns the folder that it has created: `wanted` or, where there is one, `wanted` with -2, -3, ... behind.
+    """Creates and returns the folder `wanted` or, if it exists, `wanted` with the suffix -2, -3, ...
 
-    Of several processes that want the same folder at once, each gets another.
+    Processes that ask for the same folder at the same time get different folders.
 
     Raises:
-        UserError: it cannot be created.
+        UserError: if the folder cannot be created.
     """
     for folder in _numbered(Path(wanted)):
         try:
@@ -107,14 +107,14 @@ def claim(wanted: str | Path) -> Path:
 
 
 def settle(cfg: DictConfig) -> None:
-    """Sets `cfg.run_dir` to the folder of a new run or test, and creates it where Hydra has not.
+    """Sets `cfg.run_dir` to the folder of a new run or test, and creates it if Hydra has not.
 
     Raises:
-        UserError: the folder that was named has the records of another run.
+        UserError: if that folder holds the records of another run.
     """
     if any(int(os.environ.get(name, "0")) > 0 for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
         return  # the first process does it
-    if OmegaConf.is_interpolation(cfg, "run_dir"):  # other code has composed the config, and names no folder
+    if OmegaConf.is_interpolation(cfg, "run_dir"):  # other code composed the config and named no folder
         cfg.run_dir = str(claim(cfg.run_dir))
     left = [name for name in ("config.yaml", "metrics.json", "checkpoints") if Path(cfg.run_dir, name).exists()]
     if left:
@@ -126,7 +126,7 @@ def settle(cfg: DictConfig) -> None:
 
 
 def remove_if_empty(folder: str | Path) -> None:
-    """Removes the folder of a run that has left nothing but Hydra's empty log: one that was refused at its start."""
+    """Removes the folder of a run that failed at its start, if it holds nothing but Hydra's empty log."""
     with suppress(OSError):
         left = list(Path(folder).iterdir())
         if all(file.suffix == ".log" and file.stat().st_size == 0 for file in left):
@@ -136,10 +136,10 @@ def remove_if_empty(folder: str | Path) -> None:
 
 
 class ClaimFolder(Callback):
-    """Gives each new run, each test and each sweep a folder of its own, also where two start in the same second.
+    """A callback that gives each new run, test and sweep a separate folder, even if two start in the same second.
 
-    A folder that the command line names is left as named, and so is that of a run that is continued. Of the processes
-    of one run the first claims; Lightning hands its folder to the others, as `hydra.run.dir`.
+    It leaves a folder that the command line names, and the folder of a continued run, as they are. The first process
+    of a run creates the folder; Lightning passes it to the others as `hydra.run.dir`.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -157,14 +157,14 @@ class ClaimFolder(Callback):
         try:
             wanted = config.hydra[kind].dir
         except OmegaConfBaseException:
-            return  # Hydra meets the same error next, and says it; what a callback raises, it only warns of
+            return  # Hydra reports this error next; if a callback raises it, Hydra only warns
         try:
             folder = str(claim(wanted))
         except UserError as error:
             fail(str(error))
         with read_write(config.hydra):
             config.hydra[kind].dir = folder
-            if kind == "sweep":  # jobs compose their config anew
+            if kind == "sweep":  # each job composes its config again
                 config.hydra.overrides.hydra.append(f"{key}{quoted(folder)}")
 
 
@@ -175,7 +175,7 @@ def _numbered(folder: Path) -> Iterator[Path]:
 
 
 def _begun(run: Path) -> tuple[str, int]:
-    """Returns what sorts runs by when they began: the time in their name or, under another name, of their folder."""
+    """Returns the sort key of a run's start: the time in its name or, without one, the time of its folder."""
     match = re.fullmatch(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:-(\d+))?", run.name)
     if match is None:
         return datetime.fromtimestamp(run.stat().st_mtime).strftime(TIME), 0

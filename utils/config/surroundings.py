@@ -1,4 +1,4 @@
-"""What a process inherits from where it is started: streams, plotting backend, open files, shared memory."""
+"""The environment that a process inherits: streams, plotting backend, open files, shared memory."""
 
 import atexit
 import errno
@@ -21,10 +21,10 @@ _ELSEWHERE: Final = (
 _ROOM: Final = "free disk space, or name another disk: output_dir= for runs, dataset.cache_dir= for decoded images"
 _FILES: Final = "allow more with 'ulimit -n 4096', or set dataset.num_workers=0"
 DIED: Final = (
-    "a loading process died, most often for lack of shared memory or memory: start the container with more (docker run "
-    "--shm-size=8g), or set dataset.num_workers=0 or a lower dataset.eval_batch_size"
+    "a loading process died, usually because memory or shared memory was full: start the container with more "
+    "(docker run --shm-size=8g), or set dataset.num_workers=0 or a lower dataset.eval_batch_size"
 )
-LOST_WORKERS: Final = {  # what PyTorch's message begins with -> what to say
+LOST_WORKERS: Final = {  # how PyTorch's message begins -> the sentence for the user
     "DataLoader worker (pid": DIED,
     "Too many open files": f"loading processes need more open files than this shell allows: {_FILES}",
     "received 0 items of ancdata": f"loading processes need more open files than this shell allows: {_FILES}",
@@ -42,29 +42,29 @@ REFUSALS: Final = {
     errno.ENAMETOOLONG: "give a shorter run_name= or output_dir=",
 }
 SHARED_MEMORY: Final = "/dev/shm"
-PREFETCHED: Final = 2  # batches that PyTorch lets a worker load ahead
+PREFETCHED: Final = 2  # batches that a PyTorch worker loads ahead
 MANY_FILES: Final = 65_536
-FILES_OF_A_WORKER: Final = 40  # pipes, and a handle for every tensor of its batches
+FILES_OF_A_WORKER: Final = 40  # pipes, and one handle for each tensor of its batches
 
 
 def settle_surroundings() -> None:
-    """Makes this process, and those that it starts, indifferent to what they inherit."""
-    os.environ["MPLBACKEND"] = "Agg"  # that of a notebook cannot be imported here
+    """Sets streams, plotting backend, caches and file limit for this process and the processes that it starts."""
+    os.environ["MPLBACKEND"] = "Agg"  # a notebook's backend cannot be imported here
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a letter that the terminal lacks ends no run
+            stream.reconfigure(errors="backslashreplace")  # a character that the terminal lacks must not end a run
     encoding = os.environ.get("PYTHONIOENCODING", "").partition(":")[0]
     os.environ["PYTHONIOENCODING"] = f"{encoding}:backslashreplace"
     if not os.access(os.environ.get("HOME", ""), os.W_OK):
         _keep_caches_elsewhere()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= soft < MANY_FILES:  # infinity is negative
-        with suppress(ValueError, OSError):  # a system may allow less than it says
+        with suppress(ValueError, OSError):  # a system may allow less than it reports
             resource.setrlimit(resource.RLIMIT_NOFILE, (MANY_FILES if hard < 0 else min(hard, MANY_FILES), hard))
 
 
 def refusal(error: OSError) -> str | None:
-    """Returns the sentence for what the system refuses, with what a user can do about it; None for other errors."""
+    """Returns a sentence on an error of the operating system and its remedy, or None for other errors."""
     if error.errno not in REFUSALS:
         return None
     where = f"{str(error.filename)[-250:]}: " if error.filename else ""
@@ -72,31 +72,31 @@ def refusal(error: OSError) -> str | None:
 
 
 def lost_worker(message: str) -> str | None:
-    """Returns the sentence for what PyTorch says of loading processes that died or lack files; None for all else."""
+    """Returns the sentence for PyTorch's message about workers that died or lack open files, else None."""
     return next((told for begins, told in LOST_WORKERS.items() if message.startswith(begins)), None)
 
 
 def _keep_caches_elsewhere() -> None:
-    """Gives libraries that write into the user's home a folder that goes with this process."""
+    """Gives libraries that write to the user's home a folder that is deleted when this process ends."""
     missing = [name for name in HOME_CACHES if name not in os.environ]
     if missing:
-        folder = tempfile.mkdtemp(prefix="tbps-caches-")  # in the working folder where there is no other
+        folder = tempfile.mkdtemp(prefix="tbps-caches-")  # in the working folder if the system has no other
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ.update({name: os.path.join(folder, name.lower()) for name in missing})
 
 
 def check_room_for_workers(workers: int, batch_bytes: int, processes: int = 1) -> None:
-    """Passes when loading processes have the shared memory and the open files that they take.
+    """Checks that there is enough shared memory and that enough files may be open for the loading processes.
 
-    Without, PyTorch dies of a bus error or waits for ever, in the middle of an epoch.
+    If not, PyTorch would die with a bus error or hang in the middle of an epoch.
 
     Args:
-        workers: loading processes beside each training process.
-        batch_bytes: of the largest batch.
-        processes: training processes of this machine.
+        workers: number of loading processes for each training process.
+        batch_bytes: size of the largest batch in bytes.
+        processes: number of training processes on this machine.
 
     Raises:
-        UserError: they have not.
+        UserError: if there is too little of either.
     """
     if not workers:
         return
@@ -111,7 +111,7 @@ def check_room_for_workers(workers: int, batch_bytes: int, processes: int = 1) -
     try:
         disk = os.statvfs(SHARED_MEMORY)
     except OSError:
-        return  # a system that shares memory in another way
+        return  # this system shares memory in another way
     free, wanted = disk.f_bavail * disk.f_frsize, batch_bytes * PREFETCHED * workers * processes
     if free < wanted:
         raise UserError(

@@ -1,1 +1,1 @@
-"""Continued and tested runs: what is taken over from a checkpoint."""
+"""Continuing and testing of checkpoints: the config and state that a run takes from a checkpoint."""

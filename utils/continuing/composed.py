@@ -1,4 +1,4 @@
-"""How a config was composed: its primary config, the options of its groups, and what was overridden."""
+"""The composition of a config: its primary config, the options of its groups, and its overrides."""
 
 import re
 import sys
@@ -21,17 +21,17 @@ from utils.errors import UserError, library_errors, nearest
 
 CONFIG_DIR = Path(__file__).parents[2] / "config"
 DEFAULT_CONFIG = "demo"
-KEY = "composed"  # where configs in checkpoints and records say how they were composed
+KEY = "composed"  # key under which configs in checkpoints and records store their composition
 TERM = "loss/term@loss.terms."
 GROUP = r"[a-z]\w*|loss/term@loss\.terms\.[A-Za-z]\w*"
 OVERRIDE = r"~?[\w.@/]+(=[^\n]*)?"
-FOLDERS = ("backbone.folder",)  # the same folder elsewhere is no other option: its name counts
-# What tables and dashboards tell by itself.
+FOLDERS = ("backbone.folder",)  # only the folder's name counts, not where it lies
+# Options that tables and dashboards show in columns of their own.
 OF_THEIR_OWN = ("task", "seed", "dataset", "dataset.language", "backbone", "lora", "loss")
 
 
 class Override(NamedTuple):
-    """One override of a command: `key` is a dotted key, or a group, with its package where it has one."""
+    """One override of a command: `key` is a dotted key, or a group with its package, if any."""
 
     key: str
     text: str
@@ -40,9 +40,9 @@ class Override(NamedTuple):
 
 
 class Composed(NamedTuple):
-    """How a config was composed: its primary config, group -> option, and its overrides as `normal_form` has them.
+    """The composition of a config: its primary config, group -> option, and its overrides in `normal_form`.
 
-    Of the groups, those that follow from others (`experiment/on`) are left out.
+    Groups that other groups determine (`experiment/on`) are left out.
     """
 
     config: str | None = None
@@ -51,7 +51,7 @@ class Composed(NamedTuple):
 
 
 def given_overrides() -> list[Override]:
-    """Returns the overrides of the command line or of the job, none where other code composed the config."""
+    """Returns the overrides of the command line or of the job; empty if other code composed the config."""
     if not HydraConfig.initialized():
         return []
     texts = list(HydraConfig.get().overrides.task)
@@ -69,36 +69,36 @@ def given_overrides() -> list[Override]:
 
 
 def given_config() -> str | None:
-    """Returns the name of the primary config of the command, None where other code composed the config."""
+    """Returns the name of the command's primary config, or None if other code composed the config."""
     return HydraConfig.get().job.config_name if HydraConfig.initialized() else None
 
 
 def is_config_given() -> bool:
-    """Whether the command names its primary config, rather than leave it at the default."""
+    """Returns whether the command names its primary config instead of using the default."""
     flags = ("-cn", "--config-name")
     return given_config() not in (None, DEFAULT_CONFIG) or any(argument.startswith(flags) for argument in sys.argv[1:])
 
 
 def given_choices() -> dict[str, str | None]:
-    """Returns the options of the command's groups, none where other code composed the config."""
+    """Returns the options of the command's groups; empty if other code composed the config."""
     return own_choices(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
 
 
 def own_choices(choices: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Returns the choices among Hydra's that are this project's and do not follow from others (`experiment/on`)."""
+    """Returns this project's choices among Hydra's, without groups that others determine (`experiment/on`)."""
     return {group: choices[group] for group in sorted(choices) if "/" not in group or group.startswith(TERM)}
 
 
 @contextmanager
 def composer(config_dir: Path | None = None) -> Iterator[None]:
-    """Lets `compose` find this project's YAML, and what the command line added to it with --config-dir.
+    """Makes `compose` find this project's YAML, and the folder that the command line gives with --config-dir.
 
     Args:
-        config_dir: what else is searched, and first, where no command line of Hydra's runs.
+        config_dir: a folder to search first; used only if no Hydra command line is active.
     """
     app = GlobalHydra.instance()
     outer = app.hydra
-    if outer is not None and options_of("loss/term"):  # else it is the app of another program
+    if outer is not None and options_of("loss/term"):  # the Hydra app is this project's
         yield
         return
     app.hydra = None
@@ -117,7 +117,7 @@ def composer(config_dir: Path | None = None) -> Iterator[None]:
 
 
 def options_of(group: str) -> list[str]:
-    """Returns the options of a group, of "" the primary configs; within `composer`. Of what is no group: none."""
+    """Returns a group's options, or the primary configs for ""; empty if there is no such group. Needs `composer`."""
     if not re.fullmatch(r"\w*(/\w+)*", group):
         return []
     loader = GlobalHydra.instance().config_loader()
@@ -125,10 +125,10 @@ def options_of(group: str) -> list[str]:
 
 
 def described(group: str, name: str) -> DictConfig:
-    """Returns an option of "backbone" or "dataset" by itself, interpolations unresolved; `description` says what it is.
+    """Returns one option of the group "backbone" or "dataset", with its `description` and unresolved interpolations.
 
     Raises:
-        UserError: there is no such option, or its YAML is none.
+        UserError: if there is no such option, or its YAML has no description.
     """
     with composer():
         options = options_of(group)
@@ -146,10 +146,10 @@ def described(group: str, name: str) -> DictConfig:
 def compose_options(
     config: str, choices: Mapping[str, str | None], overrides: Iterable[str] = (), *, is_whole: bool = True
 ) -> DictConfig:
-    """Returns this project's config of these options, with `overrides` on top, its interpolations unresolved.
+    """Returns this project's config with these options and then `overrides`, with unresolved interpolations.
 
     Args:
-        is_whole: whether groups that `choices` does not name are left out, rather than as `config` has them.
+        is_whole: whether groups that `choices` does not name are removed; else they stay as in `config`.
     """
     lines = [f"{group}={option}" for group, option in choices.items() if option and not group.startswith(TERM)]
     with composer():
@@ -163,12 +163,12 @@ def compose_options(
 
 
 def normal_form(keys: Iterable[str], config: DictConfig, choices: Mapping[str, str | None]) -> list[str]:
-    """Returns ``key=value`` of the options that change a result, sorted; ``~key`` of those that are not there.
+    """Returns ``key=value``, sorted, for the options that change a result; ``~key`` for removed options.
 
     Args:
-        keys: of overrides: dotted keys and groups, those that were deleted as well.
-        config: what they led to, resolved or not.
-        choices: of its groups.
+        keys: keys of overrides: dotted keys and groups, also of deletions.
+        config: the config that they led to, resolved or not.
+        choices: the options of its groups.
     """
     texts = []
     for key in sorted({key.removeprefix("~") for key in keys}):
@@ -188,7 +188,7 @@ def normal_form(keys: Iterable[str], config: DictConfig, choices: Mapping[str, s
 
 
 def as_text(value: Any) -> str:
-    """Returns a plain value in one spelling: 1e-4, 0.0001 and 1.0e-04 are the same, 1 and 1.0 as well."""
+    """Returns a plain value in one spelling: 1e-4, 0.0001 and 1.0e-04 give the same text, and so do 1 and 1.0."""
     if OmegaConf.is_config(value):
         value = OmegaConf.to_container(value, resolve=True)
     if value is None or isinstance(value, bool):
@@ -203,14 +203,14 @@ def as_text(value: Any) -> str:
 
 
 def read_record(record: Any, groups: Collection[str] | None = None) -> Composed:
-    """Returns how the config in a checkpoint was composed, from what stands there.
+    """Returns the composition of the config in a checkpoint, from the record stored there.
 
     Args:
-        record: of a file: names are checked against the options that exist, of overrides only the keys count.
-        groups: the only ones that are looked at; without, all.
+        record: the record from the file. Its names are checked against existing options; of overrides only keys count.
+        groups: the groups to use; None: all.
 
     Raises:
-        ForeignValueError: a name of something that this project does not have, or not a record at all.
+        ForeignValueError: if it is not a record, or names something that this project does not have.
     """
     expected = {"config": str | None, "choices": dict, "overrides": list}
     if not isinstance(record, dict):
@@ -236,9 +236,9 @@ def read_record(record: Any, groups: Collection[str] | None = None) -> Composed:
 
 
 def fitted_choices(values: Mapping[str, Any]) -> dict[str, str | None]:
-    """Returns the options that the sections of a config have by their name, or by what they call, where these tell.
+    """Returns group -> option, found by comparing each section's `name` (or `_target_`) with this project's YAML.
 
-    For checkpoints that do not say how their config was composed.
+    Used for checkpoints that do not store their composition.
     """
     choices: dict[str, str | None] = {}
     for section, own in values.items():
@@ -255,12 +255,12 @@ def fitted_choices(values: Mapping[str, Any]) -> dict[str, str | None]:
 def with_composed(
     cfg: DictConfig, before: Composed | None = None, trained: DictConfig | None = None, *more: str
 ) -> DictConfig:
-    """Returns a copy of `cfg` that also holds, under `KEY`, how it was composed.
+    """Returns a copy of `cfg` with its composition under `KEY`.
 
     Args:
-        before: how the config of the checkpoint was composed that is continued or tested; its overrides count too.
-        trained: where the values of those are.
-        more: what tells this config from others besides, as ``key=value``.
+        before: the composition of the config of the continued or tested checkpoint; its overrides count too.
+        trained: the config that holds the values of these overrides.
+        more: further texts ``key=value`` that distinguish this config from others.
     """
     keys = {override.key for override in given_overrides()}
     composed = Composed(given_config(), given_choices(), [*normal_form(keys, cfg, given_choices()), *more])

@@ -1,4 +1,4 @@
-"""The checkpoint that a run continues: whether it can be, from where it goes on, and what differs."""
+"""The checkpoint that a run continues: its checks, its position, and the differences of the options."""
 
 import json
 from collections.abc import Mapping
@@ -19,14 +19,14 @@ from utils.report.run_record import KEY
 
 
 class Continued:
-    """A checkpoint that is trained on, and the config with which it is.
+    """A checkpoint whose training continues, and the config of this training.
 
     Args:
-        cfg: that of the command.
-        path: of the checkpoint.
+        cfg: the command's config.
+        path: path of the checkpoint.
 
     Raises:
-        UserError: the config does not go with it, or nothing is left to train.
+        UserError: if the config does not fit the checkpoint, or nothing is left to train.
     """
 
     def __init__(self, cfg: DictConfig, path: Path) -> None:
@@ -43,18 +43,18 @@ class Continued:
         if HydraConfig.initialized() and needs_own_command(self.config.trainer) != needs_own_command(cfg.trainer):
             raise UserError(
                 f"ckpt_path: {path} was trained with trainer.devices={self.config.trainer.devices} trainer.num_nodes="
-                f"{self.config.trainer.num_nodes}, which a multirun has to know beforehand: give both"
+                f"{self.config.trainer.num_nodes}, and a multirun needs both on its command line: add them"
             )
 
     def check(self, module: nn.Module, data: Mapping[str, Any]) -> None:
-        """Loads the weights, as a trial: whatever is refused has to be before loggers start and files are written.
+        """Loads the weights as a test, so that errors come before loggers start and files are written.
 
         Args:
-            module: what is trained.
-            data: what is known of the dataset, see `utils.report.provenance.provenance`.
+            module: the module to train.
+            data: facts about the dataset, see `utils.report.provenance.provenance`.
 
         Raises:
-            UserError: the weights are of another model, or the data are not those of before.
+            UserError: if the weights belong to another model, or the annotations have changed.
         """
         load_weights(module, self._checkpoint["state_dict"], source=self.path)
         earlier = self._checkpoint.get(KEY)
@@ -62,17 +62,17 @@ class Continued:
         hash_before = before.get("annotations") if isinstance(before, dict) else None
         if hash_before not in (None, data["annotations"]):
             raise UserError(
-                f"the annotations of {self.config.dataset.name} are not those that {self.path} was trained on, "
-                f"{data['file']} has changed; bring it back, or start a new run without ckpt_path"
+                f"the annotations of {self.config.dataset.name} have changed since {self.path} was trained: restore "
+                f"the old {data['file']}, or start a new run without ckpt_path"
             )
 
     def take_checkpoint(self) -> dict[str, Any]:
-        """Returns the content of the checkpoint, which nothing here holds from then on."""
+        """Returns the content of the checkpoint and drops this object's reference to it."""
         checkpoint, self._checkpoint = self._checkpoint, {}
         return checkpoint
 
     def lines(self) -> list[str]:
-        """Returns what the first screen says of it."""
+        """Returns the lines on this checkpoint for the start of the run's output."""
         done = f"{self._epochs} of {self.config.trainer.max_epochs} epochs done, goes on at step {self._step}"
         return [f"from    {self.path}: {done}", *(f"differs {line}" for line in self._differences)]
 
@@ -92,7 +92,7 @@ class Continued:
 
 
 def _tested_step(metrics: Path, default: int) -> int | None:
-    """Returns the optimizer step after which a run was tested, None where it was not; `default` for older records."""
+    """Returns the optimizer step after which a run was tested, None if it was not, `default` for older records."""
     try:
         report = json.loads(metrics.read_text(encoding="utf-8"))
         return report[KEY]["training"]["steps"] if KEY in report else default

@@ -1,12 +1,12 @@
-"""What a checkpoint says of the place in the training, in Lightning's own counters (2.6).
+"""The position in training that a checkpoint stores, in Lightning's own counters (2.6).
 
-Lightning takes a checkpoint's counters as they stand in whichever hook it was saved, and not every hook can be
-continued from: a validation is skipped, or a step is counted twice. Here they are written anew and say one of three
-things, each of which Lightning continues exactly:
+Lightning saves its counters as they are in the hook that saves the checkpoint. After some hooks it cannot continue
+correctly: it skips a validation, or counts a step twice. `settle` rewrites the counters to one of three states, which
+Lightning continues exactly:
 
-- so many epochs are done;
-- so many epochs and, of the next one, so many batches are done;
-- the same, and the validation that follows is due. It then begins anew.
+- n epochs are done;
+- n epochs and m batches of the next one are done;
+- the same, and the validation after these batches is due. It then starts from its beginning.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def settle(checkpoint: Mapping[str, Any], *, batches_per_epoch: float, validation_due: bool) -> None:
-    """Rewrites the counters of `checkpoint`, saved between two batches, so that nothing is half done."""
+    """Rewrites the counters of `checkpoint`, saved between two batches, so that no step or validation is incomplete."""
     fit = checkpoint["loops"]["fit_loop"]
     epochs, batches = fit["epoch_progress"], fit["epoch_loop.batch_progress"]
     done = batches["current"]["completed"]

@@ -1,4 +1,4 @@
-"""How each option is treated: in a continued run, and where runs are told apart.
+"""Rules for each option: its value in a continued run, and whether it changes results.
 
 python -m utils.continuing.option_rules      prints the table of docs/continuing.md
 """
@@ -10,11 +10,11 @@ from utils.errors import run_command
 
 
 class Rule(NamedTuple):
-    """What holds for the options that one of `keys` matches; ``*`` stands for any part of a key.
+    """The rule for all options that match one of `keys`; ``*`` matches any part of a key.
 
-    continued: the value in a continued run: "here" is always that of the command; "free" and "fixed" are those of the
-        checkpoint, unless the command gives another one: that is applied in full, or refused.
-    changes_result: whether runs that differ in it are different runs, in tables and on dashboards.
+    continued: which value a continued run uses. "here": always the command's. "free" and "fixed": the checkpoint's;
+        if the command gives another value, "free" applies it in full and "fixed" raises an error.
+    changes_result: whether tables and dashboards treat runs with different values as different runs.
     """
 
     keys: tuple[str, ...]
@@ -121,13 +121,13 @@ RULES: Final = (
 )
 OTHERS: Final = Rule((), "fixed", True, "model, data, losses, batches, precision, seed: another value is another run")
 
-# What runs did before there was an option -> checkpoints without it are continued and tested so, whatever is usual now.
+# Option -> the value of runs before it existed. Checkpoints without it are continued and tested with this value.
 BEFORE: Final = {
     "dataset.interpolation": "bicubic",
     "backbone.pos_interpolation": "bicubic",
     "evaluation.precision": "trainer",
 }
-# Groups that there were not -> the option that holds for checkpoints without them.
+# Newer group -> the option that applies to checkpoints without this group.
 GROUPS_BEFORE: Final = {"evaluation": "default"}
 
 _CONTINUED: Final = {
@@ -138,7 +138,7 @@ _CONTINUED: Final = {
 
 
 def rule_of(key: str) -> Rule:
-    """Returns the rule of an option, or of a group of them, by its dotted key."""
+    """Returns the rule for an option, or for a config group, by its dotted key."""
     return next((rule for rule in RULES if any(matches(key, pattern) for pattern in rule.keys)), OTHERS)
 
 
@@ -153,7 +153,7 @@ def table() -> str:
 
 
 def matches(key: str, pattern: str) -> bool:
-    """Whether a rule's pattern is of an option, or of the group of those that it names."""
+    """Returns whether a rule's pattern matches an option, or names all options of the group `key`."""
     return fnmatchcase(key, pattern) or key == pattern.removesuffix(".*")
 
 

@@ -1,4 +1,4 @@
-"""Plain values of a config that was read from a file, laid over a config of this project's own."""
+"""Plain values of a config from a file, and their use in a config of this project."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -8,7 +8,7 @@ from utils.errors import UserError
 
 NUMBER_OR_WORD: Final = re.compile(
     r"trainer\..+|dataset\.num_workers|scheduler\.warmup_epochs"
-)  # options that take either
+)  # options that accept both
 DEEPEST: Final = 20
 MISSING: Final = "???"  # an option that has no default
 
@@ -16,7 +16,7 @@ Skip = Callable[[str], bool]
 
 
 class ForeignValueError(UserError):
-    """A value that a file has at `key` and that is not taken from it."""
+    """A value at `key` of a file's config that this project refuses."""
 
     def __init__(self, key: str, value: Any, expected: str) -> None:
         super().__init__(f"{shown(key)}: {shown(value)}, expected {expected}")
@@ -26,14 +26,14 @@ def lay_over(own: Any, values: Any, skip: Skip, open_keys: tuple[str, ...] = (),
     """Returns `own` with `values` in place of its own; keys that `own` lacks are left out.
 
     Args:
-        own: containers and values, interpolations unresolved; what it calls (keys that begin with "_") stays.
-        values: of a file.
-        skip: whether what lies at a dotted key is left as it is.
-        open_keys: mappings from which a key goes that `values` lacks; elsewhere it stays.
-        key: where both lie.
+        own: containers and values, interpolations unresolved; keys that begin with "_" keep their value.
+        values: the values from a file.
+        skip: a function that says whether the value at a dotted key stays as it is.
+        open_keys: mappings from which keys that `values` lacks are removed; in other mappings they stay.
+        key: the dotted key of `own` and `values`.
 
     Raises:
-        ForeignValueError: a value that calls something else, is an interpolation, is not plain or of another kind.
+        ForeignValueError: if a value is an interpolation, not plain or of another type, or a "_" key differs.
     """
     if key and skip(key):
         return own
@@ -42,7 +42,7 @@ def lay_over(own: Any, values: Any, skip: Skip, open_keys: tuple[str, ...] = (),
     if _are_mappings(own) and _are_mappings(values) and len(own) == len(values):
         return [lay_over(*pair, skip, open_keys, f"{key}.{i}") for i, pair in enumerate(zip(own, values, strict=True))]
     if not is_plain(values):
-        raise ForeignValueError(key, values, "plain values: a file does not say what is called, nor where to look")
+        raise ForeignValueError(key, values, "plain values: a file must not name code or interpolations")
     is_open = own in (None, MISSING) or is_derived(own) or (values is None and not isinstance(own, dict))
     if not is_open and _kind(own, key) != _kind(values, key):
         raise ForeignValueError(key, values, _kind(own, key))
@@ -70,7 +70,7 @@ def _mapping_over(
 
 
 def flat(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted key, value) of all values; lists are values."""
+    """Yields (dotted key, value) for all values; a list counts as one value."""
     if isinstance(values, dict) and values and key.count(".") < DEEPEST:
         for name, value in values.items():
             yield from flat(value, f"{key}.{name}".removeprefix("."))
@@ -79,12 +79,12 @@ def flat(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def is_derived(value: Any) -> bool:
-    """Whether a value is an interpolation."""
+    """Returns whether a value is an interpolation."""
     return isinstance(value, str) and "${" in value
 
 
 def is_plain(value: Any, depth: int = 0) -> bool:
-    """Whether a value is None, a number, text, or lists and mappings of these; nothing in it calls or interpolates."""
+    """Returns whether a value is None, a number, text, or lists and mappings of these, without "_" keys or "${"."""
     if depth > DEEPEST:
         return False
     if isinstance(value, list):
@@ -100,7 +100,7 @@ def is_plain(value: Any, depth: int = 0) -> bool:
 
 
 def same(one: Any, other: Any, depth: int = 0) -> bool:
-    """Whether two values are equal; true and 1 are not, 1 and 1.0 are."""
+    """Returns whether two values are equal; true and 1 are not equal, 1 and 1.0 are."""
     if depth > DEEPEST:
         return False
     if isinstance(one, dict) and isinstance(other, dict):
@@ -111,7 +111,7 @@ def same(one: Any, other: Any, depth: int = 0) -> bool:
 
 
 def shown(value: Any) -> str:
-    """Returns a value as a message shows it: at most 60 letters."""
+    """Returns a value as text for a message, at most 60 characters long."""
     text = value if isinstance(value, str) else repr(value) if is_plain(value) else f"a {type(value).__name__}"
     text = "".join(letter if letter.isprintable() else " " for letter in text)
     return text if len(text) <= 60 else text[:57] + "..."

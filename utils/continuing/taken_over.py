@@ -1,9 +1,9 @@
-"""What of a checkpoint's config becomes the config of the run that continues or tests it.
+"""The config of a run that continues or tests a checkpoint, made from the checkpoint's config.
 
-Only names of options and plain values: the config is composed anew from this project's YAML with the options that the
-checkpoint names, and the checkpoint's values are laid over it, key by key. What a key calls (`_target_` and every other
-key with an underscore in front) is this project's own or the command line's; where a checkpoint has another one, it is
-refused. docs/continuing.md says which options of a command may differ from the checkpoint's.
+Only names of options and plain values are taken from the checkpoint. The config is composed again from this project's
+YAML with the options that the checkpoint names, and the checkpoint's values replace its values, key by key. `_target_`
+and all other keys that begin with an underscore come from this project or the command line; if the checkpoint has
+other values there, it is refused. docs/continuing.md says which options may differ from the checkpoint's.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -37,29 +37,29 @@ from utils.continuing.plain_values import ForeignValueError, Skip, flat, is_deri
 from utils.errors import UserError
 
 OF_THE_MODEL = ("img_size_str", "img_size", "backbone", "head", "lora")
-NAMED_BY_USERS = ("loss.terms", "optimizer.param_groups")  # mappings whose keys are no fixed list
-MAY_LACK = (*NAMED_BY_USERS, "evaluation.metrics", "evaluation.plots")  # what a checkpoint lacks there, it was without
+NAMED_BY_USERS = ("loss.terms", "optimizer.param_groups")  # mappings with keys that users choose
+MAY_LACK = (*NAMED_BY_USERS, "evaluation.metrics", "evaluation.plots")  # a key missing here was not used in training
 INTERPOLATION = "dataset.interpolation"
 ABSENT = object()
 
 
 class TakenOver(NamedTuple):
-    """The config of a run that continues a checkpoint, and what of it differs from the checkpoint, a line each."""
+    """The config of a run that continues a checkpoint, and a line for each difference from the checkpoint's config."""
 
     config: DictConfig
     differences: list[str]
 
 
 def continued_config(cfg: DictConfig, trained: Any, path: Path) -> TakenOver:
-    """Returns the config with which a checkpoint is trained on.
+    """Returns the config with which the training of a checkpoint continues.
 
     Args:
-        cfg: that of the command. Where other code composed it, all of it counts as given on the command line.
-        trained: what the checkpoint holds as its config.
-        path: of the checkpoint.
+        cfg: the command's config. If other code composed it, all of it counts as given on the command line.
+        trained: the config stored in the checkpoint.
+        path: path of the checkpoint.
 
     Raises:
-        UserError: it is not a config of this project, or `cfg` gives another value to an option that is fixed.
+        UserError: if `trained` is not a config of this project, or `cfg` gives another value to a fixed option.
     """
     with _named(path):
         checkpoint = _TrainedConfig(trained, path)
@@ -74,13 +74,13 @@ def continued_config(cfg: DictConfig, trained: Any, path: Path) -> TakenOver:
 
 
 def model_config(cfg: DictConfig, trained: Any, path: Path) -> DictConfig:
-    """Returns `cfg` with the encoder of a checkpoint, resizing images as it did, with its loss and seed as labels.
+    """Returns `cfg` with the checkpoint's encoder and image interpolation, and its loss name and seed as labels.
 
     Args:
         cfg, trained, path: as in `continued_config`.
 
     Raises:
-        UserError: the config is not one of this project, or the command line asks for another encoder.
+        UserError: if `trained` is not a config of this project, or the command line asks for another encoder.
     """
     with _named(path):
         checkpoint = _TrainedConfig(trained, path, OF_THE_MODEL)
@@ -102,7 +102,7 @@ def model_config(cfg: DictConfig, trained: Any, path: Path) -> DictConfig:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Says of what a file holds which file it is."""
+    """Turns a `ForeignValueError` into a `UserError` that names the file."""
     try:
         yield
     except ForeignValueError as error:
@@ -115,9 +115,9 @@ class _TrainedConfig:
     """The config in a checkpoint.
 
     Args:
-        trained: what stands in the file.
-        path: of the file.
-        sections: the only parts of it that are looked at; without, all.
+        trained: the config as read from the file.
+        path: path of the file.
+        sections: the parts of the config to use; None: all.
     """
 
     def __init__(self, trained: Any, path: Path, sections: Collection[str] | None = None) -> None:
@@ -132,7 +132,7 @@ class _TrainedConfig:
             self.record = self.record._replace(choices=fitted_choices(self._wanted(self.plain)))
 
     def value(self, key: str, kind: type, *default: Any) -> Any:
-        """Returns the plain value at a dotted key, or the default, if there is one, in place of None."""
+        """Returns the plain value at a dotted key; if it is None and a default is given, the default."""
         found: Any = self.plain
         for part in key.split("."):
             found = found.get(part) if isinstance(found, dict) else None
@@ -143,17 +143,17 @@ class _TrainedConfig:
         return found
 
     def check_config_name(self) -> None:
-        """Raises `UserError` where the command names another primary config than the checkpoint's."""
+        """Raises `UserError` if the command names another primary config than the checkpoint's."""
         if is_config_given() and self.record.config not in (None, given_config()):
             self._refuse("-cn " + str(given_config()), f"-cn {self.record.config}")
 
     def composed_anew(self, config: str | None, given: Iterable[Override]) -> tuple[DictConfig, list[str]]:
-        """Returns this project's config of the checkpoint's options and, on top, what the command line gives.
+        """Returns this project's config with the checkpoint's options and then `given`, and the keys that these set.
 
-        Also returns the keys that it gives. `config` is the primary config; None is that of the command.
+        `config` is the primary config; None means the command's.
 
         Raises:
-            UserError: it gives another option to a group that is fixed.
+            UserError: if the command line gives another option for a fixed group.
         """
         known, here = self.record.choices, given_choices()
         choices = {**(GROUPS_BEFORE if self._sections is None else {}), **known}
@@ -177,13 +177,13 @@ class _TrainedConfig:
             return compose_options(config, choices, overrides, is_whole=self._sections is None), covered
         except HydraException as error:
             reason = str(error).splitlines()[0].removesuffix(".")
-            raise UserError(f"the command line does not go with the options of {self._path}: {reason}") from error
+            raise UserError(f"the command line does not fit the options of {self._path}: {reason}") from error
 
     def over(self, own: DictConfig, given: Skip) -> DictConfig:
-        """Returns `own` with the checkpoint's values in place of its own, where no rule says "here" and none is given.
+        """Returns `own` with the checkpoint's values, except at keys that are given or whose rule says "here".
 
-        What `own` derives from other options stays derived, where the checkpoint's values give the same: a backbone's
-        folder below dataset_root_dir moves with it.
+        An interpolation in `own` stays if it gives the checkpoint's value with the checkpoint's options. So a
+        backbone's folder below dataset_root_dir still follows dataset_root_dir.
         """
 
         def skip(key: str) -> bool:
@@ -209,11 +209,11 @@ class _TrainedConfig:
         """Returns a line for each option in which `config` differs from the checkpoint.
 
         Args:
-            config: of the run that continues or tests it.
-            covered: where an option that the checkpoint lacks was asked for; elsewhere it has become known since.
+            config: the config of the run that continues or tests the checkpoint.
+            covered: keys under which the user gave options that the checkpoint lacks; others are newer than it.
 
         Raises:
-            UserError: one of them is fixed.
+            UserError: if a differing option is fixed.
         """
         resolved: Any = OmegaConf.to_container(config, resolve=True)
         ours = dict(flat(self._wanted(resolved)))
@@ -232,10 +232,10 @@ class _TrainedConfig:
             (key, asked, had), *others = refused
             if asked is ABSENT:
                 raise UserError(
-                    f"{key}: {self._path} was trained with {_value(had)} and this command has no such option; give it "
+                    f"{key}: {self._path} was trained with {_value(had)}, but this command has no such option; give it "
                     f"again as it was, with +{key}=..., or start a new run without ckpt_path"
                 )
-            more = f" ({len(others)} more options differ, as {others[0][0]})" if others else ""
+            more = f" ({len(others)} more options differ, such as {others[0][0]})" if others else ""
             self._refuse(f"{key}={_value(asked)}", f"{_value(had)}{more}")
         return lines
 
@@ -245,12 +245,12 @@ class _TrainedConfig:
     def _refuse(self, asked: str, theirs: str) -> NoReturn:
         raise UserError(
             f"{asked}: {self._path} was trained with {theirs}, and only that can be continued or tested; leave it "
-            "away, it comes with the checkpoint, or start a new run without ckpt_path"
+            "out, it comes with the checkpoint, or start a new run without ckpt_path"
         )
 
 
 def _completed(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the config of a checkpoint with the options that it is older than, as it was trained."""
+    """Returns a checkpoint's config plus the options that are newer than it, with the values used in its training."""
     for key, value in BEFORE.items():
         section, _, name = key.partition(".")
         before = values.get(section, {})
@@ -260,7 +260,7 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _section(key: str) -> str:
-    """Returns the part of the config that an override with this key changes: of a group, its own or its package."""
+    """Returns the config section that an override with this key changes: its first part, or its package's first."""
     return key.partition("@")[2].partition(".")[0] if "@" in key else key.partition(".")[0]
 
 

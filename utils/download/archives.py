@@ -1,4 +1,4 @@
-"""Unpacks a dataset archive so that nothing leaves its folder and no half of it is ever seen in place."""
+"""Safe unpacking of dataset archives: no file leaves the folder, and no incomplete dataset is left in place."""
 
 import os
 import shutil
@@ -15,18 +15,18 @@ from utils.errors import UserError, first_line
 from utils.training.progress import Bar
 
 IMAGE_FOLDER: Final = "imgs"
-DEEPEST: Final = 50  # folders within each other
+DEEPEST: Final = 50  # nested folders
 
 
 def install(archive: Path, target: Path) -> None:
-    """Unpacks `archive` beside `target` and moves the folder in it that holds ``imgs/`` into place.
+    """Unpacks `archive` beside `target` and moves the folder in it that holds ``imgs/`` to `target`.
 
-    It does not matter how many folders are wrapped around ``imgs/``, nor how they are called. What `target`
-    holds already (an annotation file, say) stays.
+    ``imgs/`` may lie inside any number of folders with any names. Files that `target` already has, such as an
+    annotation file, stay.
 
     Raises:
-        UserError: not an archive, damaged, a member that would leave the folder, links or devices, no
-            ``imgs/`` or several, a name that `target` has already, disk full. `target` is then as before.
+        UserError: if the file is damaged or not an archive, has links, devices or a member outside the folder, has no
+            ``imgs/`` or several, has a name that `target` already has, or the disk is full. `target` is not changed.
     """
     name, target = target.name, target.resolve()
     with _one_sentence(archive), scratch_folder(target) as staging:
@@ -35,9 +35,9 @@ def install(archive: Path, target: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    r"""Unpacks a zip or (compressed) tar archive below `folder`; refuses all but plain files and folders.
+    r"""Unpacks a zip or (compressed) tar archive below `folder`; accepts only plain files and folders.
 
-    A ``\`` in a name is taken for the ``/`` that a program on Windows should have written.
+    A ``\`` in a name is read as ``/``, because some Windows programs write it.
     """
     try:
         if zipfile.is_zipfile(archive):
@@ -48,7 +48,7 @@ def unpack(archive: Path, folder: Path) -> None:
             return
     except (OSError, UserError):
         raise
-    except Exception as error:  # of a dozen kinds, from the formats and their compressions
+    except Exception as error:  # formats and compressions raise a dozen types
         raise UserError(f"{archive} is damaged ({first_line(error)}); delete it and fetch it again") from error
     raise UserError(
         f"{archive} is neither a zip nor a tar archive; a download may be the error page of a server: "
@@ -99,7 +99,7 @@ def _check(archive: Path, name: str, *, plain: bool) -> None:
 
 
 def _dataset_in(staging: Path, archive: Path, name: str) -> Path:
-    """Returns the folder at or below `staging` that has ``imgs/`` in it, the one called `name` of several."""
+    """Returns the folder at or below `staging` that has ``imgs/`` in it; of several, the one called `name`."""
     found = []
     for folder, children, _ in os.walk(staging):
         if IMAGE_FOLDER in children:
@@ -129,7 +129,7 @@ def _move_in(source: Path, target: Path) -> None:
 @contextmanager
 def _one_sentence(archive: Path) -> Iterator[None]:
     if not archive.is_file():
-        raise UserError(f"{archive} is no file that could be read; give the path of a zip or tar archive")
+        raise UserError(f"{archive} is not a file; give the path of a zip or tar archive")
     try:
         yield
     except OSError as error:

@@ -15,9 +15,9 @@ from requests.exceptions import ChunkedEncodingError
 from utils.errors import UserError
 from utils.training.progress import Bar
 
-CHUNK: Final = 1 << 16  # bytes; what is lost of a connection that breaks
+CHUNK: Final = 1 << 16  # bytes; at most so many are lost when a connection breaks
 ATTEMPTS: Final = 5
-PAUSE = 1.0  # seconds before the second attempt; doubles with each further one
+PAUSE = 1.0  # seconds before the second attempt; each further pause is twice as long
 TIMEOUT: Final = 30
 BUSY: Final = frozenset({408, 429, 500, 502, 503, 504})
 AGAIN: Final = "run the same command again"
@@ -39,7 +39,7 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns what the file system refuses (disk full, no permission) into one sentence about `path`."""
+    """Turns an error of the file system (disk full, no permission) into a `UserError` about `path`."""
     try:
         yield
     except OSError as error:
@@ -56,20 +56,19 @@ def reason(error: Exception) -> str:
 
 
 def download(url: str, target: Path, *, sha256: str | None = None, headers: Mapping[str, str] | None = None) -> Path:
-    """Returns `target`, which now holds what `url` serves.
+    """Downloads `url` to `target` and returns `target`.
 
-    Bytes arrive in ``<target>.part``. An interrupted run leaves it behind and the next one continues it with
-    a Range request, guarded by the validator of the file that it was begun from (If-Range, RFC 9110) unless
-    `sha256` proves the result anyway. A server that ignores Range, or has another file by now, sends it whole
-    and the part starts anew.
+    Bytes are written to ``<target>.part``. If a run is interrupted, the next run continues this file with a Range
+    request. Without `sha256`, the request also sends the validator of the first response (If-Range, RFC 9110). If
+    the server ignores Range, or its file has changed, it sends the whole file and the part starts again.
 
     Args:
-        sha256: what the file has to hash to, in lower case.
-        headers: sent with the request; Authorization does not follow a redirect to another host.
+        sha256: the expected SHA-256 of the file, in lower case.
+        headers: sent with the request; Authorization is not sent to another host after a redirect.
 
     Raises:
-        UnreachableError: no connection, or `ATTEMPTS` in a row that brought no new byte.
-        UserError: the server refuses, the disk is full, or the SHA-256 differs.
+        UnreachableError: if there is no connection, or `ATTEMPTS` attempts in a row brought no new byte.
+        UserError: if the server refuses, the disk is full, or the SHA-256 differs.
     """
     part = _Part(target, trusted=sha256 is not None)
     with writing(target):
@@ -84,9 +83,9 @@ def download(url: str, target: Path, *, sha256: str | None = None, headers: Mapp
 
 
 class _Part:
-    """The unfinished file beside a download's target, and the validator of what it was begun from.
+    """The unfinished file beside a download's target, and the validator of the response that it came from.
 
-    trusted: whether the finished file will be proven, so that it may be continued without a validator.
+    trusted: whether the finished file's SHA-256 is checked; then it may be continued without a validator.
     """
 
     def __init__(self, target: Path, *, trusted: bool) -> None:
@@ -100,14 +99,14 @@ class _Part:
         return self.path.stat().st_size if self.path.is_file() else 0
 
     def headers(self) -> dict[str, str]:
-        """Request headers that ask for the rest; empty where the part has to start anew."""
+        """Returns request headers that ask for the rest; empty if the part has to start again."""
         validator = self._mark.read_text(encoding="utf-8") if self._mark.is_file() else ""
         if self.size == 0 or not (self._trusted or validator):
             return {}
         return {"Range": f"bytes={self.size}-"} | ({} if self._trusted else {"If-Range": validator})
 
     def begin(self, response: requests.Response) -> None:
-        """Empties the part and remembers the strong validator of `response`, if it has one."""
+        """Empties the part and stores the strong validator of `response`, if it has one."""
         etag = response.headers.get("ETag", "")
         strong = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
         self.path.write_bytes(b"")
@@ -119,7 +118,7 @@ class _Part:
 
 
 def _transfer_patiently(url: str, part: _Part, headers: Mapping[str, str]) -> None:
-    """Fills `part`; gives up after `ATTEMPTS` in a row that brought no new byte."""
+    """Fills `part`; gives up after `ATTEMPTS` attempts in a row without a new byte."""
     failures = 0
     while True:
         before = part.size
@@ -139,7 +138,7 @@ def _transfer_patiently(url: str, part: _Part, headers: Mapping[str, str]) -> No
 
 
 def _transfer(url: str, part: _Part, headers: Mapping[str, str]) -> None:
-    """Makes one request and appends what arrives to `part`; returns only when the file is whole."""
+    """Makes one request and appends the response to `part`; returns only if the file is complete."""
     resume = part.headers()
     sent = {"Accept-Encoding": "identity", **headers, **resume}
     with requests.get(url, headers=sent, stream=True, timeout=TIMEOUT) as response:

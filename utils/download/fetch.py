@@ -1,4 +1,4 @@
-"""Fetches a dataset archive and unpacks it into its folder; a folder that holds images is kept.
+"""Downloads a dataset archive and unpacks it into its folder; a folder that already has images is not changed.
 
 uv run python -m utils.download cuhk_pedes --from https://example.org/CUHK-PEDES.zip --sha256 HEX
 uv run --extra drive python -m utils.download vn3k_vi --from gdrive:FILE_ID
@@ -20,14 +20,14 @@ from utils.errors import UserError
 
 
 def fetch_archive(source: str, downloads: Path, *, prefix: str, sha256: str | None = None) -> Path:
-    """Returns the archive that `source` names: a local file, or one under `downloads` that is fetched first.
+    """Returns the archive that `source` names: a local file, or a file that is downloaded to `downloads`.
 
-    A file that an earlier run fetched from the same source is taken as it is.
+    If an earlier run has downloaded the same source, its file is used.
 
     Args:
         source: an http(s) address, ``gdrive:FILE_ID``, or a path.
-        prefix: begins the name of the file under `downloads`.
-        sha256: what the archive has to hash to, in lower case.
+        prefix: prefix of the file name under `downloads`.
+        sha256: the expected SHA-256 of the archive, in lower case.
     """
     if source.startswith(("http://", "https://")):
         key = hashlib.sha256(source.encode()).hexdigest()[:8]
@@ -68,11 +68,11 @@ def _download_from_drive(file_id: str, archive: Path) -> None:
 
 
 def main() -> None:
-    """Parses the command line, fetches and unpacks."""
+    """Parses the command line, downloads and unpacks the archive."""
     parser = argparse.ArgumentParser(prog="python -m utils.download", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("dataset", help="its name, such as cuhk_pedes: its YAML names its folder")
     parser.add_argument("--from", dest="source", required=True, help="http(s) address, gdrive:FILE_ID, or a file")
-    parser.add_argument("--sha256", type=_sha256, help="what the archive has to hash to")
+    parser.add_argument("--sha256", type=_sha256, help="expected SHA-256 of the archive")
     parser.add_argument("--root", type=Path, default=Path(), help="where the datasets lie (default: here)")
     args = parser.parse_args()
     folder = described("dataset", args.dataset).description.folder

@@ -1,4 +1,4 @@
-"""Downloads a model from the Hugging Face hub file by file: resumable, and checked against the hub's sums."""
+"""Resumable download of a model from the Hugging Face hub, checked against the hub's checksums."""
 
 import hashlib
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class RemoteFile:
     git_sha1: str | None
 
     def is_at(self, path: Path) -> bool:
-        """Whether `path` holds this file, by everything that the hub tells about it."""
+        """Returns whether the file at `path` has the size and hash that the hub gives."""
         if not path.is_file() or self.size not in (None, path.stat().st_size):
             return False
         if self.sha256 is not None:
@@ -42,15 +42,15 @@ class RemoteFile:
 
 
 def download_folder(repo: str, folder: Path, *, weights: bool = True) -> None:
-    """Fills `folder` with config, tokenizer and `weights` of `repo`; keeps the files that are right already.
+    """Downloads config, tokenizer and, if `weights` is true, weights of `repo` to `folder`; keeps files that are right.
 
-    The library's own `snapshot_download` starts a killed download from its first byte; this one goes on
-    where it stopped. Weights come last, so that a folder with weights is whole. Where the hub has only
-    pickled weights they are converted without being executed.
+    The library's own `snapshot_download` restarts a killed download from the first byte; this function continues
+    it. Weights come last, so that a folder with weights is complete. If the hub has only pickled weights, they
+    are converted without executing code.
 
     Raises:
-        UnreachableError: no connection to the hub, or none that lasts.
-        UserError: no such model, a file that is not what the hub says, or a full disk.
+        UnreachableError: if there is no connection to the hub, or it keeps breaking.
+        UserError: if there is no such model, a file does not match the hub's checksum, or the disk is full.
     """
     revision, files = list_files(repo)
     large = files.get(WEIGHTS) or files.get(PICKLED)
@@ -116,7 +116,7 @@ def _download_file(repo: str, revision: str, file: RemoteFile, folder: Path) -> 
 
 
 def _was_converted(folder: Path, revision: str) -> bool:
-    """Whether the weights in `folder` are those that an earlier run converted from this revision."""
+    """Returns whether an earlier run converted the weights in `folder` from this revision."""
     record = read_record(folder)
     known = record.get("sha256", {}).get(WEIGHTS)
     path = folder / WEIGHTS

@@ -1,1 +1,1 @@
-"""Memory of a training step: traced on fake tensors, and what fits a GPU."""
+"""Memory of a training step: a trace on fake tensors, and a plan of what fits on a GPU."""

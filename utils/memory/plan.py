@@ -1,4 +1,4 @@
-"""What a training step of a config takes, before a GPU is paid for, and the largest batch that fits one."""
+"""The memory that a training step of a config needs, computed without a GPU, and the largest batch that fits."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from prettytable import PrettyTable
 from utils.errors import UserError, check_positive
 from utils.memory.trace import GIB, GRADIENTS, OTHER, STATES, WEIGHTS, StepMemory
 
-MOST: Final = 16_384  # pairs; no larger batch is looked for
-# What makes a step smaller, that which changes the result least first.
+MOST: Final = 16_384  # pairs; the largest batch that is tried
+# Options that reduce the memory of a step; the option that changes the result least comes first.
 REMEDIES: Final[Mapping[str, Any]] = {
     "backbone.gradient_checkpointing": True,
     "optimizer.algorithm": "adamw8bit",
@@ -21,24 +21,24 @@ REMEDIES: Final[Mapping[str, Any]] = {
 
 
 class Traced(NamedTuple):
-    """A traced training step, and how many parameters its module has and trains."""
+    """A traced training step, and the numbers of all and of trainable parameters of its module."""
 
     step: StepMemory
     parameters: int
     trainable: int
 
 
-Trace = Callable[[DictConfig, int], Traced]  # (config, pairs in a batch of one process) -> what a step takes
+Trace = Callable[[DictConfig, int], Traced]  # (config, pairs in one process's batch) -> a traced step
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `make_plan` found out; as a string, a table and what follows from it.
+    """The result of `make_plan`; as a string: a table and advice.
 
-    memory, reserve: bytes of the GPU, and those of them that no tensor can have.
-    varied: the key whose value `size` is given and `largest` would fit, `MOST` standing for even more: the batch of
-        a process or, under GradCache, which makes little of that, the micro-batch.
-    remedies: (overrides, bytes of a step with them), each more than the one before.
+    memory, reserve: bytes of the GPU, and the part of them that tensors cannot use.
+    varied: the key that the plan varies: the batch of a process or, with GradCache, the micro-batch.
+    size, largest: the given value of this key, and the largest that fits; `MOST` means "at least".
+    remedies: (overrides, bytes of a step with them); each entry adds an override to the previous one.
     """
 
     title: str
@@ -56,12 +56,12 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        """Bytes, the reserve included."""
+        """The peak in bytes, including the reserve."""
         return self.traced.step.total + self.reserve
 
     @property
     def advice(self) -> list[str]:
-        """One sentence that says whether it fits, and one for every remedy."""
+        """A sentence that says whether the step fits, and a sentence for each remedy."""
         asked, memory = f"{self.varied}={self.size}", f"{gib(self.memory)} GiB"
         if not self.largest:
             verdict = f"{asked} does not fit {memory}, and no smaller value does"
@@ -89,21 +89,21 @@ class Plan:
 
 
 def gib(size: int) -> str:
-    """Returns bytes as a number of GiB."""
+    """Returns a number of bytes in GiB, as text."""
     return f"{size / GIB:.2f}"
 
 
 def make_plan(cfg: DictConfig, trace: Trace) -> Plan:
-    """Returns the plan of `cfg`, for one process of those that it asks for, with its share of the batch.
+    """Returns the plan of `cfg` for one training process with its share of the batch.
 
     Raises:
-        UserError: a GPU without memory, or what training would refuse as well.
+        UserError: if plan.memory_gb is not larger than plan.reserve_gb, or if training would refuse `cfg` too.
     """
     memory, reserve = (round(size * GIB) for size in (cfg.plan.memory_gb, cfg.plan.reserve_gb))
     if not 0 <= reserve < memory:
         raise UserError(
             f"plan.memory_gb: {cfg.plan.memory_gb} given, expected more than plan.reserve_gb={cfg.plan.reserve_gb}, "
-            "which no tensor can have and which is at least 0"
+            "the part that tensors cannot use, which is at least 0"
         )
     cached, batch = cfg.grad_cache.micro_batch, cfg.dataset.batch_size
     check_positive("dataset.batch_size", batch)
@@ -135,15 +135,15 @@ def largest_that_fits(
 ) -> int:
     """Returns the largest multiple of `multiple_of` up to `most` with ``total(it) <= limit``, 0 if there is none.
 
-    The next guess is where the line through the two measurements next to the limit meets it or, where such guesses
-    have not halved what is left twice running, its middle; the answer is measured.
+    The next guess is where a line through the two measurements nearest to the limit reaches the limit. If two such
+    guesses did not halve the interval, the next guess is its middle. `total` is measured for the result.
 
     Args:
-        total: grows with its argument.
-        start, at_start: a value, and what `total` gives for it.
+        total: a function that grows with its argument.
+        start, at_start: an argument, and the value of `total` for it.
     """
     found = {start: at_start}
-    left: list[int] = []  # between the largest that fits and the smallest that does not, once that is known
+    left: list[int] = []  # lengths of the interval between the largest that fits and the smallest that does not
     while True:
         low = max((size for size, taken in found.items() if taken <= limit), default=0)
         high = min((size for size, taken in found.items() if taken > limit), default=most + multiple_of)
@@ -164,7 +164,7 @@ def largest_that_fits(
 
 
 def processes(cfg: DictConfig) -> int:
-    """Returns how many processes train, one for each GPU that is asked for by number."""
+    """Returns the number of training processes; trainer.devices counts as 1 unless it is a positive number."""
     devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else 1
     return max(devices, 1) * cfg.trainer.num_nodes
 
@@ -177,7 +177,7 @@ def _with(cfg: DictConfig, changes: Mapping[str, Any]) -> DictConfig:
 
 
 def _remedies(cfg: DictConfig, trace: Trace, batch: int, limit: int) -> Iterator[tuple[str, int]]:
-    """Yields overrides and the bytes of a step with them, one more each time, until it fits."""
+    """Yields (overrides, bytes of a step with them), with one more override each time, until the step fits."""
     chosen: dict[str, Any] = {}
     for key, value in REMEDIES.items():
         if OmegaConf.select(cfg, key) == value:
@@ -185,7 +185,7 @@ def _remedies(cfg: DictConfig, trace: Trace, batch: int, limit: int) -> Iterator
         try:
             total = trace(_with(cfg, chosen | {key: value}), batch).step.total
         except UserError:
-            continue  # a loss that reads tokens has no use for GradCache
+            continue  # GradCache does not work with a loss that reads tokens
         chosen[key] = value
         yield " ".join(f"{key}={str(value).lower()}" for key, value in chosen.items()), total
         if total <= limit:

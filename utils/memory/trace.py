@@ -1,4 +1,4 @@
-"""How much memory a training step takes at its peak, traced on fake tensors as a GPU would run it."""
+"""A trace of a training step's peak memory, on fake tensors that behave like a GPU's."""
 
 import gc
 import weakref
@@ -19,12 +19,12 @@ from torch.utils._pytree import tree_leaves
 
 GIB: Final = 2**30
 WEIGHTS, GRADIENTS, STATES, OTHER = "weights", "gradients", "optimizer state", "activations"
-_BLOCK: Final = 512  # bytes; what the CUDA allocator rounds up to
+_BLOCK: Final = 512  # bytes; the CUDA allocator rounds up to multiples of it
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes at the peak of a training step. activations: the batch and 16-bit copies of weights included."""
+    """Bytes at the peak of a training step. activations includes the batch and 16-bit copies of weights."""
 
     weights: int
     gradients: int
@@ -45,13 +45,13 @@ def measure_step(
     accumulated: int = 1,
     ddp: bool = False,
 ) -> StepMemory:
-    """Returns the peak of a training step as it is after the first one, when the optimizer has its state.
+    """Returns the peak of a training step after the first one, when the optimizer already has its state.
 
     Args:
-        module: its gradients are overwritten.
-        loss: computes the scalar that is trained, from `inputs`.
-        accumulated: batches of a step; from the second one on, the gradients of those before are there.
-        ddp: whether gradients have buckets as well, through which processes exchange them.
+        module: the model; its gradients are overwritten.
+        loss: a function that computes the scalar loss from `inputs`.
+        accumulated: batches in one step; from the second on, gradients of the earlier ones take memory.
+        ddp: whether DDP's gradient buckets also take memory.
     """
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for parameter in trained:
@@ -70,9 +70,7 @@ def measure_step(
     ]
     with tracker:
         for _ in range(min(accumulated, 2)):
-            torch.autograd.backward(
-                loss()
-            )  # not loss().backward(), which would switch `fake_gpu` off for recomputation
+            torch.autograd.backward(loss())  # loss().backward() would switch `fake_gpu` off during recomputation
         optimizer.step()
     optimizer.zero_grad()
     for hook in hooks:
@@ -81,14 +79,14 @@ def measure_step(
 
 
 class MemoryTracker(TorchDispatchMode):
-    """Counts the bytes of all storages that are alive, by kind, and remembers the moment when they were most.
+    """A dispatch mode that counts the bytes of all live storages by kind, and keeps the counts of the peak.
 
-    What an operator makes is counted from then on, as `OTHER`, until its last reference is gone; `count` adds tensors
-    from before, and says of what kind tensors are. What a kernel takes and frees within itself is not seen. Under
-    FakeTensorMode, whose tensors live as long as real ones would, nothing is allocated.
+    The result of an operator counts as `OTHER` until its last reference is gone. `count` adds earlier tensors and
+    changes the kind of tensors. Temporary memory inside a kernel is not counted. Under FakeTensorMode nothing is
+    allocated; fake tensors live as long as real ones would.
 
-    Decision: not torch.distributed._tools.MemTracker, which refuses a module that is called twice in a step and
-    is hooked to modules throughout.
+    Decision: torch.distributed._tools.MemTracker is not used, because it refuses a module that is called twice in a
+    step and depends on module hooks.
     """
 
     def __init__(self) -> None:
@@ -101,7 +99,7 @@ class MemoryTracker(TorchDispatchMode):
         self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def count(self, tensors: Iterable[Tensor], kind: str) -> None:
-        """Counts the storages of `tensors` under `kind`, whatever they were counted under before, at the peak too."""
+        """Counts the storages of `tensors` as `kind`; moves those already counted to this kind, also in `peak`."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             key, size = id(storage), -(-storage.nbytes() // _BLOCK) * _BLOCK
@@ -131,16 +129,16 @@ class MemoryTracker(TorchDispatchMode):
 
 @contextmanager
 def fake_gpu() -> Iterator[None]:
-    """Inside, tensors have shapes and sizes but no values, and take the memory that they would take on a GPU.
+    """Makes tensors in the block fake: they have shapes but no values, and count the memory that they need on a GPU.
 
-    They are fake CPU tensors: autograd does not run on fake CUDA tensors without a driver. What the two differ in by
-    more than rounding is made up for: dropout keeps a mask of one byte per element, not the noise; layer norm under
-    autocast gives fp32. Attention is assumed to be fused, flash or memory-efficient, also where it drops out: it
-    keeps queries, keys, values, its output and a logarithm per row, as the flash kernel of the CPU does.
+    They are fake CPU tensors, because autograd does not run on fake CUDA tensors without a driver. Large differences
+    between CPU and GPU are corrected: dropout keeps a mask of one byte per element instead of the noise, and layer
+    norm under autocast returns fp32. Attention is assumed to be fused (flash or memory-efficient), also with dropout:
+    it keeps queries, keys, values, its output and a logarithm per row, like the CPU's flash kernel.
 
-    Python's cycle collector rests meanwhile: PyTorch 2.9 lets it empty fake tensors that only autograd still holds.
+    Python's cycle collector is off in the block: in PyTorch 2.9 it clears fake tensors that only autograd holds.
     """
-    # Not a TorchFunctionMode: it is off in the backward pass, where activations are computed again.
+    # A TorchFunctionMode would be off in the backward pass, where checkpointed activations are recomputed.
     like_cuda: dict[str, Any] = {
         "dropout": _dropout,
         "layer_norm": _layer_norm,
@@ -152,7 +150,7 @@ def fake_gpu() -> Iterator[None]:
 
 @contextmanager
 def no_cycle_collection() -> Iterator[None]:
-    """Inside, Python frees what has no reference left, but does not look for cycles by itself."""
+    """Turns Python's cycle collector off in the block; objects without references are still freed."""
     was_on = gc.isenabled()
     gc.disable()
     try:

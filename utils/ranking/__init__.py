@@ -1,4 +1,4 @@
-"""Ranking: who is found for a query, at which rank, and what that is worth."""
+"""Ranking of a gallery for each query: ranks of positives, metrics, significance tests, re-ranking."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first asked for: reports need the metrics' names and no PyTorch."""
+    """Imports a public name at its first use, so that reports can use the metrics' names without PyTorch."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

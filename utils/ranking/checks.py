@@ -1,4 +1,4 @@
-"""What can be ranked, and what is wrong with what cannot."""
+"""Checks of features and identities before ranking."""
 
 import torch
 from torch import Tensor
@@ -8,25 +8,25 @@ from utils.ranking.ranks import Grouped
 
 
 def check_positives(side: Grouped, pids: Tensor, name: str, others: str, way_out: str) -> None:
-    """Raises `UserError` where an item of a side has no positive on the other."""
+    """Raises `UserError` if an item of a side has no positive on the other side."""
     lost = side.order[side.matches == 0]
     if len(lost):
         first = int(lost.min())
         raise UserError(
-            f"{name} {first} (pid {int(pids[first])}) has no positive in the {others} ({len(lost)} such of"
-            f" {len(pids)}): add its identity to the {others} or {way_out}"
+            f"{name} {first} (pid {int(pids[first])}) has no positive in the {others} ({len(lost)} of"
+            f" {len(pids)} have none): add its identity to the {others} or {way_out}"
         )
 
 
 def check_sides(features: dict[str, Tensor], pids: dict[str, Tensor]) -> None:
-    """Raises `UserError` where two sides, by name, cannot be ranked."""
+    """Raises `UserError` if features or identities of the two sides, given by name, cannot be ranked."""
     check_features(features)
     for name, side in features.items():
         _check_pids(side, pids[name], name)
 
 
 def check_features(sides: dict[str, Tensor]) -> None:
-    """Raises `UserError` where the features of two sides, by name, cannot be compared."""
+    """Raises `UserError` if the features of the two sides, given by name, cannot be compared."""
     for name, features in sides.items():
         if features.ndim != 2 or not features.is_floating_point():
             raise UserError(
@@ -39,7 +39,7 @@ def check_features(sides: dict[str, Tensor]) -> None:
         if not finite.all():
             raise UserError(
                 f"{name} feature {int(finite.logical_not().nonzero()[0])} is not finite"
-                f" ({int((~finite).sum())} such of {len(features)}): the model that made it holds NaN or inf"
+                f" ({int((~finite).sum())} of {len(features)} are not): the model that made it holds NaN or inf"
             )
     (name, one), (other_name, other) = sides.items()
     if one.shape[1] != other.shape[1] or one.device != other.device:

@@ -1,4 +1,4 @@
-"""k-reciprocal re-ranking (Zhong et al., CVPR 2017) of the best images of a caption."""
+"""k-reciprocal re-ranking (Zhong et al., CVPR 2017) of a caption's best images."""
 
 import torch
 from torch import Tensor
@@ -10,30 +10,30 @@ KEY = "evaluation.rerankers.k_reciprocal"
 
 
 class KReciprocal:
-    """Scores images by (1 - lambda) times the Jaccard distance to the caption and lambda times the plain one.
+    """A re-ranker by distance: (1 - lambda) times Jaccard plus lambda times plain, from the caption to an image.
 
-    Neighbours are those among a caption and its `top` images, so that time grows with Q x top^2 x E and the gallery's
-    size does not matter. Within that set the distances are those of `model.prototypes.k_reciprocal_jaccard`: with
-    d = 2 - 2 cos, N(i, k) is i and its k nearest others, R(i, k) = {j in N(i, k): i in N(j, k)}; R(c, round(k1 / 2))
-    of each c in R(i, k1) joins it when more than 2/3 of it lies in there; V_i = exp(-d) on the joined set, normalised
-    to sum 1, then averaged over the k2 nearest of i, itself included; J_ij = 1 - s / (2 - s) with
-    s = sum_k min(V_ik, V_jk).
+    Neighbours come from the caption and its `top` images only, so time grows with Q x top^2 x E, whatever the size of
+    the gallery. Within this set the distances are those of `model.prototypes.k_reciprocal_jaccard`: with
+    d = 2 - 2 cos, N(i, k) is i and its k nearest others, R(i, k) = {j in N(i, k): i in N(j, k)}. For each c in
+    R(i, k1), R(c, round(k1 / 2)) is added to R(i, k1) if more than 2/3 of it lies in R(i, k1). V_i = exp(-d) on this
+    enlarged set, normalised to sum 1, then averaged over the k2 nearest of i, i included; J_ij = 1 - s / (2 - s)
+    with s = sum_k min(V_ik, V_jk).
     Ties go to the better image of the plain ranking.
 
-    A caption is seldom among the nearest of an image, whose nearest are images: it then is its own reciprocal
-    neighbour alone, and with k2 = 1 it shares nothing with any image. With k2 > 1 its encoding is the mean over its
-    k2 - 1 best images, and J tells which images have the same neighbours as these.
+    The nearest neighbours of an image are images, seldom a caption. So a caption often has only itself as reciprocal
+    neighbour, and with k2 = 1 it shares nothing with any image. With k2 > 1, its V is the mean over itself and its
+    k2 - 1 best images, and J compares the neighbours of an image with theirs.
 
     Source: Zhong et al., Re-ranking Person Re-identification with k-reciprocal Encoding (CVPR 2017), eqs. (3)-(12). The
-    authors divide d by its largest value in the data; here it is not divided.
+    authors divide d by its largest value in the data; this code does not.
 
     Args:
-        top: images of a caption that are put in a new order.
-        k1, k2: neighbours of the encoding and of its averaging.
+        top: number of a caption's best images that get a new order.
+        k1, k2: numbers of neighbours, for the encoding V and for its average.
         lambda_: weight of the plain distance, from 0 to 1; 1 leaves the plain ranking.
 
     Raises:
-        UserError: a number out of range.
+        UserError: if a number is out of range.
     """
 
     def __init__(self, *, top: int = 100, k1: int = 20, k2: int = 6, lambda_: float = 0.3) -> None:
@@ -69,11 +69,11 @@ class KReciprocal:
 
 
 def _among(order: Tensor, count: int) -> Tensor:
-    """Returns ``(B, N, N)``, 1 at (i, j) where j is one of the first `count` of i's row of `order` ``(B, N, N)``."""
+    """Returns ``(B, N, N)``, 1 at (i, j) if j is among the first `count` entries of row i of `order` ``(B, N, N)``."""
     return torch.zeros(order.shape, device=order.device).scatter_(2, order[:, :, :count], 1)
 
 
 def _reciprocal(order: Tensor, k: int) -> Tensor:
-    """Returns ``(B, N, N)``, 1 at (i, j) where each of i and j is the other or among its k nearest."""
+    """Returns ``(B, N, N)``, 1 at (i, j) if i = j, or if i and j are each among the other's k nearest."""
     among = _among(order, k + 1)
     return among * among.mT

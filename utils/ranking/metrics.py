@@ -1,7 +1,7 @@
 """Metrics as functions of ranks, by name. Imports nothing heavy, so that reports start at once.
 
-A metric takes the `Ranks` of Q queries, each with a positive, and returns a value for every query, from 0 to 1: an
-array ``(Q,)``. `evaluation.metrics` of the config names those that are computed.
+A metric takes the `Ranks` of Q queries, each with at least one positive, and returns an array ``(Q,)``: one value from
+0 to 1 for each query. The config's `evaluation.metrics` lists the metrics that are computed.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,9 +21,9 @@ DIRECTIONS = ("t2i", "i2t")
 
 @dataclass(frozen=True)
 class RetrievalMetrics:
-    """Percentages over the `queries` that were ranked, by name: also as attributes, such as `.R1` and `.mAP`.
+    """Metrics in percent, by name and as attributes such as `.R1` and `.mAP`.
 
-    `skipped` more queries had no positive in the gallery.
+    They are means over `queries` queries; `skipped` further queries had no positive in the gallery.
     """
 
     values: Mapping[str, float]
@@ -36,11 +36,11 @@ class RetrievalMetrics:
         raise AttributeError(f"no metric {name!r} here, only {', '.join(values)}")
 
     def as_dict(self) -> dict[str, float]:
-        """The percentages by name."""
+        """Returns the percentages by name."""
         return dict(self.values)
 
     def as_row(self) -> dict[str, float]:
-        """The percentages by name and the numbers of queries, as files keep them."""
+        """Returns the percentages and the numbers of queries by name, as metrics.json and metrics.csv store them."""
         return {**self.values, "queries": self.queries, "skipped": self.skipped}
 
 
@@ -50,12 +50,12 @@ def recall(ranks: "Ranks", k: int) -> "NDArray[Any]":
 
 
 def average_precision(ranks: "Ranks") -> "NDArray[Any]":
-    """Returns AP: the mean over the positives of i / r_i, r_i being the rank of the i-th."""
+    """Returns AP: the mean of i / r_i over the positives, where r_i is the rank of the i-th positive."""
     return ranks.mean(ranks.place / ranks.values)
 
 
 def inverse_negative_penalty(ranks: "Ranks") -> "NDArray[Any]":
-    """Returns INP: K / r_K, r_K being the rank of the last of K positives (AGW, Ye et al., TPAMI 2021)."""
+    """Returns INP: K / r_K, where r_K is the rank of the last of K positives (AGW, Ye et al., TPAMI 2021)."""
     return ranks.counts / ranks.last
 
 

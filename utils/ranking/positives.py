@@ -1,4 +1,4 @@
-"""The ranks of queries' positives, which all metrics are functions of, and their file."""
+"""The ranks of the queries' positives, from which all metrics are computed, and the file that stores them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ PARTS = ("ranks", "counts", "pids")
 class Ranks:
     """The ranks of the positives of Q queries; 1 is best, and ties count against the query.
 
-    values: ``(P,)`` int32, query after query, and of each the best first.
+    values: ``(P,)`` int32, query after query, the best rank of each query first.
     counts: ``(Q,)`` how many positives each query has.
     """
 
@@ -29,45 +29,45 @@ class Ranks:
 
     @classmethod
     def of(cls, ranks: Sequence[NDArray[Any]]) -> "Ranks":
-        """Returns those of a list with an array for each query."""
+        """Returns the ranks in a list that has one array for each query."""
         values = np.concatenate([np.zeros(0, dtype=np.int32), *ranks])
         return cls(values, np.array([len(own) for own in ranks], dtype=np.int64))
 
     def as_list(self) -> list[NDArray[Any]]:
-        """Returns a list with an array for each query."""
+        """Returns a list that has one array for each query."""
         return np.split(self.values, self.starts[1:]) if len(self.counts) else []
 
     @cached_property
     def starts(self) -> NDArray[Any]:
-        """Where each query begins in `values`. Shape: ``(Q,)``."""
+        """The position in `values` at which each query begins. Shape: ``(Q,)``."""
         return np.cumsum(self.counts) - self.counts
 
     @property
     def first(self) -> NDArray[Any]:
-        """The rank of each query's best positive, where all have one. Shape: ``(Q,)``."""
+        """The rank of each query's best positive; every query must have one. Shape: ``(Q,)``."""
         return self.values[self.starts]
 
     @property
     def last(self) -> NDArray[Any]:
-        """The rank of each query's worst positive, where all have one. Shape: ``(Q,)``."""
+        """The rank of each query's worst positive; every query must have one. Shape: ``(Q,)``."""
         return self.values[self.starts + self.counts - 1]
 
     @property
     def place(self) -> NDArray[Any]:
-        """Which of its query's positives each is, counted from 1. Shape: ``(P,)``."""
+        """The place of each positive among its query's positives, counted from 1. Shape: ``(P,)``."""
         return np.arange(1, len(self.values) + 1) - np.repeat(self.starts, self.counts)
 
     def mean(self, per_positive: NDArray[Any]) -> NDArray[Any]:
-        """Returns the mean ``(Q,)`` over each query's positives of a value ``(P,)``, where all have one."""
-        values = per_positive.astype(np.float64)  # the sum of booleans is their "or"
+        """Returns the mean ``(Q,)`` of `per_positive` ``(P,)`` for each query; every query must have a positive."""
+        values = per_positive.astype(np.float64)  # np.add of booleans would be a logical or
         return np.add.reduceat(values, self.starts) / self.counts if len(self.counts) else self.starts / 1
 
     def matched(self) -> "Ranks":
-        """Returns those of the queries that have a positive."""
+        """Returns the ranks of the queries that have a positive."""
         return Ranks(self.values, self.counts[self.counts > 0])
 
     def take(self, queries: NDArray[Any]) -> "Ranks":
-        """Returns those of some queries ``(q,)``, in that order."""
+        """Returns the ranks of the given `queries` ``(q,)``, in that order."""
         counts = self.counts[queries]
         starts = np.cumsum(counts) - counts
         places = np.arange(counts.sum()) + np.repeat(self.starts[queries] - starts, counts)
@@ -75,11 +75,11 @@ class Ranks:
 
 
 def save_ranks(folder: str | Path, ranks: Mapping[str, Ranks], pids: Mapping[str, NDArray[Any]]) -> Path:
-    """Writes `RANKS_FILE` into `folder`; returns its path.
+    """Writes `RANKS_FILE` into `folder` and returns its path.
 
     Args:
-        ranks: by direction.
-        pids: the identities of its queries ``(Q,)``, by direction.
+        ranks: direction -> ranks.
+        pids: direction -> identities of the queries ``(Q,)``.
     """
     arrays: dict[str, Any] = {}
     for direction, own in ranks.items():
@@ -93,10 +93,10 @@ def save_ranks(folder: str | Path, ranks: Mapping[str, Ranks], pids: Mapping[str
 
 
 def load_ranks(path: str | Path) -> dict[str, tuple[Ranks, NDArray[Any]]]:
-    """Returns direction -> (ranks, identities of the queries) from a run's `RANKS_FILE`; runs no code from it.
+    """Returns direction -> (ranks, identities of the queries) from a run's `RANKS_FILE`; executes no code from it.
 
     Raises:
-        UserError: it is not such a file.
+        UserError: if `path` is not such a file.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -106,7 +106,7 @@ def load_ranks(path: str | Path) -> dict[str, tuple[Ranks, NDArray[Any]]]:
         for values, counts, pids in found.values():
             _check(values, counts, pids)
         return {d: (Ranks(values, counts), pids) for d, (values, counts, pids) in found.items()}
-    except Exception as error:  # a damaged archive raises what its parts do
+    except Exception as error:  # a damaged archive can raise almost any error
         raise UserError(
             f"{path} is not a {RANKS_FILE} that this framework wrote ({type(error).__name__}: {error}): test the run "
             "again with task=test"
@@ -114,7 +114,7 @@ def load_ranks(path: str | Path) -> dict[str, tuple[Ranks, NDArray[Any]]]:
 
 
 def _check(values: NDArray[Any], counts: NDArray[Any], pids: NDArray[Any]) -> None:
-    """Raises `ValueError` where the arrays of a direction do not belong together."""
+    """Raises `ValueError` if the arrays of a direction do not fit together."""
     for array in (values, counts, pids):
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise ValueError(f"an array of {array.dtype} of shape {array.shape}, expected whole numbers in a row")

@@ -1,4 +1,4 @@
-"""Ranks of positives, counted over blocks of scores: no score matrix, and nothing is sorted but the positives."""
+"""Ranks of positives, counted over blocks of scores: without a full score matrix, and sorting only positives."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +14,12 @@ TILE = 64
 
 
 class Grouped(NamedTuple):
-    """The N items of one side, ordered so that those of an identity stand together.
+    """The N items of one side, ordered so that items of the same identity are neighbours.
 
-    order: ``(N,)`` which item stands where.
-    identity: ``(N,)`` a number for its identity, rising, the same on both sides.
-    first: ``(N,)`` where its positives begin on the other side.
-    matches: ``(N,)`` how many there are.
+    order: ``(N,)`` the original index of each item.
+    identity: ``(N,)`` the number of its identity, ascending, the same on both sides.
+    first: ``(N,)`` the position on the other side at which its positives begin.
+    matches: ``(N,)`` the number of its positives.
     """
 
     order: Tensor
@@ -29,7 +29,7 @@ class Grouped(NamedTuple):
 
 
 def group_by_identity(pids: Tensor, other_pids: Tensor) -> tuple[Grouped, Grouped]:
-    """Returns both sides, ``(Q,)`` and ``(G,)``, with identities of similar size next to each other."""
+    """Returns both sides, ``(Q,)`` and ``(G,)``, grouped; identities with similar numbers of items are neighbours."""
     _, numbers = torch.cat([pids.long(), other_pids.long()]).unique(return_inverse=True)
     sides = numbers.split([len(pids), len(other_pids)])
     sizes = [side.bincount(minlength=int(numbers.max()) + 1) for side in sides]
@@ -46,16 +46,16 @@ def group_by_identity(pids: Tensor, other_pids: Tensor) -> tuple[Grouped, Groupe
 
 
 class RankBlock:
-    """Some neighbouring items of a side: the scores of their positives, and how many negatives are ahead of each.
+    """Neighbouring items of a side, the scores of their positives, and the number of negatives ahead of each positive.
 
     Args:
-        side: where they are taken from.
-        start, stop: which.
-        wanted: whether they are to be ranked at all.
+        side: the side that holds the items.
+        start, stop: the range of the items.
+        wanted: whether to rank these items.
 
     Attributes:
-        positives: ``(K, n)`` of n items with K positives at most, once all are collected and `sort` was called the
-            best first; -inf where an item has fewer.
+        positives: ``(K, n)``, the scores of up to K positives of n items, -inf where an item has fewer. They are
+            sorted, best first, after all were collected and `sort` was called.
     """
 
     def __init__(self, side: Grouped, start: int, stop: int, *, wanted: bool) -> None:
@@ -69,11 +69,11 @@ class RankBlock:
         self._lock = Lock()
 
     def shares_identities(self, other: "RankBlock") -> bool:
-        """Whether the identities of both overlap."""
+        """Returns whether the identity ranges of both blocks overlap."""
         return self.lowest <= other.highest and other.lowest <= self.highest
 
     def collect(self, scores: Tensor, start: int) -> None:
-        """Takes the positives among `scores` ``(n, m)`` against the items from `start` on of the other side."""
+        """Stores the positives in `scores` ``(n, m)``, whose columns are the other side's items from `start` on."""
         columns = self.first + self._slots - start
         inside = (self._slots < self.matches) & (columns >= 0) & (columns < scores.shape[1])
         found = scores.T.gather(0, columns.clamp(0, scores.shape[1] - 1))
@@ -81,12 +81,12 @@ class RankBlock:
             self.positives = torch.where(inside, found, self.positives)
 
     def sort(self) -> None:
-        """Puts the positives in order once all are collected."""
+        """Sorts the positives, best first; call it after all are collected."""
         self.positives = self.positives.sort(dim=0, descending=True).values
 
     def count_negatives(self, scores: Tensor, buffer: Tensor) -> None:
-        """Counts those among `scores` ``(n, m)`` that are not below a positive; `buffer` ``(n, m)`` is overwritten."""
-        # Comparing into a float buffer keeps comparison and sum vectorised; sums are exact below 2^24 items.
+        """Counts the `scores` ``(n, m)`` that are at least as high as each positive; overwrites `buffer` ``(n, m)``."""
+        # A float buffer keeps comparison and sum vectorised; sums are exact below 2^24 items.
         num_ahead = torch.empty_like(self.positives)
         for positive, number in zip(self.positives, num_ahead, strict=True):
             torch.ge(scores, positive[:, None], out=buffer)
@@ -95,27 +95,27 @@ class RankBlock:
             self._num_ahead += num_ahead
 
     def ranks(self) -> Tensor:
-        """Ranks ``(n, K)`` of the positives, the best first; an item with fewer than K ends in filling."""
+        """Returns the ranks ``(n, K)`` of the positives, best first; rows with fewer than K positives are padded."""
         return (self._num_ahead + self._slots + 1).T
 
     def flat_ranks(self) -> Tensor:
-        """Ranks of the positives of one item after the other, without filling."""
+        """Returns the ranks of the positives, item after item, without padding."""
         return self.ranks()[(self._slots < self.matches).T]
 
 
 def count_ranks(
     query: Tensor, gallery: Tensor, sides: tuple[Grouped, Grouped], size: int, *, both: bool
 ) -> tuple[list[RankBlock], list[RankBlock]]:
-    """Returns the query's and the gallery's blocks, counted; those of the gallery only where `both` are wanted.
+    """Returns the blocks of the query and of the gallery, counted; the gallery's are counted only if `both` is true.
 
-    The positives' scores are collected from the blocks that hold some, then all blocks are compared with them.
-    All products have one shape, of whole tiles: a matrix product may round the elements of a ragged edge, or of
-    another shape, differently, and equal features must get equal scores wherever they stand.
+    The first pass collects the positives' scores from the blocks that hold some; the second compares all blocks with
+    them. All products have the same shape, a multiple of the tile: a matrix product may round the elements of a
+    ragged edge, or of another shape, differently, and equal features must get equal scores wherever they stand.
 
     Args:
-        query, gallery: ``(Q, D)`` and ``(G, D)``.
-        sides: from `group_by_identity`.
-        size: of a block, in items of a side.
+        query, gallery: features. Shapes: ``(Q, D)``, ``(G, D)``.
+        sides: both sides from `group_by_identity`.
+        size: items of a side in one block.
     """
     (rows, height), (columns, width) = (
         _rank_blocks(side, size, wanted=wanted) for side, wanted in zip(sides, (True, both), strict=True)
@@ -154,14 +154,14 @@ def count_ranks(
 
 
 def _side_by_side(work: Callable[[RankBlock], None], blocks: list[RankBlock], what: str) -> None:
-    """Calls `work` for each block: on a CPU in threads of one core each, which then never wait for one another."""
+    """Calls `work` for each block; on a CPU in single-core threads, which do not wait for each other."""
     threads = min(torch.get_num_threads(), len(blocks)) if blocks[0].first.device.type == "cpu" else 1
     if threads == 1:
         for block in Bar(blocks, desc=what, unit="block", leave=False):
             work(block)
         return
     before = torch.get_num_threads()
-    inference = torch.is_inference_mode_enabled()  # each thread has modes of its own
+    inference = torch.is_inference_mode_enabled()  # modes are per thread
 
     @torch.no_grad()
     def as_here(block: RankBlock) -> None:
@@ -172,7 +172,7 @@ def _side_by_side(work: Callable[[RankBlock], None], blocks: list[RankBlock], wh
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             list(Bar(pool.map(as_here, blocks), desc=what, total=len(blocks), unit="block", leave=False))
     finally:
-        torch.set_num_threads(before)  # what a thread sets is also the default of threads to come
+        torch.set_num_threads(before)  # the pool's setting is also the default for later threads
 
 
 def whole_tiles(size: int) -> int:
@@ -181,7 +181,7 @@ def whole_tiles(size: int) -> int:
 
 
 def _rank_blocks(side: Grouped, size: int, *, wanted: bool) -> tuple[list[RankBlock], int]:
-    """Returns a side in blocks of at most `size` items (rounded up to whole tiles), and that number."""
+    """Returns the blocks of a side, of at most `size` items rounded up to whole tiles, and their length."""
     items = len(side.order)
     length = whole_tiles(-(-items // -(-items // whole_tiles(size))))
     blocks = [RankBlock(side, start, min(start + length, items), wanted=wanted) for start in range(0, items, length)]

@@ -1,4 +1,4 @@
-"""Re-ranking: the best images of every caption in a new order, beside the plain ranking and never in place of it."""
+"""Re-ranking of every caption's best images; its metrics are reported in addition to the plain ranking's."""
 
 import time
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ CAPTIONS = 64
 
 
 class Reranker(Protocol):
-    """Gives the best images of captions new scores.
+    """A function that gives new scores to the best images of captions.
 
-    top: how many images of a caption that are.
-    name, options: what records say of it.
+    top: the number of images for each caption.
+    name, options: its description in records.
     """
 
     top: int
@@ -29,19 +29,19 @@ class Reranker(Protocol):
     options: Mapping[str, Any]
 
     def __call__(self, texts: Tensor, images: Tensor) -> Tensor:
-        """Returns scores ``(B, n)``, higher being better.
+        """Returns scores ``(B, n)``; higher is better.
 
         Args:
-            texts: embeddings. Shape: ``(B, E)``.
-            images: those of the best images of each, the best first. Shape: ``(B, n, E)``.
+            texts: embeddings of the captions. Shape: ``(B, E)``.
+            images: embeddings of the best images of each caption, the best first. Shape: ``(B, n, E)``.
         """
 
 
 @dataclass(frozen=True)
 class Reranked:
-    """What a re-ranker made of a split's captions: their ranks and metrics, and how long it took.
+    """The result of a re-ranker on a split: the captions' ranks, their metrics, and the seconds it took.
 
-    name, options: of the re-ranker.
+    name, options: the re-ranker's own.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Reranked:
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        """What files keep of it."""
+        """Returns the part that metrics.json stores."""
         own = {"name": self.name, "options": dict(self.options), "seconds": round(self.seconds, 3)}
         return own | {"t2i": self.metrics.as_row()}
 
@@ -62,7 +62,7 @@ def rerank(
     reranker: Reranker,
     metrics: Mapping[str, Metric] = STANDARD,
 ) -> Reranked:
-    """Returns text-to-image retrieval with the new scores; see `reranked_ranks`."""
+    """Returns ranks and metrics of text-to-image retrieval with the new scores; see `reranked_ranks`."""
     start = time.perf_counter()
     ranks = reranked_ranks(retrieval, plain, reranker)
     return Reranked(reranker.name, reranker.options, ranks, measure(ranks, metrics), time.perf_counter() - start)
@@ -71,13 +71,13 @@ def rerank(
 @torch.no_grad()
 @full_precision()
 def reranked_ranks(retrieval: Retrieval, plain: Ranks, reranker: Reranker) -> Ranks:
-    """Returns the ranks of all captions' positives, the best images of each ordered by `reranker`.
+    """Returns the ranks of all captions' positives after `reranker` has ordered the best images of each caption.
 
-    The other images stay behind them, in their order. Ties count against the query. No more than `CAPTIONS` times
-    `top` images are held at a time.
+    The other images follow in their plain order. Ties count against the query. At most `CAPTIONS` times `top` images
+    are in memory at a time.
 
     Args:
-        plain: the ranks without it, "t2i".
+        plain: the "t2i" ranks without re-ranking.
     """
     top = min(reranker.top, len(retrieval.images))
     found, inside = [], []
@@ -93,7 +93,7 @@ def reranked_ranks(retrieval: Retrieval, plain: Ranks, reranker: Reranker) -> Ra
 
 
 def _ranks_within(scores: Tensor, right: Tensor, counts: Tensor) -> Tensor:
-    """Returns the ranks among n images of the `counts` ``(B,)`` right ones of each row, row after row."""
+    """Returns the ranks, row after row, of the `counts` ``(B,)`` right images among the n images of each row."""
     slots = torch.arange(int(counts.max()), device=scores.device)
     positives = scores.masked_fill(~right, -torch.inf).sort(dim=1, descending=True).values[:, : len(slots)]
     negatives = scores.masked_fill(right, -torch.inf)
@@ -102,10 +102,10 @@ def _ranks_within(scores: Tensor, right: Tensor, counts: Tensor) -> Tensor:
 
 
 def _joined(plain: Ranks, within: np.ndarray, inside: np.ndarray, top: int) -> Ranks:
-    """Returns `plain` with new ranks for the best `inside` ``(Q,)`` positives of each query, which are in its top.
+    """Returns `plain` with new ranks `within` for each query's best `inside` ``(Q,)`` positives, those in its top.
 
-    Plain ranks count what is before a positive, so they hold for one behind the top whatever the order in there.
-    Where scores are equal up to rounding, the top may have been cut elsewhere: behind it means behind it.
+    A positive behind the top keeps its plain rank: a new order within the top does not change how many are ahead.
+    If scores are equal up to rounding, the top may hold other images; the rank is then at least top + 1.
     """
     behind = plain.place - np.repeat(inside, plain.counts)
     values = np.where(behind > 0, np.maximum(plain.values, top + behind), plain.values)

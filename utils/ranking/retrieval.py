@@ -1,4 +1,4 @@
-"""Ranks of positives and nearest neighbours, exact and streamed: the whole (Q, G) score matrix never exists."""
+"""Exact ranks of positives and nearest neighbours, in blocks: the whole (Q, G) score matrix never exists."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,13 +21,13 @@ CHUNK_SIZE = 128
 
 @dataclass(frozen=True)
 class Retrieval:
-    """One encoded split, in the order of its records: what stands between encoding and all that is said of it.
+    """One encoded split, in the order of its records: the result of encoding and the input of all evaluation.
 
-    Scores are inner products and come in blocks, the best of a query, or as ranks; never as a whole matrix.
+    Scores are inner products. They are computed in blocks, as the best of a query or as ranks, never as a whole matrix.
 
     images, texts: Embeddings. Shapes: ``(G, E)``, ``(Q, E)``, unit norm (or K unit-norm blocks), on one device.
     image_pids, text_pids: Identities. Shapes: ``(G,)``, ``(Q,)``.
-    captions, paths: Q texts and G image files.
+    captions, paths: texts and image files, Q and G of them.
     """
 
     images: Tensor
@@ -43,23 +43,23 @@ class Retrieval:
         return {"t2i": t2i, "i2t": i2t}
 
     def query_pids(self) -> dict[str, NDArray[Any]]:
-        """Returns the identities of the queries of either direction."""
+        """Returns direction -> identities of its queries."""
         return {"t2i": self.text_pids.cpu().numpy(), "i2t": self.image_pids.cpu().numpy()}
 
     def best_images(self, texts: Tensor | Sequence[int] | slice, k: int) -> tuple[Tensor, Tensor]:
-        """Returns for some texts their min(k, G) best images, the best first, and the scores of these."""
+        """Returns the min(k, G) best images of the given texts, best first, and their scores."""
         return top_k(self.texts[texts], self.images, k)
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Keeps matrix products in fp32 where training has allowed TF32 or bf16 for speed."""
+    """Computes matrix products in fp32 inside the block, even if training allows TF32 or bf16 for speed."""
     products = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [product.fp32_precision for product in products]
     for product in products:
         product.fp32_precision = "ieee"
     older = torch.get_float32_matmul_precision()
-    if older != "highest":  # CUDA refuses to read settings of which the older and the newer kind contradict each other
+    if older != "highest":  # CUDA raises an error if the older and the newer setting contradict each other
         torch.set_float32_matmul_precision("highest")
     try:
         yield
@@ -79,11 +79,11 @@ def retrieval_metrics(
     chunk_size: int | None = None,
     skip_unmatched: bool = False,
 ) -> RetrievalMetrics:
-    """Metrics of ranking `gallery` by inner product for every query, exact in fp32.
+    """Returns the metrics of ranking `gallery` by inner product for every query, exact in fp32.
 
-    With r_1 < ... < r_K the ranks (1 = best) of a query's K positives: R@k is r_1 <= k, AP the mean of
-    i / r_i, INP = K / r_K (AGW, Ye et al., TPAMI 2021); each averaged over queries. Arguments and errors are those
-    of `rank_positives`.
+    Let r_1 < ... < r_K be the ranks (1 = best) of a query's K positives. R@k is r_1 <= k, AP is the mean of i / r_i,
+    and INP = K / r_K (AGW, Ye et al., TPAMI 2021). Each is averaged over queries. Arguments and errors are the same
+    as in `rank_positives`.
 
     >>> features = torch.eye(3)
     >>> ranking = torch.tensor([[0.8, 0.6, 0.0], [0.0, 0.0, 1.0]])
@@ -106,9 +106,9 @@ def positive_ranks(
     chunk_size: int | None = None,
     skip_unmatched: bool = False,
 ) -> list[NDArray[Any]]:
-    """Returns for every query the sorted ranks of its positives as an array of integers; 1 is best.
+    """Returns, for every query, the sorted ranks of its positives as an array of integers; 1 is best.
 
-    Arguments and errors are those of `rank_positives`.
+    Arguments and errors are the same as in `rank_positives`.
 
     >>> query, gallery = torch.tensor([[0.8, 0.6, 0.0], [0.0, 0.0, 1.0]]), torch.eye(3)
     >>> [ranks.tolist() for ranks in positive_ranks(query, gallery, torch.tensor([1, 2]), torch.tensor([2, 1, 2]))]
@@ -136,23 +136,22 @@ def rank_positives(
     Ties count against the query: an item of another identity with the same score as a positive ranks before it. Ties
     among positives do not matter.
 
-    A positive's rank is 1 + the positives before it + the negatives that score at least as much. Counting
-    those takes one comparison pass per positive over a block of scores that is still in cache; nothing is sorted
-    but the positives. Time grows with Q x G x (D + K), memory with the gallery, the positive pairs and
-    chunk_size squared.
+    A positive's rank is 1 + the positives before it + the negatives that score at least as much. Counting the
+    negatives takes one comparison pass per positive over a block of scores that is still in cache. Only the positives
+    are sorted. Time grows with Q x G x (D + K), memory with the gallery, the positive pairs and chunk_size squared.
 
     Args:
         query: Features. Shape: ``(Q, D)``, unit norm (or K unit-norm blocks), on any device.
         gallery: Features. Shape: ``(G, D)``, same device.
         query_pids: Identities. Shape: ``(Q,)``, integers.
         gallery_pids: Identities. Shape: ``(G,)``, integers.
-        chunk_size: queries, and items of the gallery, of a block that is scored at once, rounded up to whole tiles
-            of 64; None: 512 on a CPU, 4096 on a GPU.
-        skip_unmatched: give queries without a positive no ranks instead of raising.
+        chunk_size: queries, and also gallery items, in one block of scores, rounded up to a multiple of 64;
+            None: 512 on a CPU, 4096 on a GPU.
+        skip_unmatched: whether queries without a positive get no ranks instead of an error.
 
     Raises:
-        UserError: shapes or devices that do not fit, an empty side, features that are not finite, ids that
-            are not integers, a query without a positive.
+        UserError: if shapes or devices do not fit, a side is empty, a feature is not finite, identities are not
+            integers, or a query has no positive.
     """
     check_sides({"query": query, "gallery": gallery}, {"query": query_pids, "gallery": gallery_pids})
     sides = group_by_identity(query_pids, gallery_pids)
@@ -169,17 +168,17 @@ def rank_positives(
 def rank_both(
     texts: Tensor, images: Tensor, text_pids: Tensor, image_pids: Tensor, *, chunk_size: int | None = None
 ) -> tuple[Ranks, Ranks]:
-    """Returns (text-to-image, image-to-text) ranks as of `rank_positives`, from one pass over the scores.
+    """Returns (text-to-image, image-to-text) ranks as `rank_positives` does, but computes the scores once for both.
 
     Args:
         texts: Features. Shape: ``(Q, D)``.
         images: Features. Shape: ``(G, D)``, same device.
         text_pids: Identities. Shape: ``(Q,)``, integers.
         image_pids: Identities. Shape: ``(G,)``, integers.
-        chunk_size: as of `rank_positives`.
+        chunk_size: as in `rank_positives`.
 
     Raises:
-        UserError: as `rank_positives`; a text or an image without a positive.
+        UserError: as in `rank_positives`; also if a text or an image has no positive.
     """
     check_sides({"text": texts, "image": images}, {"text": text_pids, "image": image_pids})
     sides = group_by_identity(text_pids, image_pids)
@@ -192,7 +191,7 @@ def rank_both(
 def both_directions(
     texts: Tensor, images: Tensor, text_pids: Tensor, image_pids: Tensor, *, chunk_size: int | None = None
 ) -> tuple[RetrievalMetrics, RetrievalMetrics]:
-    """Returns (text-to-image, image-to-text) metrics; arguments and errors are those of `rank_both`."""
+    """Returns (text-to-image, image-to-text) metrics; arguments and errors are the same as in `rank_both`."""
     t2i, i2t = rank_both(texts, images, text_pids, image_pids, chunk_size=chunk_size)
     return measure(t2i), measure(i2t)
 
@@ -200,7 +199,7 @@ def both_directions(
 @torch.no_grad()
 @full_precision()
 def top_k(query: Tensor, gallery: Tensor, k: int, *, chunk_size: int = CHUNK_SIZE) -> tuple[Tensor, Tensor]:
-    """Gallery indices ``(Q, min(k, G))`` by falling score, and those scores, for features as above."""
+    """Returns gallery indices ``(Q, min(k, G))`` by descending score, and the scores; features as in `Retrieval`."""
     check_features({"query": query, "gallery": gallery})
     rows, columns = (torch.arange(len(side), device=side.device) for side in (query, gallery))
     chunks = score_chunks(query, rows, gallery, columns, chunk_size)
@@ -211,10 +210,10 @@ def top_k(query: Tensor, gallery: Tensor, k: int, *, chunk_size: int = CHUNK_SIZ
 def score_chunks(
     query: Tensor, rows: Tensor, gallery: Tensor, columns: Tensor, chunk_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields (c of the rows, their fp32 scores ``(c, G)`` against gallery[columns]), in one buffer.
+    """Yields (c of the rows, their fp32 scores ``(c, G)`` against gallery[columns]); all scores share one buffer.
 
-    All products have one shape, of whole tiles: a matrix product may round the elements of a ragged edge
-    differently, and equal features must get equal scores wherever they stand.
+    All products have the same shape, a multiple of the tile: a matrix product may round the elements of a ragged
+    edge differently, and equal features must get equal scores wherever they stand.
     """
     width, dim = gallery.shape
     height = min(chunk_size, len(rows))
@@ -229,12 +228,12 @@ def score_chunks(
 
 
 def _block_size(device: torch.device) -> int:
-    """Returns how many items of a side a block of scores spans: one stays in cache, one keeps a GPU busy."""
+    """Returns the items of a side in one block of scores: it fits in a CPU's cache, or keeps a GPU busy."""
     return 512 if device.type == "cpu" else 4096
 
 
 def _as_ranks(blocks: list[RankBlock]) -> Ranks:
-    """Returns the ranks of all items of a side, in the order in which the side was given."""
+    """Returns the ranks of all items of a side, in the caller's order."""
     values = torch.cat([block.flat_ranks() for block in blocks]).int().cpu().numpy()
     order, counts = (torch.cat(parts).cpu() for parts in zip(*((s.order, s.matches) for s in blocks), strict=True))
     return Ranks(values, counts.numpy()).take(order.argsort().numpy())

@@ -13,13 +13,13 @@ from utils.ranking.positives import Ranks
 
 DRAWS: Final = 10_000
 LEVEL: Final = 0.95
-_BLOCK: Final = 2**22  # numbers that are drawn at a time
+_BLOCK: Final = 2**22  # random numbers drawn at a time
 
 
 class PairedTest(NamedTuple):
-    """How much better the second of two rankings is, in points of a metric.
+    """The difference of a metric between two rankings a and b, in percentage points.
 
-    difference: of the metric, b - a.
+    difference: b - a.
     low, high: its 95 % interval, by resampling identities.
     p_value: two-sided, by flipping the sign of each identity's summed difference.
     """
@@ -41,16 +41,16 @@ def paired_test(
     metric: str = "R1",
     seed: int = 0,
 ) -> PairedTest:
-    """Returns how much better the ranking b of the same queries is than a.
+    """Returns the difference of a metric between two rankings, a and b, of the same queries.
 
     Args:
-        ranks_a, ranks_b: for each of Q queries the sorted ranks of its positives, as `positive_ranks` returns them.
+        ranks_a, ranks_b: the sorted ranks of the positives of each of Q queries, as `positive_ranks` returns them.
         pids: identities of the queries. Shape: ``(Q,)``.
-        metric: of `STANDARD`: R1, R5, R10, mAP or mINP.
-        seed: of the random flips and draws.
+        metric: a name in `STANDARD`: R1, R5, R10, mAP or mINP.
+        seed: seed of the random flips and draws.
 
     Raises:
-        UserError: the queries are not the same, one has no positive, or there is no such metric.
+        UserError: if the queries are not the same, one has no positive, or there is no such metric.
 
     >>> paired_test([[2], [3], [1]], [[1], [1], [1]], [7, 8, 9]).difference
     66.66...
@@ -61,22 +61,22 @@ def paired_test(
 
 
 def values_test(a: NDArray[Any], b: NDArray[Any], pids: NDArray[Any], seed: int = 0) -> PairedTest:
-    """Returns the paired test of a metric's values, such as its means over seeds, for the same queries.
+    """Returns the paired test of a metric's values for the same queries, such as its means over seeds.
 
-    The captions of a person are not independent, so identities are flipped and drawn, not queries. All flips are
-    tried where those are at most `DRAWS`, else as many random ones.
+    The captions of a person are not independent, so the test flips and draws identities, not queries. It tries all
+    flips if there are at most `DRAWS`, else `DRAWS` random ones.
 
     Args:
-        a, b: in points. Shape: ``(Q,)``.
+        a, b: the metric of each query, in percentage points. Shape: ``(Q,)``.
         pids: identities of the queries. Shape: ``(Q,)``.
-        seed: of the random flips and draws.
+        seed: seed of the random flips and draws.
 
     Raises:
-        UserError: the numbers of queries differ, or there are none.
+        UserError: if the numbers of queries differ or are 0.
     """
     if not len(a) == len(b) == len(pids) or not len(pids):
         raise UserError(
-            f"{len(a)} queries are compared with {len(b)}, of {len(pids)} identities; expected the same queries"
+            f"{len(a)} queries in a, {len(b)} in b, {len(pids)} identities; expected the same number of each, above 0"
         )
     _, own = np.unique(pids, return_inverse=True)
     sums, counts = np.bincount(own, weights=b - a), np.bincount(own)
@@ -107,7 +107,7 @@ def _values(name: str, ranks: Sequence[ArrayLike], metric: str) -> NDArray[Any]:
 
 
 def _p_value(sums: NDArray[Any], rng: np.random.Generator) -> float:
-    """Returns the share of sign flips of the sums ``(n,)`` whose total is as far from 0 as the sums' own."""
+    """Returns the share of sign flips of `sums` ``(n,)`` with a total at least as far from 0 as the unflipped total."""
     total = abs(sums.sum())
     least = total - 1e-9 * max(1.0, total)
     if 2 ** len(sums) <= DRAWS:
@@ -117,11 +117,11 @@ def _p_value(sums: NDArray[Any], rng: np.random.Generator) -> float:
         int((abs((1 - 2 * rng.integers(0, 2, (rows, len(sums)), dtype=np.int8)) @ sums) >= least).sum())
         for rows in _blocks(len(sums))
     )
-    return (extreme + 1) / (DRAWS + 1)  # the sums as they are, are one of the flips
+    return (extreme + 1) / (DRAWS + 1)  # + 1: the unflipped sums
 
 
 def _resampled(sums: NDArray[Any], counts: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
-    """Returns the mean differences ``(DRAWS,)`` of as many identities, drawn with replacement."""
+    """Returns the mean differences ``(DRAWS,)`` of n identities drawn with replacement from the n identities."""
     means = []
     for rows in _blocks(len(sums)):
         drawn = rng.integers(0, len(sums), (rows, len(sums)))
@@ -130,7 +130,7 @@ def _resampled(sums: NDArray[Any], counts: NDArray[Any], rng: np.random.Generato
 
 
 def _blocks(width: int) -> Iterator[int]:
-    """Yields numbers of rows that add up to `DRAWS`, so that blocks of them stay small."""
+    """Yields numbers of rows that add up to `DRAWS`, each small enough for one block."""
     rows = max(1, _BLOCK // width)
     for start in range(0, DRAWS, rows):
         yield min(rows, DRAWS - start)

@@ -1,1 +1,1 @@
-"""What is told of a run: records, tables, comparisons, loggers."""
+"""Reports of a run: records, tables, comparisons, loggers."""

@@ -1,4 +1,4 @@
-"""Compares finished runs, over seeds, from their metrics.json files."""
+"""Comparison of finished runs over seeds, from their metrics.json files."""
 
 import csv
 import io
@@ -29,13 +29,13 @@ SHOWN = {
 INFO = (*SHOWN, "split", "val_protocol", "skipped_test", "limited")
 SOURCES = {"code": "the code", "data": "the annotations", "options": "options that the variant does not show"}
 
-NOT_METRICS = ("queries", "skipped")  # of the row of a direction
+NOT_METRICS = ("queries", "skipped")  # keys of a direction's row that are counts
 
 Metrics = dict[str, dict[str, float]]
 
 
 class Spread(NamedTuple):
-    """Mean and sample standard deviation of a metric over seeds; no deviation for a single seed."""
+    """Mean and sample standard deviation of a metric over seeds; the deviation is None for a single seed."""
 
     mean: float
     deviation: float | None
@@ -46,12 +46,12 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ by seed alone: their `INFO`, `SOURCES`, seeds, and direction -> metric -> spread.
+    """Runs that differ only in the seed: their `INFO`, `SOURCES`, seeds, and direction -> metric -> spread.
 
-    Metrics are those that all of the runs have.
+    It has only the metrics that all of its runs have.
 
-    sources: what they were made with, as far as their records tell; empty where runs are mixed.
-    mark: a letter, where other groups have the same facts and differ in their sources.
+    sources: the runs' code, data and options as recorded; texts are empty if unknown or if runs are mixed.
+    mark: a letter, if another group has the same info but other sources.
     """
 
     info: dict[str, str]
@@ -63,9 +63,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Groups of runs, by dataset, backbone and LoRA, then the best t2i R@1 first. As a string: one table.
+    """Groups of runs, sorted by dataset, backbone and LoRA, then the best t2i R@1 first. As a string: one table.
 
-    older: how many runs were left out because a newer one has the same facts and the same seed.
+    older: the number of runs left out because a newer run has the same info and seed.
     """
 
     groups: list[Group]
@@ -90,7 +90,7 @@ class Comparison:
         return "\n".join([title, str(table), *self._notes()])
 
     def csv(self) -> str:
-        """The table as CSV in full precision: a line for each group and direction."""
+        """Returns the table as CSV in full precision, with a line for each group and direction."""
         metrics = self._metrics()
         blank = dict.fromkeys([*metrics, *(f"{metric}_std" for metric in metrics)])
         return as_csv(
@@ -107,7 +107,7 @@ class Comparison:
         )
 
     def _metrics(self) -> list[str]:
-        """The metrics that any group has: the usual ones, then others in the order in which they come."""
+        """Returns the metrics that any group has: first `METRICS`, then others in the order of the groups."""
         found = {metric: None for group in self.groups for own in group.spreads.values() for metric in own}
         return [*(metric for metric in METRICS if metric in found), *(m for m in found if m not in METRICS)]
 
@@ -115,7 +115,7 @@ class Comparison:
         return sorted({group.info[name] for group in self.groups})
 
     def _limits(self) -> list[str]:
-        """What was left out of runs that only tried things out, in the order of their marks [1], [2], ..."""
+        """Returns the texts that say how runs were limited, in the order of their marks [1], [2], ..."""
         return [text for text in self._values("limited") if text]
 
     def _notes(self) -> list[str]:
@@ -129,18 +129,18 @@ class Comparison:
         notes += [f"[{number}] {text}" for number, text in enumerate(self._limits(), 1)]
         notes += [_not_averaged(alike) for alike in _alike(self.groups) if len(alike) > 1]
         if self.older:
-            notes.append(f"left out because a newer run has the same facts and seed: {self.older}")
+            notes.append(f"runs left out because a newer run has the same settings and seed: {self.older}")
         return notes
 
 
 def compare_runs(files: Iterable[str | Path], *, mixed: bool = False) -> Comparison:
-    """Returns the comparison of the runs whose metrics.json are given; `str()` of it is the table.
+    """Returns the comparison of the runs with these metrics.json files; its `str()` is the table.
 
     Args:
-        mixed: whether runs are averaged that differ in their code, data or options; else they are groups apart.
+        mixed: whether to average runs with different code, data or options; else they form separate groups.
 
     Raises:
-        UserError: no file, or one that is not a metrics.json.
+        UserError: if there is no file, or one is not a metrics.json.
     """
     runs = sorted((_read(Path(file)) for file in files), key=lambda run: run.finished)
     if not runs:
@@ -162,7 +162,7 @@ def find_metrics(paths: Iterable[str | Path]) -> list[Path]:
     """Returns the metrics.json files among `paths` and, at any depth, in the folders among them.
 
     Raises:
-        UserError: a path that does not exist.
+        UserError: if a path does not exist.
     """
     found: list[Path] = []
     for path in map(Path, paths):
@@ -173,7 +173,7 @@ def find_metrics(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns CSV text of rows with equal keys, in the order of those keys."""
+    """Returns rows with equal keys as CSV text, with the columns in the order of the keys."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -208,10 +208,10 @@ def _read(file: Path) -> _Run:
 
 
 def _percentages(row: Any) -> dict[str, float]:
-    """Returns the metrics of a direction, whichever it has.
+    """Returns all metrics in a direction's row.
 
     Raises:
-        ValueError: it has none.
+        ValueError: if it has none.
     """
     metrics = {str(name): float(value) for name, value in dict(row).items() if name not in NOT_METRICS}
     if not metrics:
@@ -220,7 +220,7 @@ def _percentages(row: Any) -> dict[str, float]:
 
 
 def _sources(provenance: Any) -> tuple[str, ...]:
-    """Returns what a run was made with, in the order of `SOURCES`; empty where an older record does not tell."""
+    """Returns short texts for a run's code, data and options, in the order of `SOURCES`; empty for older records."""
     if provenance is None:
         return ("",) * len(SOURCES)
     code = provenance["code"]
@@ -230,7 +230,7 @@ def _sources(provenance: Any) -> tuple[str, ...]:
 
 
 def _alike(groups: Iterable[Group]) -> list[list[Group]]:
-    """Returns the groups of the same facts together."""
+    """Returns lists of the groups that have the same info."""
     alike: dict[tuple[str, ...], list[Group]] = defaultdict(list)
     for group in groups:
         alike[tuple(group.info.values())].append(group)
@@ -238,14 +238,14 @@ def _alike(groups: Iterable[Group]) -> list[list[Group]]:
 
 
 def _marked(groups: Sequence[Group]) -> list[Group]:
-    """Returns the groups, with marks where there are several of the same facts."""
+    """Returns the groups; those that share their info with another group get a mark."""
     letters = (letter for length in count(1) for letter in map("".join, product(ascii_lowercase, repeat=length)))
     alike = _alike(groups)
     return [replace(g, mark=next(letters)) if len(same) > 1 else g for same in alike for g in same]
 
 
 def _not_averaged(groups: Sequence[Group]) -> str:
-    """Returns the note on groups of the same facts: which they are, and in what they differ."""
+    """Returns the note on groups with the same info: their marks, and the sources in which they differ."""
     groups = sorted(groups, key=lambda group: (len(group.mark), group.mark))
     marks = ", ".join(f"[{group.mark}] (seed {' '.join(map(str, group.seeds))})" for group in groups)
     differ = [

@@ -1,4 +1,4 @@
-"""The figures of a run as logs/steps.csv, the same after any number of kills as without one."""
+"""A CSV logger for logs/steps.csv. A run that was killed and continued has the same file as one without a kill."""
 
 import csv
 import io
@@ -18,10 +18,10 @@ from utils.errors import UserError
 
 
 class AppendingCSVLogger(CSVLogger):
-    """Lightning's CSV logger, which keeps the rows of earlier starts of the run instead of deleting them.
+    """Lightning's CSV logger, changed to keep the rows of earlier starts of the run instead of deleting them.
 
-    A checkpoint counts the rows before it. A run that continues from it first cuts what was logged after it, because
-    those steps are done and logged again.
+    A checkpoint stores the number of rows before it. A run that continues from it first removes the later rows,
+    because it repeats and logs those steps.
     """
 
     @property
@@ -32,18 +32,18 @@ class AppendingCSVLogger(CSVLogger):
         return self._experiment  # type: ignore[return-value]
 
     def count_rows(self) -> int:
-        """Returns how many rows there are, all of them safely on disk."""
+        """Saves all rows safely to disk and returns their number."""
         self.save()
         return self.experiment.count_rows()
 
     @rank_zero_only
     def cut_rows(self, rows: int) -> None:
-        """Drops all rows but the first `rows`."""
+        """Removes all rows after the first `rows`."""
         self.experiment.cut_rows(rows)
 
 
 class _AppendingWriter(ExperimentWriter):
-    """Adds whole lines to the file; a header that grows comes with a new file, which takes the place of the old one."""
+    """A writer that appends whole lines to the file. If the header gets new columns, it replaces the whole file."""
 
     NAME_METRICS_FILE = "steps.csv"
 
@@ -53,7 +53,7 @@ class _AppendingWriter(ExperimentWriter):
         self._rows = max(0, len(lines) - 1)
         self.metrics_keys = next(csv.reader(lines), [])
         if self._file.exists() and self._file.stat().st_size > len("".join(lines).encode()):
-            self._write(lines)  # without the last line, which a kill tore
+            self._write(lines)  # without the last line, which a kill left incomplete
 
     def save(self) -> None:
         if not self.metrics:
@@ -78,7 +78,7 @@ class _AppendingWriter(ExperimentWriter):
             self._rows = rows
 
     def _lines(self) -> list[str]:
-        """Returns the whole lines of the file, the header first."""
+        """Returns the complete lines of the file, the header first."""
         if not self._file.exists():
             return []
         with self._file.open(newline="", encoding="utf-8", errors="replace") as file:

@@ -1,4 +1,4 @@
-"""Where the figures of a run go: Weights & Biases, a CSV file, TensorBoard."""
+"""Loggers for a run's metrics: Weights & Biases, a CSV file, TensorBoard."""
 
 import hashlib
 import os
@@ -34,12 +34,12 @@ def build_loggers(
     Args:
         options: `config/logger/`: csv and tensorboard (bool); wandb with project, group and mode.
         run_dir: the run's folder. CSV goes to logs/steps.csv, TensorBoard to tensorboard/, W&B to wandb/.
-        run: the facts that tell the run from others: strategy, dataset, backbone, lora, seed, and as variant
-            whatever else was overridden.
+        run: the settings that distinguish the run from others: strategy, dataset, backbone, lora, seed, and variant
+            (all other overrides).
         config: the resolved config as plain containers; W&B shows it in columns, and `run` as `run.*`.
 
     Raises:
-        UserError: an unknown W&B mode, mode online with nobody logged in, W&B that does not start.
+        UserError: if the W&B mode is unknown, the mode is online but nobody is logged in, or W&B does not start.
     """
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def build_loggers(
 
 @rank_zero_only
 def log_ranked(loggers: Sequence[Logger], queries: Sequence[RankedQuery], *, key: str, step: int) -> None:
-    """Shows queries with their ranked images, right and wrong marked: a W&B table, a TensorBoard picture."""
+    """Logs queries with their ranked images, marked right or wrong: a W&B table, a TensorBoard image."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             columns, rows = _ranked_table(queries)
@@ -68,7 +68,7 @@ def log_ranked(loggers: Sequence[Logger], queries: Sequence[RankedQuery], *, key
 
 @rank_zero_only
 def log_picture(loggers: Sequence[Logger], picture: Image.Image, *, key: str, step: int) -> None:
-    """Shows a picture on W&B and TensorBoard."""
+    """Logs a picture to W&B and TensorBoard."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             with _staged(logger):
@@ -79,7 +79,7 @@ def log_picture(loggers: Sequence[Logger], picture: Image.Image, *, key: str, st
 
 @rank_zero_only
 def log_provenance(loggers: Sequence[Logger], provenance: Mapping[str, Any]) -> None:
-    """Brings what W&B's config says of the run's making up to what it has done in the end."""
+    """Updates the run's provenance in W&B's config to its final state."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.config.update({"provenance": dict(provenance)}, allow_val_change=True)
@@ -96,10 +96,10 @@ def _wandb_logger(
         return WandbLogger(project=options["project"], save_dir=run_dir)
     import wandb
 
-    # A process that logs to W&B itself hands its service down to the commands it starts. There a killed run would
-    # stay open, and refuse its continuation: "run ID ... is in use".
+    # A process that logs to W&B passes its service on to the commands that it starts. In that service a killed run
+    # stays open, and W&B refuses to continue it: "run ID ... is in use".
     os.environ.pop("WANDB_SERVICE", None)
-    wandb.finish()  # what this process has trained before
+    wandb.finish()  # an earlier run of this process
     if mode in ("auto", "online"):
         mode = _checked_login(mode)
     kind = "-".join(str(run[fact]) for fact in TAGS if fact != "seed")
@@ -119,14 +119,14 @@ def _wandb_logger(
             resume="allow" if mode == "online" else None,
             settings=wandb.Settings(quiet=True, silent=mode == "offline"),
         )
-    except Exception as error:  # W&B's own errors, those of its service and of the disk have no common class
+    except Exception as error:  # errors of W&B, its service and the disk have no common class
         advice = "check network and `wandb login` or set logger.wandb.mode=offline"
         if mode == "offline":
             advice = f"see that {run_dir} can be written, or do without W&B: logger.wandb.mode=disabled"
         raise UserError(f"W&B did not start ({error}): {advice}") from error
     started.define_metric(STEP)
     started.define_metric("*", step_metric=STEP, step_sync=True)
-    # By full name: W&B lets the first pattern that matches win, so val/t2i/* would lose against *.
+    # By full name: W&B uses the first pattern that matches, so it would ignore val/t2i/* after *.
     metrics = config.get("evaluation", {}).get("metrics", METRICS)
     for name in (f"val/{direction}/{metric}" for direction in DIRECTIONS for metric in metrics):
         started.define_metric(name, step_metric=STEP, step_sync=True, summary="max,last")
@@ -134,7 +134,7 @@ def _wandb_logger(
 
 
 def _wandb_mode(configured: str) -> str:
-    """Returns the mode: disabled where the config says so, else what WANDB_MODE or, without it, the config says."""
+    """Returns the W&B mode: "disabled" if the config says so, else WANDB_MODE if it is set, else the config's mode."""
     if configured == "disabled":
         return configured
     source, mode, choices = "logger.wandb.mode", configured, ["auto", *MODES]
@@ -147,7 +147,7 @@ def _wandb_mode(configured: str) -> str:
 
 
 def _checked_login(mode: str) -> str:
-    """Returns "online" where W&B finds credentials, else "offline" for auto, and says so. Uses no network."""
+    """Returns "online" if W&B finds credentials; else "offline" for auto, with a message. Uses no network."""
     import wandb
 
     try:
@@ -157,13 +157,13 @@ def _checked_login(mode: str) -> str:
     if logged_in:
         return "online"
     if mode == "online":
-        raise UserError("W&B is to be online, but nobody is logged in: run `wandb login` or set logger.wandb.mode=auto")
+        raise UserError("W&B mode is online, but nobody is logged in: run `wandb login` or set logger.wandb.mode=auto")
     print("W&B: nobody is logged in, so this run is recorded offline; `wandb sync` uploads it later", flush=True)
     return "offline"
 
 
 def _run_id(run_dir: Path) -> str:
-    """Returns the W&B id of the run in `run_dir`, the same at every start."""
+    """Returns the W&B id of the run in `run_dir`; every start of the run gets the same id."""
     file = run_dir / RUN_ID_FILE
     known = file.read_text(encoding="utf-8").strip() if file.exists() else ""
     if not known:
@@ -173,7 +173,7 @@ def _run_id(run_dir: Path) -> str:
 
 
 def _short(name: str) -> str:
-    """Returns `name`, or of a long one its beginning and a digest of the whole: at most `LONGEST_NAME` letters."""
+    """Returns `name`; if it is longer than `LONGEST_NAME` characters, its beginning and a hash of the whole name."""
     if len(name) <= LONGEST_NAME:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
@@ -182,9 +182,9 @@ def _short(name: str) -> str:
 
 @contextmanager
 def _staged(logger: WandbLogger) -> Iterator[None]:
-    """Lets W&B keep images in the run's folder until they are uploaded, not in the user's home.
+    """Makes W&B keep images in the run's folder until they are uploaded, not in the user's home.
 
-    An offline run then is complete in its own folder. The user's WANDB_DATA_DIR comes first.
+    So the folder of an offline run is complete. If the user has set WANDB_DATA_DIR, W&B uses that folder.
     """
     chosen = "WANDB_DATA_DIR" in os.environ
     os.environ.setdefault("WANDB_DATA_DIR", str((Path(logger.save_dir or ".") / "wandb").resolve()))
@@ -196,7 +196,7 @@ def _staged(logger: WandbLogger) -> Iterator[None]:
 
 
 def _ranked_table(queries: Sequence[RankedQuery]) -> tuple[list[str], list[list[Any]]]:
-    """Returns the columns and rows of the W&B table: caption, hits, true images and an image per rank."""
+    """Returns the columns and rows of the W&B table: caption, hits, true images, and one image per rank."""
     import wandb
 
     depth = max(len(query.images) for query in queries)

@@ -1,4 +1,4 @@
-"""What makes a run repeatable: the code, the command, the options, the versions and the data that it was made with."""
+"""The provenance of a run, which makes it repeatable: code, command, options, versions and data."""
 
 import hashlib
 import json
@@ -23,11 +23,11 @@ PACKAGES = ("torch", "torchvision", "transformers", "lightning")
 
 
 def provenance(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a run is made with, for its record.
+    """Returns the provenance of a run, for its record.
 
     Args:
         config: the resolved config as plain containers.
-        data: what is known of the dataset: hash of its annotations, counts of its splits.
+        data: facts about the dataset: the hash of its annotations, the counts of its splits.
     """
     import torch
 
@@ -49,7 +49,7 @@ def provenance(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, 
 def code() -> Mapping[str, Any]:
     """Returns the git commit, whether the tree was clean, and a hash of all source files as they are.
 
-    Commit and clean are None where git does not know this folder: in an unpacked archive.
+    Commit and clean are None if this folder is not a git repository, such as an unpacked archive.
     """
     digest = hashlib.sha256()
     for file in sorted({file for pattern in SOURCES for file in ROOT.glob(pattern)}):
@@ -63,7 +63,7 @@ def code() -> Mapping[str, Any]:
 
 
 def options_hash(config: Mapping[str, Any]) -> str:
-    """Returns the hash of the options that change a result, the seed apart."""
+    """Returns a hash of the options that change a result, without the seed."""
     options = {
         key: Path(str(value)).name if key in FOLDERS else value
         for key, value in flat({part: config[part] for part in config if part not in (KEY, "seed")})
@@ -79,13 +79,13 @@ def file_hash(path: str | Path) -> str:
 
 
 def checkpoint_info(path: str | Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns which checkpoint it is: path, epochs that were done, optimizer steps, SHA-256."""
+    """Returns a checkpoint's path, finished epochs, optimizer steps and SHA-256."""
     place = {"path": str(path), "epochs": checkpoint.get("epoch"), "step": checkpoint.get("global_step")}
     return place | {"sha256": file_hash(path)}
 
 
 def _git(*arguments: str) -> str | None:
-    """Returns what a git command prints on this project's folder, None where it fails."""
+    """Returns the output of a git command in this project's folder, or None if it fails."""
     try:
         done = subprocess.run(
             ["git", "-C", str(ROOT), *arguments],

@@ -1,4 +1,4 @@
-"""Tables of one run and the files that its results are kept in.
+"""The table of one run, and the files that store its results.
 
 python -m utils.report FOLDER_OR_FILE...      compares the runs in the folders, over seeds
 """
@@ -19,12 +19,12 @@ from utils.report.comparison import CHOSEN_ON_TEST, METRICS_FILE, as_csv, compar
 
 
 def metrics_table(metrics: Mapping[str, RetrievalMetrics], run: Mapping[str, Any], *, split: str = "test") -> str:
-    """Returns a title line and the table of the papers: t2i and i2t in percent, two decimals.
+    """Returns a title line and the usual table: t2i and i2t in percent, two decimals.
 
     Args:
-        metrics: "t2i" and "i2t" -> metrics; further rankings have rows of their own below.
-        run: the facts of the run, see `save_metrics`; `dataset`, `val_protocol`, `skipped_<split>` and `limited` show.
-        split: what was ranked.
+        metrics: "t2i" and "i2t" -> metrics; further rankings get rows below.
+        run: see `save_metrics`; the table uses `dataset`, `val_protocol`, `skipped_<split>` and `limited`.
+        split: the split that was ranked.
     """
     table = PrettyTable(["Task", *metrics["t2i"].values])
     for task, own in metrics.items():
@@ -54,18 +54,18 @@ def save_metrics(
     provenance: Mapping[str, Any] | None = None,
     reranked: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes metrics.json and metrics.csv, in full precision, into `folder`; returns the path of the first.
+    """Writes metrics.json and metrics.csv, in full precision, into `folder` and returns the path of metrics.json.
 
     Args:
         metrics: "t2i" and "i2t" -> metrics.
-        run: what tells the run from others: strategy, dataset, backbone, lora, seed; val_protocol, "paper"
-            where the checkpoint was chosen on the test split; skipped_test and so on, how many images of a split
-            were left out because they cannot be read; where a sweep goes over anything else, variant: those overrides
-            as text; and where a run only tried things out, limited: what was left out of it.
-        split: what was ranked.
-        similarity: figures on the similarities of its pairs, for metrics.json; one that is NaN is null there.
-        provenance: what the run was made with and has done, for metrics.json; see `utils.report.run_record`.
-        reranked: what a re-ranker made of it, for metrics.json.
+        run: the settings that distinguish the run from others: strategy, dataset, backbone, lora, seed; val_protocol
+            ("paper" if the checkpoint was chosen on the test split); skipped_<split> (the number of its images that
+            were left out because they cannot be read); variant (all other overrides as text); limited (a text that
+            says how the run was limited).
+        split: the split that was ranked.
+        similarity: statistics of the pairs' similarities, for metrics.json, where NaN becomes null.
+        provenance: the run's record, for metrics.json; see `utils.report.run_record`.
+        reranked: the result of the re-ranker, for metrics.json.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def save_metrics(
 
 
 def main() -> None:
-    """Prints the comparison of the runs that the command line names."""
+    """Prints the comparison of the runs given on the command line."""
     parser = argparse.ArgumentParser(prog="python -m utils.report", description="Compares runs over seeds.")
     parser.add_argument("paths", nargs="+", metavar="FOLDER_OR_FILE", help="folders of runs or metrics.json")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the comparison to FILE")

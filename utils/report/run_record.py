@@ -1,4 +1,4 @@
-"""What a run has really done: how far it trained, at which rates, how long it took."""
+"""The record of what a run has really done: steps, learning rates, time, and how the run was made."""
 
 import time
 from collections.abc import Mapping
@@ -15,19 +15,19 @@ from utils.report.provenance import checkpoint_info, provenance
 from utils.training.callbacks import peak_memory
 
 KEY = "provenance"  # of checkpoints and of metrics.json
-COUNTED = ("images", "seconds", "peak_gib")  # over all starts of a run
+COUNTED = ("images", "seconds", "peak_gib")  # accumulated over all starts of a run
 
 
 class RunRecord(Callback):
-    """Holds what a run is made with and counts what it does; its checkpoints carry it, so that it goes on.
+    """A callback that keeps the run's provenance and counts its training; checkpoints store it, so counting goes on.
 
-    Writes config.yaml when training begins: a start that is refused leaves the record of the run as it was. Seconds
-    are those of training alone; validation is left out of them, and so are steps that a kill has undone.
+    It writes config.yaml when training begins, so a start that fails before leaves the run's record unchanged.
+    Seconds count training only, without validation and without steps that a kill has undone.
 
     Args:
-        cfg: what is trained or tested.
-        data: what is known of the dataset, see `provenance`.
-        continued: the checkpoint that is continued, if one is; see `checkpoint_info`.
+        cfg: the config of the training or test.
+        data: facts about the dataset, see `provenance`.
+        continued: facts about the continued checkpoint, if any, see `checkpoint_info`.
     """
 
     def __init__(self, cfg: DictConfig, data: Mapping[str, Any], continued: Mapping[str, Any] | None = None) -> None:
@@ -45,10 +45,10 @@ class RunRecord(Callback):
         return {**self.made_with, "training": dict(self._training), "wall_seconds": round(wall, 3)}
 
     def of_test(self, path: str | Path | None, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the record with the checkpoint that was tested; where another run has trained it, with that run's.
+        """Returns the record and the tested checkpoint; if another run trained it, with that run's training record.
 
         Args:
-            path, checkpoint: file and content; None and empty where a backbone is tested as it is.
+            path, checkpoint: file and content; None and empty if a backbone is tested without training.
         """
         record = self.as_dict() | {"tested": None if path is None else checkpoint_info(path, checkpoint)}
         if path is not None and not self._training:
@@ -60,7 +60,7 @@ class RunRecord(Callback):
         if trainer.is_global_zero:
             path = Path(self._cfg.run_dir, "config.yaml")
             write_whole(path, OmegaConf.to_yaml(self._cfg, resolve=True))
-        self._since = time.perf_counter()  # perhaps within an epoch
+        self._since = time.perf_counter()  # a continued run may start within an epoch
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._since = time.perf_counter()
@@ -106,7 +106,7 @@ class RunRecord(Callback):
         counted["peak_gib"] = max(counted["peak_gib"], peak_memory(trainer.strategy.root_device) / 2**30)
         progress: Any = trainer.fit_loop.epoch_progress.current
         batches = trainer.fit_loop.epoch_loop.batch_progress
-        validates = progress.started > progress.processed and batches.is_last_batch  # the epoch's training is over
+        validates = progress.started > progress.processed and batches.is_last_batch  # the epoch's last batch is done
         self._training = {
             "epochs": progress.processed + validates,
             "steps": trainer.global_step,
@@ -119,7 +119,7 @@ class RunRecord(Callback):
 
 
 def earlier_record(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the training, options and wall time that a checkpoint tells of; empty, None, 0 where it does not."""
+    """Returns the training, options and wall time in a checkpoint's record; empty, None and 0 if they are absent."""
     record = checkpoint.get(KEY)
     record = record if isinstance(record, dict) else {}
     training, options = record.get("training"), record.get("options")

@@ -1,15 +1,15 @@
-"""What a tested run leaves: its table, result files and pictures, on disk and where its figures go.
+"""The report of a tested run: its table, result files and pictures, on disk and in its loggers.
 
 =====================  ===================================================================================
 key on W&B             what it shows (TensorBoard: the same as pictures)
 =====================  ===================================================================================
-`test/ranked`          a table of test captions with their best images, right and wrong marked; ranked.jpg
-`test/similarities`    the similarities of all test pairs, of the same and of another person; similarities.png
+`test/ranked`          a table of test captions with their best images, marked right or wrong; ranked.jpg
+`test/similarities`    the similarities of all test pairs, of the same and of different persons; similarities.png
 `test/similarity/*`    their means (`same_mean`, `other_mean`) and `overlap`; in metrics.json too
-`test/part_attention`  what a part head attends to in images and captions; part_attention.jpg
-`test/tsne`            ten persons, images and captions, by t-SNE; tsne.png
-`test/outliers`        clusters and outliers over the epochs, where training went by pseudo labels; outliers.png
-`test/word_maps`       words of a caption on the patches of its image, where a loss is EFA; word_maps.jpg
+`test/part_attention`  the attention of a part head over images and captions; part_attention.jpg
+`test/tsne`            images and captions of ten persons, by t-SNE; tsne.png
+`test/outliers`        clusters and outliers over the epochs, if training used pseudo labels; outliers.png
+`test/word_maps`       similarity of a caption's words to the patches of its image, if a loss is EFA; word_maps.jpg
 =====================  ===================================================================================
 """
 
@@ -27,13 +27,13 @@ from utils.report.tested import Plot, Tested
 
 
 class RunReport:
-    """Prints, saves and logs what the test of a run found; only the process of rank 0 makes one.
+    """A report that prints, saves and logs the result of a run's test; only the process of rank 0 makes one.
 
     Args:
-        folder: of the run.
-        loggers: of the run.
-        step: at which everything is logged.
-        provenance: what the run was made with and has done, for its files and for W&B's config.
+        folder: the run's folder.
+        loggers: the run's loggers.
+        step: the step at which everything is logged.
+        provenance: the run's record, for its files and for W&B's config.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class RunReport:
         self._saved: list[Path] = []
 
     def metrics(self, tested: Tested) -> None:
-        """Saves and prints the table, with the similarities of all test pairs, and saves the ranks."""
+        """Saves and prints the table, saves the ranks, and logs the similarities of all test pairs."""
         found, again, figures = tested.ranks, tested.reranked, tested.pairs.as_dict()
         table, pids = dict(tested.metrics), tested.retrieval.query_pids()
         if again is not None:
@@ -79,7 +79,7 @@ class RunReport:
             logger.log_metrics(logged, self._step)
 
     def draw(self, name: str, plot: Plot, tested: Tested) -> None:
-        """Saves the picture that `plot` gives of what was tested, if any, by this name; logs it as ``test/<name>``."""
+        """Saves the picture that `plot` returns, if any, under `name`, and logs it as ``test/<name>``."""
         picture = plot(tested)
         if picture is None:
             return
@@ -91,5 +91,5 @@ class RunReport:
             log_picture(self._loggers, picture.image, key=f"test/{name}", step=self._step)
 
     def close(self) -> None:
-        """Prints one line on what was saved."""
+        """Prints one line that lists the saved files."""
         print(f"saved   {self._folder}: {', '.join(path.name for path in self._saved)}", flush=True)

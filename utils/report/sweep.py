@@ -1,4 +1,4 @@
-"""The end of a Hydra multirun: one table over all its jobs."""
+"""The end of a Hydra multirun: one table of all its jobs."""
 
 import atexit
 import logging
@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 
 
 class CompareRuns(Callback):
-    """Prints the comparison of a multirun's jobs, saves it in the sweep's folder, names the failed jobs.
+    """A callback that prints and saves the comparison of a multirun's jobs, and names the failed jobs.
 
-    A job is a folder in `hydra.sweep.dir`; one without metrics.json has failed. Then the process ends with
-    status 1. Sweepers raise the error of the first failed job when all have run, and Hydra leaves
-    `on_multirun_end` out: the table is then printed as the process ends. The W&B run of a job ends with it, as
+    Each folder in `hydra.sweep.dir` is a job. A job without metrics.json has failed, and the process ends with
+    status 1. When all jobs have run, sweepers raise the error of the first failed job, and Hydra does not call
+    `on_multirun_end`; then the table is printed when the process exits. The W&B run of a job ends with the job, as
     failed or not.
     """
 
@@ -50,7 +50,7 @@ class CompareRuns(Callback):
             sys.exit(1)
 
     def _report(self) -> list[Path]:
-        """Prints and saves the comparison; returns the folders of the jobs that failed."""
+        """Prints and saves the comparison and returns the folders of the failed jobs."""
         jobs = sorted(folder for folder in self._sweep.glob("[!.]*") if folder.is_dir())
         failed = [job for job in jobs if not (job / METRICS_FILE).exists()]
         files = find_metrics(job for job in jobs if job not in failed)
@@ -71,7 +71,7 @@ class CompareRuns(Callback):
 
 
 def _record_failure(config: DictConfig, job_return: JobReturn) -> None:
-    """Logs why a job failed, and writes it into the job's folder."""
+    """Logs the reason why a job failed and writes it into the job's folder."""
     try:
         _ = job_return.return_value
     except Exception as error:

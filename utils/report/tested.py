@@ -1,4 +1,4 @@
-"""What the test of a run found: all that its report and its pictures are functions of."""
+"""The result of a run's test, from which its report and its pictures are made."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from utils.report.plots.similarity import PairSimilarities, pair_similarities
 class Tested:
     """A tested split.
 
-    run: what tells the run from others, see `save_metrics`.
-    retrieval, ranks, metrics: the split, and by direction what its ranking gave.
-    reranked: what a re-ranker made of it, where there is one.
-    shown_queries: how many captions pictures show.
-    module, data: the `LitRanker` and the `TBPSDataModule`, for pictures that look into the model; of `lightning_plots`.
+    run: the settings that distinguish the run from others, see `save_metrics`.
+    retrieval: the encoded split. ranks, metrics: direction -> its ranks, its metrics.
+    reranked: the result of the re-ranker, if one was used.
+    shown_queries: the number of captions that pictures show.
+    module, data: the `LitRanker` and the `TBPSDataModule`, for the plots of `lightning_plots`, which use the model.
     """
 
     run: RunInfo
@@ -36,17 +36,17 @@ class Tested:
 
     @property
     def name(self) -> str:
-        """The run in a few words, for titles."""
+        """A short title of the run."""
         return f"{self.run['strategy']} on {self.run['dataset']}"
 
     @property
     def shown(self) -> Sequence[int]:
-        """The captions that pictures show, by their places."""
+        """The indices of the captions that pictures show."""
         return spread(len(self.retrieval.captions), self.shown_queries)
 
     @cached_property
     def pairs(self) -> PairSimilarities:
-        """How similar captions and images of the same and of another person are."""
+        """The similarities of captions and images of the same person, and of different persons."""
         found = self.retrieval
         return pair_similarities(found.texts, found.images, found.text_pids, found.image_pids)
 

@@ -1,1 +1,1 @@
-"""Beside the training: callbacks, signals, processes, precision."""
+"""Support for training: callbacks, signals, processes, precision."""

@@ -33,16 +33,16 @@ def _shown(trainer: L.Trainer) -> dict[str, str]:
 
 
 def _done(trainer: L.Trainer) -> float:
-    """Returns the share of the training that is behind."""
+    """Returns the share of the training that is done."""
     batches = trainer.fit_loop.epoch_loop.batch_progress.current.completed
     in_epoch = min(batches / max(trainer.num_training_batches, 1), 1.0)
     return min((trainer.fit_loop.epoch_progress.current.completed + in_epoch) / (trainer.max_epochs or 1), 1.0)
 
 
 class Progress(TQDMProgressBar):
-    """One line on a terminal: epoch, loss, validation R@1, images per second, and the time to the end of training.
+    """A progress bar on a terminal: epoch, loss, validation R@1, images per second, and the time left.
 
-    The bar moves with every step, its figures every so many: reading one waits for the device.
+    The bar moves at every step. Its metrics change every `every_n_steps`, because reading them waits for the device.
     """
 
     def __init__(self, every_n_steps: int) -> None:
@@ -65,9 +65,9 @@ class Progress(TQDMProgressBar):
 
 
 class EpochLine(Callback):
-    """The same figures in lines, where there is no terminal to draw a progress bar on.
+    """A callback that prints the metrics of `Progress` as lines if there is no terminal.
 
-    One at the end of each epoch, and one within epochs and evaluations whenever `every_seconds` have gone without.
+    It prints a line at the end of each epoch, and whenever `every_seconds` have passed without one.
     """
 
     def __init__(self, every_seconds: float) -> None:
@@ -120,7 +120,7 @@ def _without_terminal(trainer: L.Trainer) -> bool:
 
 
 class Throughput(Callback):
-    """Logs images per second and peak memory; a sample counts once, whatever its number of views."""
+    """A callback that logs images per second and peak memory. A sample counts once, whatever its number of views."""
 
     def __init__(self, every_n_steps: int) -> None:
         self._every_n_steps = every_n_steps
@@ -128,7 +128,7 @@ class Throughput(Callback):
         self._images = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._restart()  # perhaps within an epoch
+        self._restart()  # a continued run may start within an epoch
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restart()
@@ -148,10 +148,10 @@ class Throughput(Callback):
 
 
 class AmpOverflow(Callback):
-    """Reports fp16 overflows: the loss scale, and how often it had to be lowered (steps skipped).
+    """A callback that logs the fp16 loss scale and the number of overflows, at which steps are skipped.
 
-    The scale is read every so many steps, as reading it waits for the device; how often it was lowered since follows
-    from how much.
+    It reads the scale every `every_n_steps`, because reading waits for the device. The drop of the scale since then
+    gives the number of overflows.
     """
 
     def __init__(self, every_n_steps: int) -> None:
@@ -167,7 +167,7 @@ class AmpOverflow(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if scaler is not None and self._scale is None:  # not continued
+        if scaler is not None and self._scale is None:  # None unless the run is continued
             self._scale = scaler.get_scale()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -183,7 +183,7 @@ class AmpOverflow(Callback):
 
 
 class NoSignals(_SignalConnector):
-    """Leaves signals to `utils.training.signals`: Lightning ends on SIGTERM with status 0 and saves nothing."""
+    """A disabled signal connector: Lightning's would end on SIGTERM, unsaved, with status 0. See `signals`."""
 
     def register_signal_handlers(self) -> None:
         pass
@@ -193,7 +193,7 @@ class NoSignals(_SignalConnector):
 
 
 def peak_memory(device: torch.device) -> int:
-    """Returns the peak in bytes: of the GPU's allocator, or the resident set of the process on a CPU."""
+    """Returns the peak memory in bytes: of the GPU's allocator, or of the process's resident set on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""Rows of all processes, with gradient."""
+"""A differentiable gather of rows from all processes."""
 
 from typing import Any
 
@@ -9,14 +9,13 @@ from torch.autograd.function import once_differentiable
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Returns the rows ``(W*B, ...)`` of all W processes, in order of rank, from this one's ``(B, ...)``.
+    """Returns the rows ``(W*B, ...)`` of all W processes, in order of rank; `rows` ``(B, ...)`` are this process's.
 
-    Each process computes the loss of the whole batch, and DDP averages over them: so that the average is the gradient
-    of one loss, the backward pass sums what all processes found for a row.
+    Each process computes the loss of the whole batch, and DDP averages the gradients over processes. The backward
+    pass sums the gradients of a row over all processes, so that the average is the gradient of one loss.
 
-    Own code, because ``torch.distributed.nn.functional.all_gather`` (Lightning's too) returns a wrong gradient under
-    gloo where that of the gathered rows is not contiguous in memory, such as behind a transposition; it is
-    deprecated besides.
+    ``torch.distributed.nn.functional.all_gather`` (also Lightning's) is not used: it is deprecated, and under gloo it
+    returns a wrong gradient if the gradient of the gathered rows is not contiguous, as after a transposition.
     """
     return _GatherRows.apply(rows)
 

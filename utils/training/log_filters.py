@@ -1,4 +1,4 @@
-"""Keeps libraries from talking over the run's own few lines."""
+"""Filters for the messages of libraries, so that the run's own lines stay readable."""
 
 import logging
 import warnings
@@ -11,12 +11,12 @@ NOISE = (
     r".*`is_gradient_checkpointing` is deprecated.*",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r".*Checkpoint directory .* exists and is not empty.*",
-    r".*module\(s\) in eval mode at the start of training.*",  # frozen towers are
+    r".*module\(s\) in eval mode at the start of training.*",  # frozen towers are in eval mode
 )
 
 
 def quiet_libraries() -> None:
-    """Silences start-up notices of Lightning and transformers; errors and other warnings stay."""
+    """Hides the start-up notices of Lightning and transformers; errors and other warnings stay."""
     import transformers
 
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):

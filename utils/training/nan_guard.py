@@ -1,4 +1,4 @@
-"""The first loss of a training that is no number any more, and what is left to do about it."""
+"""Detection of the first loss in training that is NaN or infinite."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from utils.errors import UserError
 
 
 class FiniteLosses:
-    """The losses of some steps, to be looked at together: one look waits for the device once."""
+    """The losses of several steps, checked together so that the check waits for the device only once."""
 
     def __init__(self) -> None:
         self._steps: list[tuple[int, Mapping[str, Tensor]]] = []
@@ -20,17 +20,17 @@ class FiniteLosses:
         return len(self._steps)
 
     def add(self, step: int, losses: Mapping[str, Tensor]) -> None:
-        """Keeps the losses of a step, scalars by the name of their term, until the next look."""
+        """Stores the losses of a step (term -> scalar) until the next `check`."""
         self._steps.append((step, losses))
 
     def check(self, trainer: L.Trainer, last: Path) -> None:
-        """Passes when no kept loss is NaN or infinite; forgets all.
+        """Checks that no stored loss is NaN or infinite, and clears them.
 
         Args:
-            last: checkpoint of the run, if there is one yet.
+            last: path of the run's last checkpoint, which may not exist yet.
 
         Raises:
-            UserError: the first that is, with what is left to do about it and the checkpoint from before.
+            UserError: for the first such loss; the message gives advice and the checkpoint from before.
         """
         if not self._steps:
             return

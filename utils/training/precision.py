@@ -1,4 +1,4 @@
-"""Precision of evaluation: in which numbers splits are encoded, whatever training runs in."""
+"""The precision in which splits are encoded for evaluation, whatever the precision of training."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -19,16 +19,16 @@ CHOICES: Final = ("auto", "trainer", "32-true", "16-mixed", "bf16-mixed")
 def encoding_precision(asked: object, training: str, device: str) -> str:
     """Returns the precision in which splits are encoded for ranking: a key of `AUTOCAST`, or `training`.
 
-    ``auto`` is fp16 on a GPU where training has AMP, else fp32. bf16 (8 bits of precision) changed the first image of
-    8 of 1,200 queries, fp16 (11 bits) of none. A CPU is slow with either.
+    ``auto`` is fp16 on a GPU if training uses AMP, else fp32. In a test, bf16 (8 bits of precision) changed the best
+    image of 8 of 1,200 queries, fp16 (11 bits) of none. Both are slow on a CPU.
 
     Args:
         asked: evaluation.precision, one of `CHOICES`.
-        training: trainer.precision. Where its weights are not fp32 (``bf16-true``), evaluation has no choice.
-        device: type of it.
+        training: trainer.precision. If its weights are not fp32 (``bf16-true``), evaluation has to use the same.
+        device: device type, such as "cuda".
 
     Raises:
-        UserError: `asked` is none of `CHOICES`.
+        UserError: if `asked` is not in `CHOICES`.
 
     >>> encoding_precision("auto", "bf16-mixed", "cuda"), encoding_precision("auto", "bf16-mixed", "cpu")
     ('16-mixed', '32-true')
@@ -43,9 +43,9 @@ def encoding_precision(asked: object, training: str, device: str) -> str:
 
 
 def autocast(precision: str, device: str) -> torch.autocast:
-    """Returns the context of a precision of `AUTOCAST`; it holds within that of another one, too.
+    """Returns an autocast context for a precision of `AUTOCAST`; it also works inside another autocast context.
 
-    Copies of weights are not kept: those of the context around would be of its type.
+    It does not cache 16-bit copies of weights: cached copies of the outer context have the outer type.
     """
     dtype = AUTOCAST[precision]
     return torch.autocast(device, dtype=dtype, enabled=dtype is not None, cache_enabled=False)

@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, elsewhere a line every ten seconds."""
+"""Progress of long work: a bar on a terminal, elsewhere a line every ten seconds."""
 
 import math
 import os
@@ -14,9 +14,9 @@ LINE: Final = "{desc}  {n_fmt}/{total_fmt} {unit}  {elapsed} gone, {remaining} l
 
 
 class Bar(tqdm):
-    """tqdm for work that may take long: silent in its first second, and in all processes of a run but the first.
+    """A tqdm bar for long work. It is silent in the first second, and in all processes of a run except the first.
 
-    Where standard error is no terminal it writes lines, the first after `EVERY_SECONDS`.
+    If standard error is not a terminal, it writes lines, the first one after `EVERY_SECONDS`.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -29,7 +29,7 @@ class Bar(tqdm):
 
     def close(self) -> None:
         if not sys.stderr.isatty():
-            self.delay = math.inf  # leaves tqdm nothing to wipe away
+            self.delay = math.inf  # so that tqdm does not erase a bar
         super().close()
 
     @staticmethod
@@ -40,10 +40,10 @@ class Bar(tqdm):
 
 
 class Clock:
-    """How long work has taken, and how long the rest will take at the pace so far.
+    """A clock that measures the time of work and estimates the time left from the pace so far.
 
     Args:
-        done: the share of the work that was done before.
+        done: the share of the work that was already done at the start.
     """
 
     def __init__(self, done: float = 0.0) -> None:
@@ -51,17 +51,17 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Since it was started."""
+        """The seconds since the start."""
         return time.monotonic() - self._start
 
     def left(self, done: float) -> float | None:
-        """Returns the seconds that the rest takes when the share `done` is behind; None before there is a pace."""
+        """Returns the estimated seconds left when the share `done` is complete; None if nothing was done yet."""
         moved = done - self._done
         return self.seconds / moved * (1 - done) if moved > 0 else None
 
 
 def clock_time(seconds: float) -> str:
-    """Returns hours, minutes and seconds, or seconds alone where they are few.
+    """Returns hours, minutes and seconds, or only seconds if there are fewer than 10.
 
     >>> clock_time(2.44), clock_time(59.6), clock_time(3725)
     ('2.4 s', '0:01:00', '1:02:05')

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
 
-END_WITH_PARENT: Final = "TBPS_END_WITH_PARENT"  # set for processes that are started for a job
-GRACE: Final = 30.0  # seconds that a process has after the death of the one that started it
-_HANDED_ON: Final = 3.0  # seconds within which a second signal is the first one, handed on by another process
-_WARNINGS: Final = (signal.SIGUSR1, signal.SIGUSR2)  # of SLURM, as `#SBATCH --signal` or submitit choose
+END_WITH_PARENT: Final = "TBPS_END_WITH_PARENT"  # set in the environment of a job's own command
+GRACE: Final = 30.0  # seconds that a process may still run after its parent's death
+_HANDED_ON: Final = 3.0  # a second signal within so many seconds is the first one, passed on by another process
+_WARNINGS: Final = (signal.SIGUSR1, signal.SIGUSR2)  # SLURM's warning, chosen by `#SBATCH --signal` or submitit
 
 
 class Stopped(SystemExit):
-    """A signal ends the process, with the status that shells give it: 128 + its number."""
+    """The exit after a signal, with the status that shells use: 128 + the signal's number."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
@@ -26,7 +26,7 @@ class Stopped(SystemExit):
 
     @property
     def is_warning(self) -> bool:
-        """Whether SLURM says that the job's time is nearly up."""
+        """Whether the signal is SLURM's warning that the job's time is nearly over."""
         return self.signum in _WARNINGS
 
     def tell(self, how_to_go_on: str) -> None:
@@ -38,10 +38,10 @@ class Stopped(SystemExit):
 
 
 class Stopping:
-    """Whether this process was asked to end, and whether it may at once.
+    """The state of stopping: whether a signal asked this process to end, and whether it may end at once.
 
-    A signal raises `Stopped` wherever the process is, unless work is held that would be lost. It then waits for
-    whoever holds it. A second Ctrl-C ends the process at once.
+    A signal raises `Stopped` at once, unless `hold` was called to protect unsaved work. Then the code that called
+    `hold` saves first and raises `Stopped` itself. A second Ctrl-C ends the process at once.
 
     Attributes:
         received: the signal, or None.
@@ -55,11 +55,11 @@ class Stopping:
         self._before: dict[int, Any] = {}
 
     def __reduce__(self) -> str:
-        return "stopping"  # that of the process to which a launcher sends a job
+        return "stopping"  # unpickles as the global of the process that a launcher starts
 
     @contextmanager
     def on_signals(self, how_to_go_on: str = "what was done stays; run the same command again") -> Iterator[None]:
-        """Turns signals into `Stopped` within the block; the outermost of several blocks counts."""
+        """Turns signals into `Stopped` inside the block; nested blocks do nothing."""
         if self._before or threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -77,15 +77,15 @@ class Stopping:
             self._before = {}
 
     def handler_before(self, signum: int) -> Any:
-        """Returns what handled a signal before `on_signals` did."""
+        """Returns the handler that a signal had before `on_signals`."""
         return self._before.get(signum)
 
     def hold(self) -> None:
-        """Says that there is work that would be lost: from now on a signal waits."""
+        """Marks that there is unsaved work: from now on a signal does not end the process at once."""
         self._held = True
 
     def release(self) -> None:
-        """Says that nothing would be lost any more: from now on a signal ends the process."""
+        """Marks that all work is saved: from now on a signal ends the process."""
         self._held = False
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
@@ -107,7 +107,7 @@ stopping = Stopping()
 
 
 def end_with_parent() -> None:
-    """Lets a process that another one started for its job end with it, killed included: saved, or by force."""
+    """Ends a process that was started for a job when its parent dies: by SIGTERM, then by force after `GRACE`."""
     if not {"LOCAL_RANK", END_WITH_PARENT} & os.environ.keys():
         return
     parent = os.getppid()
@@ -123,7 +123,7 @@ def end_with_parent() -> None:
 
 
 def leave_signals_to_parent(*_: Any) -> None:
-    """Makes a worker deaf to signals that are sent to all processes of a job: its parent decides when to end it."""
+    """Makes a worker ignore signals that all processes of a job receive: its parent decides when it ends."""
     for number in (signal.SIGINT, *_WARNINGS):
         signal.signal(number, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):
@@ -140,5 +140,5 @@ def leave_signals_to_parent(*_: Any) -> None:
 
 
 def _say(text: str) -> None:
-    """Writes a line to standard error past Python's buffers, which a signal may have interrupted."""
+    """Writes a line to standard error without Python's buffers, which the signal may have interrupted."""
     os.write(2, f"\n{text}\n".encode())

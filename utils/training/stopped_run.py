@@ -1,7 +1,7 @@
-"""How a run goes on that a signal has ended: the user is told how, or SLURM starts its job again.
+"""Continuation of a run that a signal has ended: a message tells the user how, or SLURM starts the job again.
 
-SLURM warns a job before its time is up with ``#SBATCH --signal=USR1@120``; submitit has it send a signal of its own.
-The job is then queued again. Whenever SLURM starts a job once more, it goes on from the run's last checkpoint.
+With ``#SBATCH --signal=USR1@120`` SLURM warns a job before its time is over; submitit asks for another signal.
+The job is then queued again. When SLURM starts it again, it continues from the run's last checkpoint.
 """
 
 import os
@@ -22,7 +22,7 @@ from utils.training.signals import Stopped, stopping
 
 @contextmanager
 def continued_when_stopped(cfg: DictConfig) -> Iterator[None]:
-    """Runs the job `cfg`, in the block, from where SLURM had it stopped, and says how to go on if a signal ends it."""
+    """Makes the job in the block continue where SLURM stopped it; if a signal ends it, says how to go on."""
     last = Path(cfg.run_dir) / "checkpoints" / "last.ckpt"
     checkpoint, is_slurms = _continued_by_slurm(), cfg.task == "train" and _is_job_of_slurm()
     if checkpoint is not None and cfg.ckpt_path is None:  # a job of submitit, which has no command line
@@ -43,7 +43,7 @@ def continued_when_stopped(cfg: DictConfig) -> Iterator[None]:
 
 
 def arguments_of_slurm() -> list[str]:
-    """Returns what SLURM's second start of a job adds to its command line: the checkpoint that it goes on from."""
+    """Returns the arguments to add if SLURM has started this job again: the checkpoint to continue from."""
     checkpoint = _continued_by_slurm()
     return [] if checkpoint is None else [f"ckpt_path={quoted(checkpoint)}"]
 
@@ -58,7 +58,7 @@ def _how_to_go_on(cfg: DictConfig, last: Path) -> str:
 
 
 def _is_job_of_slurm() -> bool:
-    """Whether this is the first process of a run that SLURM may start again: alone in its job, or by submitit."""
+    """Returns whether this is the first process of a run that SLURM may start again: a single run, or submitit's."""
     is_first = all(os.environ.get(rank, "0") == "0" for rank in ("SLURM_PROCID", "LOCAL_RANK"))
     if "SLURM_JOB_ID" not in os.environ or not is_first:
         return False
@@ -66,7 +66,7 @@ def _is_job_of_slurm() -> bool:
 
 
 def _requeue(signum: int) -> None:
-    """Has SLURM start this job again later."""
+    """Asks SLURM to queue this job again."""
     submitit = stopping.handler_before(signum)
     if callable(submitit):
         submitit(signum, None)
@@ -78,7 +78,7 @@ def _requeue(signum: int) -> None:
 
 
 def _continued_by_slurm() -> Path | None:
-    """Returns the checkpoint of this job's run, where SLURM has started it again and there is one."""
+    """Returns the checkpoint of this job's run if SLURM has started the job again and the file exists, else None."""
     if os.environ.get("SLURM_RESTART_COUNT", "0") == "0" or not _mark().is_file():
         return None
     checkpoint = Path(_mark().read_text(encoding="utf-8"))
@@ -91,12 +91,12 @@ def _forget(is_slurms: bool) -> None:
 
 
 def _job() -> str:
-    """Returns the number of this job, or of its array and in it."""
+    """Returns the number of this job; in an array, the array's number and the task's."""
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return os.environ["SLURM_JOB_ID"]
 
 
 def _mark() -> Path:
-    """Returns the file that names the checkpoint; SLURM starts a job again in the same folder."""
+    """Returns the file that stores the checkpoint's path. SLURM starts a job again in the same folder."""
     return Path(f".slurm-{_job()}")

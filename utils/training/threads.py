@@ -1,4 +1,4 @@
-"""Work on many items, done by all cores in threads."""
+"""Work on many items, in threads on all cores."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -11,13 +11,13 @@ from utils.training.progress import Bar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-AHEAD: Final = 256  # results that wait for whoever takes them
+AHEAD: Final = 256  # results computed ahead of the caller
 
 
 def in_threads(
     work: Callable[[Item], Result], items: Iterable[Item], *, total: int, title: str, unit: str
 ) -> Iterator[Result]:
-    """Yields what `work` returns for each item, in order; shows how far it is."""
+    """Yields the result of `work` for each item, in order, and shows the progress."""
     with ThreadPoolExecutor() as pool:
         tasks = (pool.submit(work, item) for item in items)
         ahead = deque(islice(tasks, AHEAD))

@@ -88,7 +88,7 @@ class TestResumableLoader:
 
     def test_the_middle_of_an_epoch_of_another_length_is_refused(self) -> None:
         state = {"epoch": 0, "batches": 2, "length": EPOCH}
-        with pytest.raises(UserError, match="2 batches into an epoch of 5, but an epoch of this run has 10"):
+        with pytest.raises(UserError, match="after 2 of 5 batches of an epoch, but an epoch of this run has 10"):
             loader(pairs=40).load_state_dict(state)
         loader(pairs=40).load_state_dict(state | {"batches": EPOCH})
 

@@ -261,7 +261,7 @@ def test_what_lies_beside_the_weights_is_not_executed(irra: Irra, tmp_path: Path
     assert "visual.proj" in read_state(harmless)
     path = saved(irra, tmp_path / "b.pth", logger=Path("runs"))
     with pytest.raises(
-        UserError, match=r"b.pth cannot be read: it holds [\w.]+, which only executing code from it could"
+        UserError, match=r"b.pth cannot be read: it holds [\w.]+, which cannot be rebuilt without executing"
     ):
         read_state(path)
 
@@ -296,7 +296,7 @@ def test_numbers_of_numpy_lie_beside_the_weights(irra: Irra, tmp_path: Path) -> 
     beside = {"best": np.float64(71.2), "step": np.int64(7), "flag": np.bool_(True), "row": np.float32(1)}
     path = saved(irra, tmp_path / "a.pth", **beside)
     assert "visual.proj" in read_state(path)
-    with pytest.raises(UserError, match=r"it holds numpy._core.multiarray._reconstruct, which only executing"):
+    with pytest.raises(UserError, match=r"it holds numpy._core.multiarray._reconstruct, which cannot be rebuilt"):
         read_state(saved(irra, tmp_path / "b.pth", array=np.zeros(3)))
 
 
@@ -350,8 +350,8 @@ def test_files_that_are_no_such_checkpoint_are_one_sentence(irra: Irra, tmp_path
     torch.save({"epoch": 3}, tmp_path / "empty.pth")
     torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "jit.pt"))
     for file, message in {
-        "truncated.pth": "it is damaged, cut short or no file that torch.save wrote; download it again",
-        "text.pth": "it is damaged or no file that torch.save wrote; download it again",
+        "truncated.pth": "it is damaged, cut short or not a file of torch.save; download it again",
+        "text.pth": "it is damaged or not a file of torch.save; download it again",
         "empty.pth": "holds no weights",
         "jit.pt": "TorchScript archive; CLIP itself is downloaded by",
         "absent.pth": "does not exist",

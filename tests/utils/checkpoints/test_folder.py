@@ -70,8 +70,8 @@ def test_how_images_are_resized_is_read_from_the_folder(folder: Path, resample: 
         ),
         ('{"resample": true}', r"resample is True, expected 2"),
         ('{"resample": [3]}', r"resample is \[3\], expected 2"),
-        ("{", r"is not JSON \(.*\), so how images are to be resized is not known; fill the folder again"),
-        (None, r"preprocessor_config\.json does not exist, so how images are to be resized is not known"),
+        ("{", r"is not JSON \(.*\), so the interpolation of images is unknown; fill the folder again"),
+        (None, r"preprocessor_config\.json does not exist, so the interpolation of images is unknown"),
     ],
 )
 def test_a_folder_that_does_not_say_how_images_are_resized_is_one_sentence(
@@ -233,7 +233,7 @@ def test_a_pickle_that_would_run_code_is_refused_unexecuted(tmp_path: Path) -> N
     pickled(tmp_path / "new.bin", {"weight": _Evil(tmp_path / "executed")})
     (tmp_path / "old.bin").write_bytes(pickle.dumps({"weight": _Evil(tmp_path / "executed")}, protocol=2))
     for name in ("new.bin", "old.bin"):
-        with pytest.raises(UserError, match=r"is refused \(it (holds _?io.open, which|is a pickle of another kind)"):
+        with pytest.raises(UserError, match=r"is refused \(it (holds _?io.open, which|is another kind of pickle)"):
             to_safetensors(tmp_path / name, tmp_path / "x.safetensors")
     assert sorted(os.listdir(tmp_path)) == ["new.bin", "old.bin"]
 

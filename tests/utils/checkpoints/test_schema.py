@@ -71,7 +71,7 @@ def adam(content: dict[str, Any]) -> dict[str, Any]:
     ("change", "message"),
     [
         (lambda c: c.pop("loops"), "it has no 'loops'"),
-        (lambda c: c.update({"pytorch-lightning_version": "x"}), "it is of Lightning x, expected one of Lightning 2"),
+        (lambda c: c.update({"pytorch-lightning_version": "x"}), "it was written by Lightning x, expected Lightning 2"),
         (lambda c: c.update(loops={}), "its loops.fit_loop is nothing, expected names and values"),
         (lambda c: fit(c).pop("epoch_progress"), "it has no loops.fit_loop.epoch_progress"),
         (lambda c: fit(c)["epoch_progress"]["total"].update(ready=-1), "epoch_progress.total.ready is the number -1"),

@@ -87,7 +87,7 @@ def told(*arguments: str) -> str:
         ("optimizer.weight_decay=0", "Did you mean 'optimizer.param_groups.default.weight_decay'?"),
         ("batch_size=8", "Did you mean 'dataset.batch_size'?"),
         ("loss.gamma=64", "Did you mean 'loss.terms.cross_modal_circle.gamma'?"),
-        ("trainer.fast_dev_run=true", "trainer.fast_dev_run: the config has no such key; debug=fast does it here"),
+        ("trainer.fast_dev_run=true", "trainer.fast_dev_run: the config has no such key; use debug=fast instead"),
         ("+seed=3", "An item is already at 'seed'; Either remove + prefix: 'seed=3'"),
         ("~loss.terms.ctic", "loss.terms.ctic: the config has no such key. Did you mean 'loss.terms.citc'?"),
         ("backbone=openai/clip", "backbone=openai/clip: no such option. Did you mean 'clip'? Choose one of clip,"),

@@ -50,8 +50,8 @@ def composed(*overrides: str) -> DictConfig:
         ("~evaluation.metrics.R1", "callbacks.last.monitor=val/t2i/R1: evaluation.metrics has no R1; choose one of R5"),
         ("lora.r=-3", "lora.r: -3 given"),
         ("seed=-1", "seed: -1 given"),
-        ("+trainer.fast_dev_run=true", "trainer.fast_dev_run would leave the run without .* debug=fast does it here"),
-        ("+trainer.overfit_batches=1", "debug=overfit does it here"),
+        ("+trainer.fast_dev_run=true", "trainer.fast_dev_run would leave the run without .* use debug=fast instead"),
+        ("+trainer.overfit_batches=1", "use debug=overfit instead"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused_by_name(override: str, told: str) -> None:

@@ -99,7 +99,7 @@ def test_processes_of_one_run_are_not_named_by_the_time(
 ) -> None:
     run_dir.cache_clear()
     monkeypatch.setenv(variable, value)
-    with pytest.raises(UserError, match="run_dir: processes that torchrun or srun starts need one folder"):
+    with pytest.raises(UserError, match="run_dir: processes started by torchrun or srun need the same folder"):
         run_dir("train", str(tmp_path), "name", None, "vn3k_vi")
     checkpoint = leave_checkpoint(tmp_path, "2026-01-01_00-00-00")
     assert run_dir("train", str(tmp_path), "name", "last", "vn3k_vi") == str(checkpoint.parent.parent)

@@ -180,11 +180,11 @@ def test_what_a_backbone_and_a_dataset_are_is_never_taken_from_a_checkpoint(plai
         ("loss=irra", r"^loss=irra: .* was trained with loss=hybrid_circle,"),
         ("experiment=irra", r"^experiment=irra: .* was trained with experiment=tiny,"),
         ("backbone=clip", r"^backbone=clip: .* was trained with backbone=tiny_siglip,"),
-        ("~loss.terms.citc", r"^loss\.terms\.citc\._partial_: .* was trained with True and this command has no such"),
+        ("~loss.terms.citc", r"^loss\.terms\.citc\._partial_: .* was trained with True, but this command has no such"),
         ("+loss/term@loss.terms.id=id", r"^loss/term@loss\.terms\.id=id: .* was trained with loss/term@.*=None"),
         ("+aug.sharp=1", r"^aug\.sharp=1: .* was trained with nothing of the kind"),
         ("optimizer=irra_no_decay", r"^optimizer\.algorithm=adam: .* was trained with adamw,"),
-        ("trainer=gpu", r"^trainer\.gradient_clip_val=None: .* was trained with 1\.0 \(2 more options differ, as tra"),
+        ("trainer=gpu", r"^trainer\.gradient_clip_val=None: .* was trained with 1\.0 \(2 more options differ, such as"),
     ],
 )
 def test_what_is_fixed_is_refused_by_name(override: str, message: str, plain: dict[str, Any]) -> None:
@@ -247,7 +247,7 @@ def test_the_encoder_of_a_checkpoint_is_tested_under_any_command(with_record: bo
 def test_another_encoder_than_the_checkpoints_is_not_tested(override: str, plain: dict[str, Any]) -> None:
     with (
         command("task=test", override) as cfg,
-        pytest.raises(UserError, match=r"was trained with .* leave it away, it comes with the checkpoint"),
+        pytest.raises(UserError, match=r"was trained with .* leave it out, it comes with the checkpoint"),
     ):
         model_config(cfg, plain, FILE)
 

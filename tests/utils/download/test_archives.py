@@ -176,7 +176,7 @@ def test_a_tar_that_claims_more_than_the_disk_holds_is_refused(tmp_path: Path) -
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.zip")
     for path in (tmp_path / "x.zip", tmp_path, tmp_path / "absent.zip"):
-        with pytest.raises(UserError, match="is no file that could be read; give the path of a zip or tar archive"):
+        with pytest.raises(UserError, match="is not a file; give the path of a zip or tar archive"):
             install(path, tmp_path / "VN3K")
 
 

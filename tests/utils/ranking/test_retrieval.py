@@ -288,11 +288,11 @@ def test_both_directions_name_the_side_without_a_positive() -> None:
     texts, images, text_pids, image_pids = BOTH["as many"]
     lost = text_pids.clone()
     lost[[4, 11]] = torch.tensor([999, 1001])
-    with pytest.raises(UserError, match=r"text 4 \(pid 999\) has no positive in the images \(2 such of 90\)"):
+    with pytest.raises(UserError, match=r"text 4 \(pid 999\) has no positive in the images \(2 of 90 have none\)"):
         both_directions(texts, images, lost, image_pids)
     lost = image_pids.clone()
     lost[3] = 999
-    with pytest.raises(UserError, match=r"image 3 \(pid 999\) has no positive in the texts \(1 such of"):
+    with pytest.raises(UserError, match=r"image 3 \(pid 999\) has no positive in the texts \(1 of"):
         both_directions(texts, images, text_pids, lost)
 
 
@@ -300,7 +300,7 @@ def test_a_query_without_a_positive_is_named_or_counted() -> None:
     query, gallery, query_pids, gallery_pids = case(20, 40, 10, seed=10)
     lost = query_pids.clone()
     lost[[4, 11]] = torch.tensor([999, 1001])
-    with pytest.raises(UserError, match=r"query 4 \(pid 999\) has no positive in the gallery \(2 such of 20"):
+    with pytest.raises(UserError, match=r"query 4 \(pid 999\) has no positive in the gallery \(2 of 20"):
         retrieval_metrics(query, gallery, lost, gallery_pids)
     metrics = retrieval_metrics(query, gallery, lost, gallery_pids, skip_unmatched=True)
     kept = lost < 999

@@ -77,7 +77,7 @@ def test_ranks_give_the_metric_in_points() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (([[1]], [[1], [2]], [1]), "1 queries are compared with 2"),
+        (([[1]], [[1], [2]], [1]), "1 queries in a, 2 in b, 1 identities"),
         (([[1], []], [[1], [2]], [1, 2]), "ranks_a: query 1 has no positive"),
         (([[1]], [[1]], [1], "R2"), "metric"),
         (([], [], []), "0 queries"),

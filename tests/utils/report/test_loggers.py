@@ -194,8 +194,8 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
         ("ofline", None, r"logger.wandb.mode=ofline: no such mode. Did you mean 'offline'\?"),
         ("auto", "of", "WANDB_MODE=of: no such mode"),
         ("auto", "", "WANDB_MODE=: no such mode. Choose online, offline, disabled"),
-        ("online", None, "W&B is to be online, but nobody is logged in"),
-        ("offline", "online", "W&B is to be online, but nobody is logged in"),
+        ("online", None, "W&B mode is online, but nobody is logged in"),
+        ("offline", "online", "W&B mode is online, but nobody is logged in"),
     ],
 )
 def test_a_mode_that_cannot_be_is_one_sentence(

@@ -196,7 +196,7 @@ def test_a_repeated_run_replaces_the_older_one(tmp_path: Path) -> None:
     new = save_metrics(tmp_path / "a", level(10), facts())
     comparison = compare_runs([new, old])
     assert rows_of(comparison)[1][:4] == ["hybrid_circle", "1", "t2i", "10.00"]
-    assert str(comparison).endswith("left out because a newer run has the same facts and seed: 1")
+    assert str(comparison).endswith("runs left out because a newer run has the same settings and seed: 1")
 
 
 def made_with(**changes: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Pictures of pseudo labels and of features: outliers over the epochs, and some persons on a plane."""
+"""Pictures of pseudo labels and of features: outliers over the epochs, and persons by t-SNE."""
 
 from pathlib import Path
 from string import ascii_uppercase
@@ -25,14 +25,14 @@ IMAGE_MARK, TEXT_MARK = "o", "^"
 
 
 def outliers_picture(history: Tensor, every_n_epochs: int, path: str | Path | None = None) -> Image.Image:
-    """Returns a picture of clusters and outliers over the epochs, images beside captions; saves it to `path`.
+    """Returns a picture of clusters and outliers over the epochs, for images and captions; saves it to `path`.
 
     Source: CPCL, Figs. 4 and 5.
 
     Args:
-        history: for every clustering, images and captions: clusters, outliers before mining, outliers after
-            it. Shape: ``(R, 2, 3)``.
-        every_n_epochs: how far apart clusterings are.
+        history: for each of R clusterings, for images and captions: clusters, outliers before mining, outliers
+            after mining. Shape: ``(R, 2, 3)``.
+        every_n_epochs: epochs between two clusterings.
     """
     epochs = every_n_epochs * np.arange(len(history)) + 1
     figure = Figure(figsize=(10, 4), dpi=110, layout="constrained")
@@ -53,7 +53,7 @@ def outliers_picture(history: Tensor, every_n_epochs: int, path: str | Path | No
 
 
 def tsne(tested: "Tested") -> Picture:
-    """Returns ten persons of the test split, images and captions, by t-SNE."""
+    """Returns a t-SNE picture of the images and captions of ten persons of the test split."""
     found, title = tested.retrieval, f"{tested.name}: ten persons of the test split"
     return Picture(tsne_picture(found.images, found.texts, found.image_pids, found.text_pids, title))
 
@@ -61,9 +61,9 @@ def tsne(tested: "Tested") -> Picture:
 def tsne_picture(
     images: Tensor, texts: Tensor, image_pids: Tensor, text_pids: Tensor, title: str, path: str | Path | None = None
 ) -> Image.Image:
-    """Returns a picture of t-SNE of ten drawn persons, a colour and a letter each; saves it to `path`.
+    """Returns a t-SNE picture of ten random persons, each with a colour and a letter; saves it to `path`.
 
-    Images are discs, captions triangles, and a letter stands at the mean of either. Source: CPCL, Fig. 6.
+    Images are discs, captions are triangles; a person's letter stands at the mean of each. Source: CPCL, Fig. 6.
 
     Args:
         images, texts: embeddings. Shapes: ``(Ni, D)``, ``(Nt, D)``.
@@ -98,9 +98,9 @@ def tsne_picture(
 
 
 def _plane(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Returns `features` ``(N, D)`` on a plane ``(N, 2)`` by t-SNE of their cosine distances."""
+    """Returns 2-D positions ``(N, 2)`` of `features` ``(N, D)`` by t-SNE of their cosine distances."""
     from sklearn.manifold import TSNE
 
     perplexity = min(PERPLEXITY, (len(features) - 1) / 3)
-    # Not started from PCA, which a collapsed model has none of.
+    # init="random", because PCA fails on the features of a collapsed model.
     return TSNE(perplexity=perplexity, metric="cosine", init="random", random_state=0).fit_transform(features)

@@ -1,4 +1,4 @@
-"""What the decoder of a part head attends to: a person as a heat map, a caption as coloured words."""
+"""Pictures of a part head's attention: heat maps of images, captions with coloured words."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ ROW_GAP, PADDING = 12, 3
 
 @dataclass(frozen=True)
 class PartAttention:
-    """An image, its caption, and what the decoder attends to in both.
+    """An image, its caption, and the decoder's attention over both.
 
-    words: texts of the caption's words, and which positions of the sequence are theirs.
-    foreground: ``(N,)`` over the patches.
+    words: the text of each word in the caption, and its positions in the sequence.
+    foreground: ``(N,)`` attention over the patches.
     grid: (rows, columns) of the patches.
-    of_words: ``(1 + P, L)`` over the sequence: the mean of the shared tokens, then each text token.
+    of_words: ``(1 + P, L)`` attention over the sequence: the mean of the shared tokens, then each text token.
     """
 
     path: Path
@@ -38,8 +38,8 @@ class PartAttention:
 def attention_picture(samples: Sequence[PartAttention], path: str | Path | None = None) -> Image.Image:
     """Returns a picture with a row for each sample: the image, its heat map, and the caption; saves it to `path`.
 
-    The caption stands there once for the mean of the shared tokens and once for each text token. The redder a
-    word, the more of that token's attention it has, relative to the word that has most.
+    The caption is drawn once for the mean of the shared tokens and once for each text token. A redder word gets more
+    of that token's attention, relative to the word with the most.
     """
     left = MARGIN + 2 * (THUMB[0] + GAP)
     blocks = [_caption_block(sample) for sample in samples]
@@ -62,7 +62,7 @@ def attention_picture(samples: Sequence[PartAttention], path: str | Path | None 
 
 
 def heat_map(photo: Image.Image, attention: Tensor, grid: tuple[int, int]) -> Image.Image:
-    """Returns the grey photo below the attention ``(N,)`` of its patches, from the least to the most attended."""
+    """Returns the photo in grey below the attention ``(N,)`` of its patches, scaled from minimum to maximum."""
     values = attention.float().cpu().view(grid).numpy()
     spread = (values - values.min()) / max(values.max() - values.min(), 1e-12)
     smooth = Image.fromarray(spread.astype(np.float32)).resize(photo.size, Image.Resampling.BICUBIC)
@@ -72,14 +72,14 @@ def heat_map(photo: Image.Image, attention: Tensor, grid: tuple[int, int]) -> Im
 
 
 def word_shares(words: Sequence[tuple[str, Sequence[int]]], attention: Tensor) -> list[float]:
-    """Returns for each word the attention ``(L,)`` of its tokens, relative to the word that has most of it."""
+    """Returns each word's sum of the attention ``(L,)``, divided by the sum of the word with the most."""
     sums = [float(attention[list(positions)].sum()) for _, positions in words]
     most = max([*sums, 1e-12])
     return [share / most for share in sums]
 
 
 def _caption_block(sample: PartAttention) -> Image.Image:
-    """Returns the caption, coloured by each row of the attention."""
+    """Returns a picture that repeats the caption, coloured by each row of the attention."""
     labels = ["shared tokens", *(f"text token {i}" for i in range(1, len(sample.of_words)))]
     texts = [unicodedata.normalize("NFC", word) for word, _ in sample.words]
     places, lines = _places(texts)
@@ -97,7 +97,7 @@ def _caption_block(sample: PartAttention) -> Image.Image:
 
 
 def _places(texts: Sequence[str]) -> tuple[list[tuple[int, int]], int]:
-    """Returns (x, line) of every word, and how many lines they fill."""
+    """Returns (x, line) of every word, and the number of lines."""
     places: list[tuple[int, int]] = []
     x, line, space = 0.0, 0, font(TEXT_SIZE).getlength(" ") + 2 * PADDING
     for text in texts:
@@ -110,6 +110,6 @@ def _places(texts: Sequence[str]) -> tuple[list[tuple[int, int]], int]:
 
 
 def _tint(share: float) -> tuple[int, int, int]:
-    """Returns white for 0, red for 1."""
+    """Returns a colour from white (0) to red (1)."""
     red, green, blue = (round(255 + share * (channel - 255)) for channel in RED)
     return red, green, blue

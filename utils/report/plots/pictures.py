@@ -1,4 +1,4 @@
-"""What a ranking looks like: captions with the images that they found, right and wrong marked."""
+"""Pictures of a ranking: captions with their best images, marked right or wrong."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ HEADER, ROW_GAP = 48, 34
 
 @dataclass(frozen=True)
 class RankedImage:
-    """A gallery image at its place in a ranking; `right` if it shows the person of the query."""
+    """A gallery image in a ranking; `right` says whether it shows the query's person."""
 
     path: Path
     score: float
@@ -36,7 +36,7 @@ class RankedImage:
 
 @dataclass(frozen=True)
 class RankedQuery:
-    """A caption, its best gallery images, best first, and how many true images the whole gallery holds."""
+    """A caption, its best gallery images, best first, and the number of true images in the whole gallery."""
 
     caption: str
     images: tuple[RankedImage, ...]
@@ -44,12 +44,12 @@ class RankedQuery:
 
     @property
     def found(self) -> int:
-        """How many of the images shown are right."""
+        """The number of shown images that are right."""
         return sum(image.right for image in self.images)
 
 
 class Picture(NamedTuple):
-    """What a plot gives: an image, the suffix of its file, and the queries that it shows, for W&B's table of them."""
+    """The result of a plot: an image, its file suffix, and the queries that it shows, for W&B's table."""
 
     image: Image.Image
     suffix: str = ".png"
@@ -57,12 +57,12 @@ class Picture(NamedTuple):
 
 
 def spread(count: int, wanted: int) -> range:
-    """Returns `wanted` places spread over `count`, all if there are fewer."""
+    """Returns `wanted` indices spread evenly over `count` items, or all if there are fewer."""
     return range(0, count, max(1, count // wanted))[:wanted] if wanted else range(0)
 
 
 def ranked(tested: "Tested") -> Picture | None:
-    """Returns test captions with their ten best images; None where none are to be shown."""
+    """Returns a picture of test captions with their ten best images, or None if no queries are to be shown."""
     found, some = tested.retrieval, list(tested.shown)
     if not some:
         return None
@@ -108,10 +108,10 @@ def rank_queries(
 
 
 def ranked_picture(queries: Sequence[RankedQuery], path: str | Path | None = None) -> Image.Image:
-    """Returns a picture with a row for each query, its caption and its images by rank; saves it to `path`.
+    """Returns a picture with a row for each query: its caption and its images by rank; saves it to `path`.
 
     Raises:
-        UserError: an image that cannot be read.
+        UserError: if an image cannot be read.
     """
     text = font(TEXT_SIZE)
     captions = [_wrap(composed(query.caption), text) for query in queries]
@@ -145,22 +145,22 @@ def ranked_picture(queries: Sequence[RankedQuery], path: str | Path | None = Non
 
 
 def saved(picture: Image.Image, path: str | Path | None) -> Image.Image:
-    """Returns `picture`; writes it to `path`, if there is one, as its suffix says. Photos go into a .jpg."""
+    """Returns `picture`; writes it to `path`, if given, in the format of the suffix. Photos should use .jpg."""
     if path is not None:
         picture.save(path, quality=90)
     return picture
 
 
 def composed(text: str) -> str:
-    """Returns `text` with every letter and its marks as one character, which is how fonts draw them well."""
+    """Returns `text` with letter and accents as one character (NFC), because fonts draw it better."""
     return unicodedata.normalize("NFC", text)
 
 
 def read_photo(path: Path) -> Image.Image:
-    """Returns the image in a file as a viewer shows it, and as models saw it.
+    """Returns the image in a file as a viewer shows it and as the models read it.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: if it cannot be read.
     """
     try:
         return read_rgb(read_bytes(path))
@@ -169,7 +169,7 @@ def read_photo(path: Path) -> Image.Image:
 
 
 def marked(image: RankedImage) -> Image.Image:
-    """Returns the image fitted into `THUMB`, in a green frame with a tick or a red one with a cross."""
+    """Returns the image fitted into `THUMB`, with a green frame and a tick, or a red frame and a cross."""
     photo = read_photo(image.path)
     inner = (THUMB[0] - 2 * FRAME, THUMB[1] - 2 * FRAME)
     fitted = ImageOps.pad(photo, inner, Image.Resampling.LANCZOS, color=BACKDROP)
@@ -181,7 +181,7 @@ def marked(image: RankedImage) -> Image.Image:
 
 @lru_cache
 def _badge(right: bool) -> Image.Image:
-    """A tick or a cross in a coloured corner, drawn four times too large to come out smooth."""
+    """Returns a tick or a cross in a coloured corner, drawn four times larger and scaled down for smooth edges."""
     side = 4 * BADGE
     badge = Image.new("RGBA", (side, side))
     draw = ImageDraw.Draw(badge)
@@ -195,14 +195,14 @@ def _badge(right: bool) -> Image.Image:
 
 @lru_cache
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which has the letters of Vietnamese and comes with matplotlib."""
+    """Returns DejaVu Sans, which has the Vietnamese letters and comes with matplotlib."""
     import matplotlib
 
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
-    """The lines of `text` that fit into `CAPTION_WIDTH`."""
+    """Returns `text` broken into lines that fit into `CAPTION_WIDTH`."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

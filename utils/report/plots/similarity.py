@@ -1,4 +1,4 @@
-"""Pictures of similarities: of the pairs of a ranked split, and of the words of a caption with image patches."""
+"""Pictures of similarities: between queries and gallery of a split, and between words and image patches."""
 
 import textwrap
 from collections.abc import Sequence
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 CHUNK_SIZE = 256
 FINE_BINS, SHOWN_BINS = 4096, 80
 HEAT = "inferno"
-TILE, PATCH = 2.6, 16  # the height of a map in inches, the pixels of a patch
+TILE, PATCH = 2.6, 16  # height of a map in inches, side of a patch in pixels
 
 
 @dataclass(frozen=True)
 class PairSimilarities:
-    """How similar queries are to gallery items of the same and of another identity.
+    """The similarities of queries to gallery items of the same identity, and of other identities.
 
-    edges: ``(bins + 1,)`` similarities, evenly spaced over those that occur.
-    same, other: ``(bins,)`` densities: each integrates to 1, or is 0 where there is no such pair.
-    same_pairs, other_pairs: how many there are.
-    same_mean, other_mean: their mean similarity, NaN where there is none.
-    overlap: the area below both densities, from 0 (apart) to 1 (alike).
+    edges: ``(bins + 1,)`` bin edges, evenly spaced over the range of the similarities.
+    same, other: ``(bins,)`` densities: each integrates to 1, or is 0 if there is no such pair.
+    same_pairs, other_pairs: the numbers of pairs.
+    same_mean, other_mean: the mean similarities, NaN if there is no such pair.
+    overlap: the area below both densities, from 0 (disjoint) to 1 (identical).
     """
 
     edges: Tensor
@@ -48,18 +48,18 @@ class PairSimilarities:
         return float((self.same.minimum(self.other) * self.edges.diff()).sum())
 
     def as_dict(self) -> dict[str, float]:
-        """The three figures to log: same_mean, other_mean, overlap."""
+        """Returns the three values to log: same_mean, other_mean, overlap."""
         return {"same_mean": self.same_mean, "other_mean": self.other_mean, "overlap": self.overlap}
 
 
 def similarities(tested: "Tested") -> Picture:
-    """Returns the similarities of all test pairs, of the same and of another person."""
+    """Returns a histogram of the similarities of all test pairs, of the same person and of different persons."""
     return Picture(histogram_picture(tested.pairs, f"{tested.name}, test"))
 
 
 @torch.no_grad()
 def pair_similarities(query: Tensor, gallery: Tensor, query_pids: Tensor, gallery_pids: Tensor) -> PairSimilarities:
-    """Returns the distribution of all Q x G inner products; at most `CHUNK_SIZE` x G of them exist at a time.
+    """Returns the distribution of all Q x G inner products; at most `CHUNK_SIZE` x G of them are in memory at a time.
 
     Args:
         query: Features. Shape: ``(Q, D)``, on any device.
@@ -69,13 +69,13 @@ def pair_similarities(query: Tensor, gallery: Tensor, query_pids: Tensor, galler
     """
     query, gallery = query.float(), gallery.float()
     bound = max(float(query.norm(dim=1).max() * gallery.norm(dim=1).max()), 1e-12)
-    counts = torch.zeros(2, FINE_BINS, dtype=torch.int64)  # of other, of same
+    counts = torch.zeros(2, FINE_BINS, dtype=torch.int64)  # rows: other, same
     sums = torch.zeros(2, dtype=torch.float64)
     for rows, pids in zip(query.split(CHUNK_SIZE), query_pids.split(CHUNK_SIZE), strict=True):
         scores = rows @ gallery.T
         same = pids[:, None] == gallery_pids
         bins = ((scores / bound + 1) * (FINE_BINS / 2)).long().clamp_(0, FINE_BINS - 1)
-        # Not histc: on a GPU it is not deterministic, and it would take two passes over masked copies.
+        # bincount, not histc: histc is not deterministic on a GPU and would take two passes over masked copies.
         counts += (bins + FINE_BINS * same).flatten().bincount(minlength=2 * FINE_BINS).view(2, -1).cpu()
         of_same, of_all = (scores * same).sum(dtype=torch.float64), scores.sum(dtype=torch.float64)
         sums += torch.stack([of_all - of_same, of_same]).cpu()
@@ -124,15 +124,15 @@ def word_maps_picture(
     grid: tuple[int, int],
     path: str | Path | None = None,
 ) -> Image.Image:
-    """Returns a picture of what words find similar in an image, before and after sparsification; saves it to `path`.
+    """Returns a picture of word-patch similarities in an image, before and after sparsification; saves it to `path`.
 
-    A word of several tokens shows their mean. Where no similarity is left, the photo is seen in grey.
+    A word of several tokens shows their mean. Patches without similarity show the photo in grey.
 
     Args:
         photo: the image, stretched over the grid as it is for the encoder.
-        caption: what the words are from.
-        words: their texts, and the rows of the maps that are theirs; at least one.
-        before, after: from 0 to 1. Shape: ``(L, H * W)``.
+        caption: the text that holds the words.
+        words: the text of each word and its rows in the maps; at least one word.
+        before, after: similarities from 0 to 1. Shape: ``(L, H * W)``.
         grid: (H, W) of the patches.
     """
     height, width = grid
