@@ -32,9 +32,26 @@ from utils.ranking.significance import PairedTest, holm, values_test
 
 ROOT: Final = Path(__file__).parents[1]
 SHOWN: Final = ("R1", "R5", "mAP")
+ONE_VIEW: Final = "'~loss.terms.citc' '~loss.terms.simclr'"
 ROWS: Final[dict[str, str]] = {
     "itc": "experiment=irra loss=itc",
+    "nitc": f"experiment=irra loss=baseline loss.terms.nitc.views=[image] {ONE_VIEW}",
     "sdm": "experiment=irra loss=sdm",
+    "irra": "experiment=irra",
+    "fmfa": "experiment=fmfa",
+    "in_modal": "experiment=irra loss=in_modal_circle loss.terms.nitc.views=[image] "
+    f"loss.terms.in_modal_circle.views=[image] {ONE_VIEW}",
+    "nc_itc": f"experiment=irra loss=nc_itc loss.terms.nc_itc.views=[image] {ONE_VIEW}",
+    "pure": f"experiment=irra loss=pure_circle loss.terms.cross_modal_circle.views=[image] {ONE_VIEW}",
+    "hybrid": "experiment=irra loss=hybrid_circle loss.terms.nitc.views=[image] "
+    f"loss.terms.cross_modal_circle.views=[image] {ONE_VIEW}",
+    "curriculum": "experiment=irra loss=curriculum_circle loss.terms.nitc.views=[image] "
+    f"loss.terms.cross_modal_circle.views=[image] loss.terms.cross_modal_circle.ramp={{first:0,last:2}} {ONE_VIEW}",
+    "cpcl": "experiment=cpcl",
+    "itc_of_4": "experiment=cpcl loss=itc pseudo_label=none",
+    "cmr": "experiment=part_cmr",
+    "ranking": "experiment=part_cmr '~loss.terms.cmr'",
+    "lora": "experiment=irra loss=sdm lora=default",
 }
 
 
@@ -46,7 +63,20 @@ class Expectation(NamedTuple):
     metric: str = "R1"
 
 
-EXPECTED: Final = (Expectation("sdm", "itc"),)
+EXPECTED: Final = (
+    Expectation("nitc", "itc"),
+    Expectation("sdm", "itc"),
+    Expectation("irra", "sdm"),
+    Expectation("fmfa", "irra"),
+    Expectation("in_modal", "nitc"),
+    Expectation("nc_itc", "nitc"),
+    Expectation("nitc", "pure"),
+    Expectation("hybrid", "nitc"),
+    Expectation("curriculum", "hybrid"),
+    Expectation("cpcl", "itc_of_4"),
+    Expectation("cmr", "ranking"),
+    Expectation("sdm", "lora"),
+)
 
 
 def train(row: str, seed: int, out: Path) -> int:
