@@ -41,7 +41,7 @@ _FOREIGN = {
     "CUDA error: CUBLAS_STATUS_ALLOC_FAILED": _GPU_IS_FULL,
     "Config group override must be": "a group, such as dataset or loss, takes the name of one of its options",
     "Only one of --": "--multirun, --cfg, --info and --run exclude each other: give one of them",
-    'Could not detect "srun"': "hydra/launcher=submitit_slurm: there is no srun, so this machine is in no SLURM "
+    'Could not detect "srun"': "hydra/launcher=submitit_slurm: there is no srun here, so this machine is in no SLURM "
     "cluster; submit from one, or run the jobs here with hydra/launcher=joblib or hydra/launcher=submitit_local",
 }
 _NO_KEY = re.compile(r"Could not (?:override|delete from config\.|delete) '([^']+)'")
