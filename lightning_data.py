@@ -1,4 +1,4 @@
-"""TBPSDataModule: a dataset, its views and its sampler, as loaders."""
+"""TBPSDataModule: the data loaders of a dataset, with its views and its sampler."""
 
 from collections.abc import Collection, Sequence
 from functools import cached_property
@@ -37,25 +37,25 @@ AUGMENT_ON = ("auto", "worker", "device")
 
 
 class TBPSDataModule(L.LightningDataModule):
-    """The loaders of a dataset.
+    """The data loaders of a dataset.
 
-    Training batches hold the views that `set_views` was told, evaluation comes as two loaders for a split:
-    its images and its captions (`data/batch.py`). Arguments that are not named here: `config/dataset/_base.yaml`.
+    Training batches contain the views that `set_views` sets. Evaluation uses two loaders per split: one of its images
+    and one of its captions (`data/batch.py`). `config/dataset/_base.yaml` describes the arguments not listed here.
 
     Args:
         dataset: the records to train, validate and test on.
         tokenizer_path: folder of the backbone, with its tokenizer.
-        max_length: tokens that the backbone reads of a caption.
-        img_size: (height, width).
-        aug: what provides the views of training.
-        seed: of batches and augmentation.
-        with_pids: whether training may read identities; without, no training batch carries them, and pairs
-            are trained in the stages that `set_stages` was told.
-        splits: those whose images are read; each image is looked at, and decoded if the cache lacks it.
-        list_in: folder for a list of the images that cannot be read; None: none is written.
+        max_length: tokens of a caption.
+        img_size: (height, width) in pixels.
+        aug: augmentation that builds the views of training.
+        seed: seed of batches and augmentation.
+        with_pids: whether training may read identities. If false, training batches do not contain them, and pairs are
+            trained in the stages that `set_stages` sets.
+        splits: splits whose images are needed. Each image is checked, and decoded if it is not in the cache.
+        list_in: folder in which to write a list of the images that cannot be read. None: no list is written.
 
     Raises:
-        UserError: a setting that cannot be, no tokenizer, or images that cannot be read.
+        UserError: a setting is invalid, there is no tokenizer, or images cannot be read.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class TBPSDataModule(L.LightningDataModule):
         self._device_views: DeviceViews | None = None
         self._masker: Masker | None = None
         height, width = self._img_size = img_size[0], img_size[1]
-        self.dataset, self._read = open_images(  # last of all, since it may take long
+        self.dataset, self._read = open_images(  # last, because it may take long
             dataset,
             splits,
             Resize((height, width), self.interpolation),
@@ -111,18 +111,18 @@ class TBPSDataModule(L.LightningDataModule):
 
     @property
     def provides(self) -> frozenset[str]:
-        """What a loss may need, see `data.batch.provided`."""
+        """The needs of losses that the data meets, see `data.batch.provided`."""
         return provided(self._with_pids)
 
     def set_views(self, needs: Collection[str], mask_id: int | None = None) -> None:
-        """Says what training batches must hold.
+        """Sets the views that training batches contain.
 
         Args:
-            needs: of the objective, views and labels, all among `provides`.
+            needs: views and labels that the objective needs, all of them in `provides`.
             mask_id: as in `Masker`.
 
         Raises:
-            UserError: the augmentation does not offer one of them.
+            UserError: the augmentation cannot build one of the views.
         """
         views = set(needs) & set(VIEWS) | ({TEXT_MASKED} if MLM_LABELS in needs else set())
         self._views = Views(views, self.tokenize.max_length, self._aug)
@@ -130,13 +130,13 @@ class TBPSDataModule(L.LightningDataModule):
         self._masker = Masker(self.tokenize.tokenizer, mask_id) if TEXT_MASKED in views else None
 
     def set_stages(self, stages: Tensor) -> None:
-        """Says when the pairs of the training set are trained, from the next epoch to begin on.
+        """Sets the stage of each training pair, from the next epoch on.
 
         Args:
-            stages: of each pair, 1, 2 after all of 1, or 0 for not at all. Shape: ``(P,)``.
+            stages: 1, 2 (trained after all pairs of stage 1) or 0 (not trained). Shape: ``(P,)``.
 
         Raises:
-            UserError: they are of another training set.
+            UserError: the stages belong to another training set.
         """
         if len(stages) != len(self._stages):
             raise UserError(
@@ -147,26 +147,26 @@ class TBPSDataModule(L.LightningDataModule):
 
     @property
     def text_images(self) -> Tensor:
-        """``(P,)`` position of the image of each pair, or of each caption, of the training set."""
+        """The image index of each training pair. There is one pair per caption. Shape: ``(P,)``."""
         return torch.tensor([caption.image for caption in captions_of(self.dataset.train)])
 
     @property
     def mask_token_added(self) -> bool:
-        """Whether words are masked by a token that the backbone's own tokenizer does not have."""
+        """Whether words are masked with a token that was added to the backbone's tokenizer."""
         return self._masker is not None and self._masker.added
 
     @property
     def num_classes(self) -> int:
-        """Identities in the training set: training pids lie in ``0 .. num_classes - 1``."""
+        """Number of identities in the training set. Training pids lie in ``0 .. num_classes - 1``."""
         return len({record.pid for record in self.dataset.train})
 
     @property
     def max_token_id(self) -> int:
-        """The largest token id of any caption, masked or not; the backbone's token table must reach beyond it."""
+        """The largest token id of any caption, masked or not. The backbone's token table needs a row for it."""
         return max(self.counts.max_token_id, 0 if self._masker is None else self._masker.max_id)
 
     def test_pair(self, caption: int) -> Batch:
-        """Returns a caption of the test split, by its place, with its image, whose place `INDEX` is: a batch of one."""
+        """Returns a batch of one: the test caption at index `caption`, its image, and the image's index as `INDEX`."""
         image, text = captions_of(self.dataset.test)[caption]
         return {
             INDEX: torch.tensor([image]),
@@ -176,15 +176,11 @@ class TBPSDataModule(L.LightningDataModule):
 
     @cached_property
     def counts(self) -> DatasetCounts:
-        """What the splits hold."""
+        """The counts of images, captions, identities and tokens of the splits."""
         return count(self.dataset, self.tokenize)
 
     def check_loading(self) -> None:
-        """Passes when the processes of the trainer can make up batches and hold those that are loaded ahead.
-
-        Raises:
-            UserError: they cannot.
-        """
+        """Raises `UserError` if batches cannot be built or shared out, or if memory does not hold prefetched batches."""
         processes, splits = self._share["world_size"], (self.dataset.train, self.dataset.val, self.dataset.test)
         images = min(self._eval_batch_size, max(map(len, splits)))
         if self._views is not None:
@@ -195,24 +191,24 @@ class TBPSDataModule(L.LightningDataModule):
         check_room_for_workers(self._workers(), 3 * images * self._img_size[0] * self._img_size[1], on_machine)
 
     def training_batches(self, world_size: int = 1) -> int:
-        """Returns how many batches an epoch has, whatever the number of processes.
+        """Returns the number of batches in an epoch. It does not depend on the number of processes.
 
         Raises:
-            UserError: they cannot be made up of this training set, or not shared out over so many processes.
+            UserError: this training set gives no batch, or `world_size` does not divide the batch.
         """
         return len(self._sampling.sampler(self._training_set(), self._stages, rank=0, world_size=world_size))
 
     def describe(self) -> str:
-        """Returns one line on the dataset for the start of a run."""
+        """Returns one line that describes the dataset, for the first screen."""
         return describe(self.dataset, self.counts, self.tokenize.max_length)
 
     def describe_images(self) -> str:
-        """Returns what the first screen says of how images are read."""
+        """Returns one line that describes how images are resized, for the first screen."""
         return f"resized to {self._img_size[0]}x{self._img_size[1]}, {self.interpolation}"
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What tells this dataset from another of its name, and how its images were resized."""
+        """The facts that identify this version of the dataset, and how its images were resized."""
         return {**provenance(self.dataset, self.counts), "interpolation": self.interpolation}
 
     def train_dataloader(self) -> ResumableLoader:
@@ -227,7 +223,7 @@ class TBPSDataModule(L.LightningDataModule):
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def relabel_dataloaders(self) -> list[DataLoader[Batch]]:
-        """Returns the training images and captions as those of other splits are loaded."""
+        """Returns loaders of the training images and captions, as in evaluation."""
         return self._evaluation_loaders("train")
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
@@ -271,10 +267,10 @@ class TBPSDataModule(L.LightningDataModule):
 def build_data(cfg: DictConfig, splits: Sequence[str] = SPLITS) -> TBPSDataModule:
     """Returns the datamodule that `cfg.dataset`, `cfg.aug` and `cfg.backbone` describe.
 
-    Images of `splits` are read: of all for a training, which ends in a test, so that a broken one is found before.
+    The images of `splits` are checked now. A training ends in a test, so it checks all splits before it starts.
 
     Raises:
-        UserError: the dataset is absent or damaged, images cannot be read, or a setting cannot be.
+        UserError: the dataset is absent or damaged, images cannot be read, or a setting is invalid.
     """
     options = cfg.dataset
     reading = ("language", "val_protocol", "val_identities", "proportion", "fold_id")

@@ -1,4 +1,4 @@
-"""LitTBPS: encoder, objective and optimizer in Lightning's loop. Owns no loss maths."""
+"""LitTBPS: the Lightning module with encoder, objective and optimizer. It contains no loss maths."""
 
 import math
 import sys
@@ -37,19 +37,19 @@ Result = TypeVar("Result")
 
 
 class LitTBPS(LitRanker):
-    """Trains an encoder with an objective and ranks with the encoder alone.
+    """A Lightning module that trains an encoder with an objective, and ranks with the encoder.
 
     Args:
-        encoder: what is trained and evaluated.
-        objective: the weighted losses.
+        encoder: the encoder to train and evaluate.
+        objective: the weighted sum of losses.
         make_optimizer: named parameters -> optimizer with named groups.
-        make_scheduler: (optimizer, steps_per_epoch=, max_epochs=) -> per-step schedule.
-        config: the resolved config as plain containers; travels in every checkpoint.
-        precision, measures: as of `LitRanker`.
-        seed: with the number of the batch, fixes dropout, so a resumed run repeats it.
-        log_every_n_steps: how often figures leave the device.
-        labeler: gives the pairs pseudo labels, where training does without identities.
-        micro_batch: of `GradCache`; None: the whole batch is encoded at once.
+        make_scheduler: (optimizer, steps_per_epoch=, max_epochs=) -> schedule by step.
+        config: the resolved config as plain containers. Every checkpoint contains it.
+        precision, measures: as in `LitRanker`.
+        seed: seed of dropout, together with the number of the batch, so that a continued run repeats it.
+        log_every_n_steps: number of steps between two logs. Only then are figures copied from the device.
+        labeler: gives pseudo labels to the pairs. None: there are no pseudo labels.
+        micro_batch: as in `GradCache`. None: the whole batch is encoded at once.
     """
 
     def __init__(
@@ -82,12 +82,8 @@ class LitTBPS(LitRanker):
         self._continued: dict[str, Any] | None = None
 
     def check_optimizer(self) -> None:
-        """Passes when optimizer and schedule can be built.
-
-        Raises:
-            UserError: they cannot.
-        """
-        # Of a training without end: whether the warm-up ends within this one is told when it begins.
+        """Raises `UserError` if optimizer or schedule cannot be built."""
+        # With endless training: the warning about a warm-up that is too long comes when training starts.
         self._make_scheduler(self._make_optimizer(self.named_parameters()), steps_per_epoch=1, max_epochs=sys.maxsize)
 
     def configure_optimizers(self) -> Any:
@@ -98,15 +94,15 @@ class LitTBPS(LitRanker):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _steps_per_epoch(self) -> int:
-        # Not trainer.estimated_stepping_batches: it sets the loaders up before the state of a checkpoint is
-        # known, and Lightning then forgets the position within the epoch.
+        # trainer.estimated_stepping_batches would set up the loaders before the checkpoint is loaded, and Lightning
+        # would then lose the position within the epoch.
         batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
         limit = self.trainer.limit_train_batches
         batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
         return math.ceil(batches / self.trainer.accumulate_grad_batches)
 
     def on_train_start(self) -> None:
-        if self.labeler is not None and len(self.labeler.stages):  # of the checkpoint that is continued
+        if self.labeler is not None and len(self.labeler.stages):  # stages from the checkpoint to continue
             self.trainer.datamodule.set_stages(self.labeler.stages)  # type: ignore[attr-defined]
         rates = learning_rates(self.trainer.optimizers[0])
         if self._rates_before not in ({}, rates) and self.trainer.is_global_zero:
@@ -118,7 +114,7 @@ class LitTBPS(LitRanker):
             self._relabel(self.labeler)
 
     def _relabel(self, labeler: Labeler) -> None:
-        """Finds pseudo labels for the training set: all processes encode, one clusters."""
+        """Finds pseudo labels for the training set. All processes encode, and the first process clusters."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         text_images = data.text_images
         if self.trainer.is_global_zero:
@@ -137,7 +133,7 @@ class LitTBPS(LitRanker):
             print(labeler.describe(), flush=True)
 
     def _from_first(self, work: Callable[[], Result]) -> Result:
-        """Returns what `work` gives on the first process, on all of them; a `UserError` reaches them all as well."""
+        """Runs `work` in the first process, and returns its result, or raises its `UserError`, in all processes."""
         result: Result | UserError | None = None
         if self.trainer.is_global_zero:
             try:
@@ -164,11 +160,11 @@ class LitTBPS(LitRanker):
         self._log_report(report)
         if self.trainer.world_size == 1:
             return report.total
-        # DDP waits for a gradient at every parameter, and not every objective reads the temperature.
+        # DDP waits for the gradient of every parameter, but some objectives do not use the logit scale and bias.
         return report.total + 0 * torch.stack(self.encoder.logit_scale_and_bias()).sum()
 
     def features(self, batch: Batch, epoch: float = 0.0, gather: Callable[[Tensor], Tensor] = no_gather) -> Features:
-        """Returns what the losses may look at of a training batch; `epoch` and `gather` as in `Features`."""
+        """Returns the inputs of the losses for a training batch. `epoch` and `gather` are as in `Features`."""
         labels: dict[str, Tensor] = {label: batch[label] for label in LABELS if label in batch}
         if self.labeler is not None:
             labels |= self.labeler.of(batch[INDEX])
@@ -189,18 +185,18 @@ class LitTBPS(LitRanker):
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        optimizer.zero_grad()  # Lightning would keep the gradients until the next forward pass is through
+        optimizer.zero_grad()  # Lightning would keep the gradients in memory during the next forward pass
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self._is_logging_step():
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
-            # A fused optimizer takes the scale of fp16 away itself, later.
+            # A fused optimizer unscales fp16 gradients later, in its step.
             is_scaled = getattr(optimizer, "_step_supports_amp_scaling", False)
             scaler = getattr(self.trainer.precision_plugin, "scaler", None) if is_scaled else None
             self.log("train/grad_norm", norm if scaler is None else norm / scaler.get_scale())
 
     def _log_report(self, report: LossReport) -> None:
-        self.log("train/loss", report.total.detach())  # prog_bar=True would read it, and wait, at every step
+        self.log("train/loss", report.total.detach())  # prog_bar=True would wait for the device at every step
         if not self._is_logging_step():
             return
         scale, bias = self.encoder.logit_scale_and_bias()
@@ -228,10 +224,10 @@ class LitTBPS(LitRanker):
         checkpoint["config"] = self._config
 
     def optimizer_state_of(self, checkpoint: Mapping[str, Any], trainer: L.Trainer, path: Path | str) -> dict[str, Any]:
-        """Returns the optimizer's state in a checkpoint to continue, under this run's settings.
+        """Returns the optimizer's state in a checkpoint to continue, with the settings of this run.
 
         Raises:
-            UserError: the optimizer has other parameters, or something that is restored is not as `trainer` writes it.
+            UserError: the optimizer has other parameters, or a restored value does not have the form of `trainer`'s.
         """
         new = self._make_optimizer(self.named_parameters())
         with refused_to_continue(path):
@@ -245,7 +241,7 @@ class LitTBPS(LitRanker):
         self._continued = checkpoint
 
     def on_fit_start(self) -> None:
-        if self._continued is not None:  # by now the weights are on the GPU, if any, where an optimizer is fused
+        if self._continued is not None:  # the weights are on the GPU now, which a fused optimizer needs
             state = self.optimizer_state_of(self._continued, self.trainer, self.trainer.ckpt_path or "")
             self._rates_before = learning_rates(self._continued["optimizer_states"][0])
             self._continued["optimizer_states"] = [state]
@@ -253,10 +249,10 @@ class LitTBPS(LitRanker):
 
 
 def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
-    """Returns the module that trains `encoder` as `cfg.loss`, `cfg.optimizer` and `cfg.scheduler` say.
+    """Returns the module that trains `encoder` with `cfg.loss`, `cfg.optimizer` and `cfg.scheduler`.
 
     Args:
-        num_classes: identities in the training set, for the classifiers of losses.
+        num_classes: number of identities in the training set, for the classifiers of losses.
     """
     backbone, slots = encoder.backbone, encoder.head.slots
     rows, columns = backbone.grid

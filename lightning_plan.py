@@ -1,4 +1,4 @@
-"""The training step of a config, traced on fake tensors: what `task=plan` plans with."""
+"""The trace of a training step on fake tensors, which `task=plan` uses."""
 
 import torch
 from hydra.utils import instantiate
@@ -19,17 +19,17 @@ from utils.training.precision import AUTOCAST
 
 
 def trace_step(cfg: DictConfig, batch_size: int) -> Traced:
-    """Returns what a training step of `cfg` takes on a GPU; nothing is computed, and no file need be there.
+    """Returns the memory that a training step of `cfg` takes on a GPU. It computes nothing and needs no files.
 
-    It is the step of `LitTBPS`, on fake tensors, with AMP, LoRA, GradCache and recomputed activations as `cfg` has
-    them; towers are not compiled, which takes less. Captions fill all their positions, there are as many clusters as
-    identities, and one fused kernel updates all parameters.
+    The step is the one of `LitTBPS` on fake tensors, with AMP, LoRA, GradCache and recomputed activations as in `cfg`.
+    Towers are not compiled; compiled towers take less memory. Assumptions: captions fill all positions, there are as
+    many clusters as identities, and one fused kernel updates all parameters.
 
     Args:
-        batch_size: pairs in a batch of one process.
+        batch_size: number of pairs in the batch of one process.
 
     Raises:
-        UserError: what training would refuse as well, or a precision that is not in `AUTOCAST`.
+        UserError: training would refuse `cfg` too, or the precision is not in `AUTOCAST`.
     """
     precision = str(cfg.trainer.precision)
     if precision not in AUTOCAST:

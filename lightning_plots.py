@@ -1,4 +1,4 @@
-"""Pictures of a test that look into the model and the data; `evaluation.plots` names them. None: nothing to show."""
+"""Plots of a test that need the model and the data, named in `evaluation.plots`. None means: nothing to show."""
 
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
@@ -16,7 +16,7 @@ from utils.report.tested import Tested
 
 
 def word_maps(tested: Tested) -> Picture | None:
-    """Returns what EFA, where it is a loss, compares of a test caption and its image: words with patches."""
+    """Returns the similarities of words and patches of a test pair, or None if EFA is not a loss term."""
     module, data, captions = tested.module, tested.data, tested.retrieval.captions
     if not (isinstance(module, LitTBPS) and tested.shown):
         return None
@@ -31,7 +31,7 @@ def word_maps(tested: Tested) -> Picture | None:
 
 
 def part_attention(tested: Tested) -> Picture | None:
-    """Returns what a part head, where there is one with parts, attends to in test captions and their images."""
+    """Returns the attention of a part head in test captions and their images, or None without parts."""
     module, data, samples = tested.module, tested.data, []
     for caption in tested.shown:
         pair = data.test_pair(caption)
@@ -45,11 +45,11 @@ def part_attention(tested: Tested) -> Picture | None:
 
 
 def outliers(tested: Tested) -> Picture | None:
-    """Returns clusters and outliers over the epochs, where training went by pseudo labels."""
+    """Returns the numbers of clusters and outliers over the epochs, or None without pseudo labels."""
     labeler = tested.module.labeler if isinstance(tested.module, LitTBPS) else None
     return None if labeler is None else Picture(outliers_picture(labeler.history, labeler.every_n_epochs))
 
 
 def _on_device(pair: Batch, module: LitRanker) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns pixels, token ids and mask of a batch, where `module` is."""
+    """Returns pixels, token ids and mask of a batch on the device of `module`."""
     return pair[IMAGE].to(module.device), *(part.to(module.device) for part in pair[TEXT])

@@ -1,4 +1,4 @@
-"""LitRanker: an encoder in Lightning's loop that encodes a split and ranks it in both directions."""
+"""LitRanker: the Lightning module that encodes a split and ranks it in both directions."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
@@ -21,16 +21,16 @@ from utils.training.progress import Bar
 
 
 class LitRanker(L.LightningModule):
-    """Encodes a split and ranks it in both directions. Knows no losses.
+    """A Lightning module that encodes a split and ranks it in both directions. It has no losses.
 
     Args:
-        encoder: what is evaluated.
-        precision: in which it encodes, see `encoding_precision`.
-        measures: the metrics by name, functions of the ranks.
+        encoder: the encoder to evaluate.
+        precision: precision of encoding, see `encoding_precision`.
+        measures: metric name -> function of the ranks.
 
     Attributes:
         retrieval: the last split that was ranked.
-        ranks, metrics: what that gave, by direction.
+        ranks, metrics: direction -> ranks or metrics of that split.
     """
 
     retrieval: Retrieval
@@ -45,7 +45,7 @@ class LitRanker(L.LightningModule):
         self._encoded: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {IMAGE: [], TEXT: []}
 
     def figures(self, split: str) -> dict[str, float]:
-        """Returns the last ranking's metrics in percent: ``{split}/t2i/R1``, ``{split}/i2t/mAP``, ..."""
+        """Returns the metrics of the last ranking in percent: ``{split}/t2i/R1``, ``{split}/i2t/mAP``, ..."""
         return {
             f"{split}/{direction}/{name}": value
             for direction, metrics in self.metrics.items()
@@ -54,7 +54,7 @@ class LitRanker(L.LightningModule):
 
     @property
     def encodes_in(self) -> str:
-        """The precision in which splits are encoded here."""
+        """The precision in which splits are encoded on this device."""
         return encoding_precision(self._precision, str(self.trainer.precision), self.device.type)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -65,7 +65,7 @@ class LitRanker(L.LightningModule):
 
     @torch.no_grad()
     def encode(self, loaders: Iterable[DataLoader[Batch]]) -> Retrieval:
-        """Returns the split of these evaluation loaders, encoded as for ranking; all processes take part."""
+        """Returns the encoded split of these evaluation loaders, as for ranking. All processes take part."""
         modes = {module: module.training for module in self.modules()}
         self.eval()
         with self.trainer.precision_plugin.val_step_context():
@@ -97,16 +97,16 @@ class LitRanker(L.LightningModule):
         self.retrieval = Retrieval(*self._collect(IMAGE), *self._collect(TEXT), *described)
         self.ranks = self.retrieval.ranks()
         self.metrics = {direction: measure(ranks, self.measures) for direction, ranks in self.ranks.items()}
-        # trainer.validate ranks the chosen checkpoint once more, which is no point of the curve over training.
+        # trainer.validate ranks the chosen checkpoint again, which is not a point of the training curve.
         is_on_curve = self.trainer.state.fn != TrainerFn.VALIDATING and bool(self.trainer.loggers)
         for name, value in self.figures(split).items():
             self.log(name, value, logger=is_on_curve)
-        if dataset.limits:  # logs hold numbers only: these say that the split was cut
+        if dataset.limits:  # logs contain only numbers, so the number of queries shows that the split was cut
             for direction, metrics in self.metrics.items():
                 self.log(f"{split}/{direction}/queries", float(metrics.queries), logger=is_on_curve)
 
     def _collect(self, modality: str) -> tuple[Tensor, Tensor]:
-        """Returns (embeddings ``(N, E)``, pids ``(N,)``) of all processes, in the order of the split."""
+        """Returns embeddings ``(N, E)`` and pids ``(N,)`` of all processes, in the order of the split."""
         parts = [torch.cat(column) for column in zip(*self._encoded[modality], strict=True)]
         self._encoded[modality].clear()
         if self.trainer.world_size > 1:

@@ -1,4 +1,4 @@
-"""What every run does around its core: its folder, Lightning's trainer, the first screen, loggers and the report."""
+"""The parts that every run shares: its folder, Lightning's trainer, the first screen, loggers and the report."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +33,7 @@ from utils.training.precision import encoding_precision
 
 
 def prepare(cfg: DictConfig, *, is_new: bool = True) -> None:
-    """Fixes the seed, makes the run's folder and what is not there yet: the embedded default, a converted backbone."""
+    """Sets the seed, creates the run's folder and, if absent, the embedded dataset and the folder of the backbone."""
     quiet_libraries()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     if is_new:
@@ -51,11 +51,11 @@ def prepare(cfg: DictConfig, *, is_new: bool = True) -> None:
 
 
 def build_trainer(cfg: DictConfig, data: TBPSDataModule, record: RunRecord | None = None) -> L.Trainer:
-    """Returns Lightning's trainer with the callbacks of the config and with `record`, without loggers."""
+    """Returns Lightning's trainer with the callbacks of the config and with `record`, but without loggers."""
     training = cfg.task == "train"
     callbacks = cfg.callbacks if training else {key: cfg.callbacks.get(key) for key in ("progress", "epoch_line")}
     limits = {f"limit_{split}_batches": cfg.trainer[f"limit_{split}_batches"] for split in ("val", "test")}
-    limits = {key: 0 if limit == 0 else None for key, limit in limits.items()}  # the data is cut already
+    limits = {key: 0 if limit == 0 else None for key, limit in limits.items()}  # the data module has cut the splits
     if training and isinstance(cfg.trainer.limit_train_batches, float):
         limits["limit_train_batches"] = max(1, int(cfg.trainer.limit_train_batches * data.training_batches()))
     own = [instantiate(callback) for callback in callbacks.values() if callback is not None]
@@ -70,12 +70,12 @@ def build_trainer(cfg: DictConfig, data: TBPSDataModule, record: RunRecord | Non
         enable_progress_bar=callbacks.get("progress") is not None,
     )
     trainer._signal_connector = NoSignals(trainer)
-    data.trainer = trainer  # before Lightning does: what loading takes is checked first
+    data.trainer = trainer  # Lightning sets it later, but data.check_loading needs it now
     return trainer
 
 
 def start_loggers(trainer: L.Trainer, cfg: DictConfig, data: TBPSDataModule, record: RunRecord) -> None:
-    """Gives `trainer` the loggers of the config; W&B begins a run, so all that can be refused was refused before."""
+    """Gives `trainer` the loggers of the config. W&B starts a run here, so all checks have to be done before."""
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     config["provenance"] = record.made_with
     trainer.loggers = build_loggers(cfg.logger, cfg.run_dir, _run_info(cfg, data), config)
@@ -89,7 +89,7 @@ def _run_info(cfg: DictConfig, data: TBPSDataModule) -> RunInfo:
 
 @rank_zero_only
 def announce_training(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule, continued: Continued | None) -> None:
-    """Prints where the run lives, what it trains on and what of the model it trains."""
+    """Prints the folder of the run, the data, the method, and a table of the trained parameters."""
     print("\n".join([f"run     {cfg.run_dir}", *(continued.lines() if continued else [])]))
     if (recipe := describe_recipe(CONFIG_DIR, cfg.composed)) is not None:
         print(f"recipe  {recipe}")
@@ -104,7 +104,7 @@ def announce_training(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule, co
 
 @rank_zero_only
 def announce_test(cfg: DictConfig, data: TBPSDataModule, path: Path | None, checkpoint: Mapping[str, Any]) -> None:
-    """Prints where the run lives, what it tests, a backbone or the checkpoint at `path`, and on what."""
+    """Prints the folder of the run, the tested backbone or checkpoint at `path`, and the data."""
     trained = f"after {checkpoint.get('epoch', '?')} epochs, {checkpoint.get('global_step', '?')} steps"
     tested = f"{cfg.backbone.folder} as it is" if path is None else f"{path} ({trained}), {cfg.loss.name}"
     print(f"run     {cfg.run_dir}\ntests   {tested} on {cfg.backbone.name}")
@@ -118,7 +118,7 @@ def _announce_data(cfg: DictConfig, data: TBPSDataModule) -> None:
 
 
 def announce_precision(cfg: DictConfig, trainer: L.Trainer) -> None:
-    """Prints in which precision splits are encoded, where training has another one."""
+    """Prints the precision of encoding if it differs from the precision of training."""
     training = str(trainer.precision)
     used = encoding_precision(cfg.evaluation.precision, training, trainer.strategy.root_device.type)
     if trainer.is_global_zero and used != training:
@@ -128,7 +128,7 @@ def announce_precision(cfg: DictConfig, trainer: L.Trainer) -> None:
 def report(
     cfg: DictConfig, module: LitRanker, record: dict[str, Any], reranker: Reranker | None, plots: Mapping[str, Plot]
 ) -> None:
-    """Prints, saves and draws what the test found, and what `reranker`, if there is one, makes of it."""
+    """Prints, saves and draws the result of the test and, if there is a `reranker`, the re-ranked result."""
     trainer = module.trainer
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     if not trainer.is_global_zero:

@@ -1,9 +1,9 @@
-"""Trains and tests a composed method.
+"""Entry point: trains, tests or plans a composed method.
 
 uv run trainer.py                                      the embedded default
 uv run trainer.py -cn m_siglip dataset=cuhk_pedes      another config, another dataset
 uv run trainer.py ckpt_path=last                       continue the newest run of this name
-uv run trainer.py -cn clip experiment=irra task=plan   what a step of it takes, and the batch that fits 12 GB
+uv run trainer.py -cn clip experiment=irra task=plan   memory of a step, and the batch that fits 12 GB
 uv run trainer.py task=test ckpt_path=outputs/.../checkpoints/best-059.ckpt
 uv run trainer.py -cn clip task=test backbone.folder=irra.pth dataset=cuhk_pedes       published weights
 """
@@ -32,7 +32,7 @@ register_resolvers()
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
-    """Trains, then evaluates the checkpoint that ranked best on the validation split.
+    """Trains, then evaluates the checkpoint with the best validation metric.
 
     Returns:
         The metrics of that checkpoint in percent: ``val/t2i/R1``, ``test/i2t/mAP``, ...
@@ -63,7 +63,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     reranker, plots = build_reranker(cfg.evaluation), build_plots(cfg.evaluation)
     check_needs(module.objective, data.provides | encoder.provides)
     data.set_views(module.objective.needs, mask_row(Path(cfg.backbone.folder), encoder.backbone.vocab_size))
-    encoder.backbone.resize_token_embeddings(data.max_token_id + 1)  # by a mask token, where the tokenizer had none
+    encoder.backbone.resize_token_embeddings(data.max_token_id + 1)  # adds a row if a mask token was added
     record = RunRecord(cfg, data.provenance, continued.info if continued else None)
     if continued is not None:
         continued.check(module, data.provenance)
@@ -75,10 +75,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
     announce_precision(cfg, trainer)
     data.check_loading()
     module.check_optimizer()
-    if continued is not None:  # a trial, as that of the weights
+    if continued is not None:  # only a check before loggers start
         module.optimizer_state_of(continued.take_checkpoint(), trainer, continued.path)
     start_loggers(trainer, cfg, data, record)
-    trainer.fit(module, datamodule=data, ckpt_path=path)  # read by AtomicCheckpointIO, which unpickles no code
+    trainer.fit(module, datamodule=data, ckpt_path=path)  # AtomicCheckpointIO reads the file and executes no code
     best = trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
     if not best:
         raise UserError(
@@ -97,13 +97,13 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
 
 def test(cfg: DictConfig) -> dict[str, float]:
-    """Evaluates the checkpoint `cfg.ckpt_path` on the test split of `cfg.dataset`; without one, the backbone as it is.
+    """Evaluates the checkpoint `cfg.ckpt_path` on the test split. If it is null, evaluates the backbone itself.
 
-    The encoder is the checkpoint's own, and losses are not built: how many identities it was trained
-    on does not matter.
+    The encoder is composed from the checkpoint's config. No losses are built, so the number of identities in training
+    does not matter.
 
     Returns:
-        Metrics in percent: ``test/t2i/R1``, ``test/i2t/mAP``, ...
+        The metrics in percent: ``test/t2i/R1``, ``test/i2t/mAP``, ...
     """
     check_options(cfg)
     path = find_checkpoint(cfg.output_dir, cfg.run_name, cfg.ckpt_path)
@@ -146,12 +146,12 @@ def test(cfg: DictConfig) -> dict[str, float]:
 
 
 def plan(cfg: DictConfig) -> dict[str, float]:
-    """Prints what a training step of `cfg` takes, and the largest batch that fits `cfg.plan.memory_gb`.
+    """Prints the memory of a training step of `cfg`, and the largest batch that fits `cfg.plan.memory_gb`.
 
-    Nothing needs to be there: no dataset, no weights, no GPU.
+    It needs no dataset, no weights and no GPU.
 
     Returns:
-        The peak in GiB as ``plan/peak_gb``, with the reserve, and ``plan/largest``.
+        The peak in GiB, reserve included, as ``plan/peak_gb``, and the largest batch as ``plan/largest``.
     """
     check_options(cfg)
 
@@ -171,11 +171,11 @@ TASKS = {"train": train, "test": test, "plan": plan}
 
 @hydra.main(version_base="1.3", config_path="config", config_name="demo")
 def main(cfg: DictConfig) -> float | None:
-    """Runs `cfg.task`; returns t2i R@1, of validation where there is one, for sweepers that optimise."""
+    """Runs `cfg.task`. Returns t2i R@1 of validation, or else of test, for sweepers that optimise it."""
     cfg.run_dir = HydraConfig.get().runtime.output_dir
     cfg.ckpt_path = last_of_first_process(cfg)
     end_with_parent()
-    # Within `main`, because launchers of sweeps run it in processes of their own.
+    # Inside `main`, because launchers of sweeps call it in other processes.
     with stopping.on_signals(), continued_when_stopped(cfg), job_errors_in_one_sentence(cfg):
         if cfg.task not in TASKS:
             *names, last = TASKS
@@ -190,7 +190,7 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    # Threads that wait asleep: where other programs keep the cores busy, spinning ones halve the speed or worse.
+    # Waiting threads sleep. Spinning threads would halve the speed, or worse, if other programs use the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.argv += arguments_of_slurm()
     with stopping.on_signals("what was saved stays"), hydra_errors_in_one_sentence(CONFIG_DIR, "demo"):

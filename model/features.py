@@ -1,4 +1,4 @@
-"""What the losses of one step may look at: encoded views, labels, logit scale and bias."""
+"""The inputs of the losses in one training step: encoded views, labels, logit scale and bias."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def at_least_fp32(tensor: Tensor) -> Tensor:
-    """Returns `tensor` in fp32, or in its own type where that is wider."""
+    """Returns `tensor` in fp32, or in its own type if that is wider."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -19,11 +19,11 @@ def at_least_fp32(tensor: Tensor) -> Tensor:
 class Encoded:
     """One encoded view of B samples.
 
-    pooled: ``(B, D)`` the backbone's pooled feature, not normalised.
-    embedding: ``(B, E)`` what is compared and ranked. Unit norm; a head with K blocks returns K
-        concatenated unit-norm blocks, so that an inner product is a sum of K cosines.
-    tokens: ``(B, L, D)`` the sequence behind `pooled`, in the same space.
-    mask: ``(B, L)`` bool, true on content: words for a text (not padding), patches for an image (not [CLS]).
+    pooled: ``(B, D)``, the backbone's pooled feature, not normalised.
+    embedding: ``(B, E)``, the vector that is compared and ranked. It has unit norm. A head with K blocks concatenates
+        K unit-norm blocks, so that an inner product is a sum of K cosines.
+    tokens: ``(B, L, D)``, the sequence from which `pooled` was computed, in the same space.
+    mask: ``(B, L)`` bool, true on content: words of a text (not padding), patches of an image (not [CLS]).
     """
 
     pooled: Tensor
@@ -33,12 +33,12 @@ class Encoded:
 
     @property
     def unnormalized(self) -> Tensor:
-        """What `embedding` is computed from by normalising alone: ``(B, D)``, or ``(B, K, D)`` of K blocks."""
+        """The embedding before normalisation: ``(B, D)``, or ``(B, K, D)`` for K blocks."""
         return self.pooled
 
     @property
     def slots(self) -> Tensor:
-        """``(B, K, D)``: what the K blocks of `embedding` are before they are normalised."""
+        """The K blocks of `embedding` before normalisation: ``(B, K, D)``."""
         return self.pooled[:, None]
 
 
@@ -61,7 +61,7 @@ class PartEncoded(Encoded):
 
 
 class Encoder(Protocol):
-    """What `Features` needs of a model; `model.tbps.TBPS` is one."""
+    """The methods that `Features` calls on a model. `model.tbps.TBPS` has them."""
 
     def encode_image(self, pixels: Tensor) -> Encoded: ...
     def encode_text(self, ids: Tensor, mask: Tensor) -> Encoded: ...
@@ -69,28 +69,28 @@ class Encoder(Protocol):
 
 
 def no_gather(tensor: Tensor) -> Tensor:
-    """Returns the rows of the only process."""
+    """Returns `tensor` unchanged: the gather function of a run with one process."""
     return tensor
 
 
 class Features:
     """The encoded views of one training step, each computed the first time a loss asks for it.
 
-    Image views that `expect` announced are encoded in one pass through the vision tower. `embedding`, `pooled`
-    and `slots` come gathered over all processes, with gradient, and so do `pids` and `labels`: a loss sees the
-    global batch. `image`, `text` and `label` return this process' rows only, tokens included. Encoding runs under
-    the AMP mode that was on when the object was made, also when a loss asks from within its own fp32 region.
+    Image views that `expect` announced are encoded in one pass through the vision tower. `embedding`, `pooled`,
+    `slots`, `pids` and `labels` return the rows of all processes (the global batch), the first three with gradient.
+    `image`, `text` and `label` return only the rows of this process, tokens included. Encoding runs in the AMP mode
+    that was on when the object was made, even if a loss asks from inside an fp32 region.
 
     Args:
         encoder: encodes pixels and tokens.
         images: view name -> uint8 ``(B, 3, H, W)``.
         texts: view name -> (ids ``(B, L)``, mask ``(B, L)``).
-        labels: label name -> ``(B, ...)``. "pids" are the identities ``(B,)``, absent where the method may
-            not know them.
-        epoch: training progress in epochs, fractional (for ramps).
-        gather: ``(B, ...) -> (W*B, ...)`` concatenates the rows of all W processes, with gradient.
-        recompute: whether memory goes before speed: announced image views are not encoded together, which takes a
-            copy of their pixels, and losses compute their comparisons again in backward.
+        labels: label name -> ``(B, ...)``. "pids" are the identities ``(B,)``; they are absent if the method trains
+            without identities.
+        epoch: training progress in epochs, fractional. Ramps read it.
+        gather: ``(B, ...) -> (W*B, ...)``, concatenates the rows of all W processes, with gradient.
+        recompute: whether to save memory at the cost of time: image views are encoded one by one, which saves a copy
+            of their pixels, and losses compute their comparisons again in the backward pass.
     """
 
     def __init__(
@@ -123,19 +123,19 @@ class Features:
         self._amp_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
     def amp(self) -> AbstractContextManager[None]:
-        """The AMP mode of the step, for the modules of a loss that are heavy enough to want it."""
+        """Returns a context with the AMP mode of the step, for large modules of a loss."""
         return torch.autocast(self._device, dtype=self._amp_dtype, enabled=self._amp_dtype is not None)
 
     def fp32(self) -> AbstractContextManager[None]:
-        """AMP switched off: what losses run under."""
+        """Returns a context without AMP. Losses run in it."""
         return torch.autocast(self._device, enabled=False)
 
     def expect(self, views: Iterable[str]) -> None:
-        """Announces the views that will be asked for, so that images among them are encoded together."""
+        """Announces which views the losses will ask for, so that the image views are encoded together."""
         self._expected = tuple(view for view in self._images if view in set(views))
 
     def image(self, view: str = "image") -> Encoded:
-        """This process' encoded image view."""
+        """Returns the encoded image view of this process."""
         self.accessed.add(view)
         if view not in self._encoded:
             self._refuse_no_grad(view)
@@ -144,7 +144,7 @@ class Features:
         return self._encoded[view]
 
     def text(self, view: str = "text") -> Encoded:
-        """This process' encoded text view."""
+        """Returns the encoded text view of this process."""
         self.accessed.add(view)
         if view not in self._encoded:
             self._refuse_no_grad(view)
@@ -154,33 +154,33 @@ class Features:
         return self._encoded[view]
 
     def embedding(self, view: str) -> Tensor:
-        """Gathered embeddings ``(W*B, E)`` of an image or text view, unit norm per block."""
+        """Returns the gathered embeddings ``(W*B, E)`` of an image or text view. Each block has unit norm."""
         return self._global(view, "embedding")
 
     def pooled(self, view: str) -> Tensor:
-        """Gathered pooled features ``(W*B, D)`` of an image or text view, not normalised."""
+        """Returns the gathered pooled features ``(W*B, D)`` of an image or text view, not normalised."""
         return self._global(view, "pooled")
 
     def slots(self, view: str) -> Tensor:
-        """Gathered embeddings ``(W*B, K, D)`` of an image or text view before they are normalised, global first."""
+        """Returns the gathered slots ``(W*B, K, D)`` of an image or text view, not normalised, global first."""
         slots = self._global(view, "slots")
         if isinstance(self._encoded[view], PartEncoded):
             self.accessed.add("parts")
         return slots
 
     def sources(self) -> list[Tensor]:
-        """Returns what the embeddings that losses have read are computed from, with gradient.
+        """Returns the features before normalisation of all views encoded so far, with gradient.
 
-        Under `recompute` there are none: each gradient there would encode every micro-batch again.
+        Under `recompute` the list is empty, because each gradient there would encode every micro-batch again.
         """
         return [] if self._recompute else [source for source in self._sources if source.requires_grad]
 
     def register(self, name: str, compute: Callable[[str], Tensor]) -> None:
-        """Lets losses read ``compute(view)`` as ``shared(name, view)``; it runs once for each view asked for."""
+        """Lets losses read ``compute(view)`` as ``shared(name, view)``. It is computed once for each requested view."""
         self._registered[name] = compute
 
     def shared(self, name: str, view: str) -> Tensor:
-        """Returns what one loss makes of a view for all, such as the "id_logits" of the identity classifier."""
+        """Returns a tensor that one loss computes from a view for all losses, such as "id_logits"."""
         self.accessed.add(name)
         if name not in self._registered:
             raise LookupError(f"no loss registers {name!r}: a loss that reads it must list {name!r} in needs")
@@ -189,9 +189,9 @@ class Features:
         return self._shared[name, view]
 
     def checkpointed(self, compare: Callable[..., Tensor], *embeddings: Tensor) -> Tensor:
-        """Returns ``compare(*embeddings)``, which holds matrices of the size of the batch squared until backward.
+        """Returns ``compare(*embeddings)``, which may keep matrices of size (batch, batch) until the backward pass.
 
-        Where memory goes before speed it holds none and is computed again; `compare` then must not draw at random.
+        Under `recompute` it keeps none and is computed again in the backward pass. `compare` must not be random.
         """
         if not self._recompute:
             return compare(*embeddings)
@@ -199,29 +199,29 @@ class Features:
 
     @property
     def pids(self) -> Tensor:
-        """Gathered identities ``(W*B,)``."""
+        """The gathered identities ``(W*B,)``."""
         return self.labels("pids")
 
     def labels(self, name: str) -> Tensor:
-        """Gathered labels ``(W*B, ...)`` of that name."""
+        """Returns the gathered labels ``(W*B, ...)`` of that name."""
         own = self.label(name)
         if (name, "") not in self._gathered:
             self._gathered[name, ""] = self._gather(own)
         return self._gathered[name, ""]
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Rows ``(W*B, ...)`` of all processes from this one's ``(B, ...)``, with gradient."""
+        """Returns the rows ``(W*B, ...)`` of all processes, with gradient. `rows` ``(B, ...)`` are of this process."""
         return self._gather(rows)
 
     def label(self, name: str) -> Tensor:
-        """This process' label ``(B, ...)`` of that name."""
+        """Returns the labels ``(B, ...)`` of that name in this process."""
         self.accessed.add(name)
         if name not in self._labels:
             raise LookupError(f"this batch carries no {name!r}: a loss that reads it must list {name!r} in needs")
         return self._labels[name]
 
     def logit_scale_and_bias(self) -> tuple[Tensor, Tensor]:
-        """(logit_scale, logit_bias) of the backbone: scalars with gradient, the scale exponentiated."""
+        """Returns (logit_scale, logit_bias) of the backbone: scalars with gradient, the scale after exp."""
         return self._encoder.logit_scale_and_bias()
 
     def _global(self, view: str, part: str) -> Tensor:

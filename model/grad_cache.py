@@ -1,4 +1,4 @@
-"""Contrastive losses over a large batch at the memory of a micro-batch: GradCache."""
+"""GradCache: contrastive losses over a large batch with the memory of a micro-batch."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,20 +13,20 @@ from utils.errors import UserError
 
 
 class GradCache:
-    """An encoder that holds the activations of one micro-batch at a time; the gradients are those of the plain step.
+    """An encoder that keeps the activations of one micro-batch at a time. Gradients equal those of the plain step.
 
-    Source: Gao et al., RepL4NLP 2021. Micro-batches are encoded one after the other and keep nothing but their
-    embeddings, which the losses compare over the whole batch. In the backward pass, once the gradients at the
-    embeddings are known, each micro-batch is encoded again, under the random state and the AMP mode of its first
-    time, and takes its gradients from there to the weights. All of this is `torch.utils.checkpoint` around a
-    micro-batch: autograd runs what was computed last first, so that no two micro-batches are alive together, and
-    adds up the gradients of a weight before it hands them on, as DDP and GradScaler expect.
+    Source: Gao et al., RepL4NLP 2021. The forward pass encodes one micro-batch after the other and keeps only their
+    embeddings, which the losses compare over the whole batch. The backward pass first computes the gradients at the
+    embeddings. Then it encodes each micro-batch again, with the random state and AMP mode of the first time, and
+    propagates the gradients to the weights. `torch.utils.checkpoint` around each micro-batch does all of this: autograd
+    runs backward in reverse order, so only one micro-batch is in memory at a time. It adds up the gradients of a
+    weight before it passes them on, as DDP and GradScaler expect.
 
-    What it returns has zero tokens, ``(B, 0, D)``: they would grow with the batch. See `refuse_tokens`.
+    The result has no tokens, ``(B, 0, D)``, because their memory would grow with the batch. See `refuse_tokens`.
 
     Args:
-        encoder: what encodes a micro-batch.
-        micro_batch: images, and captions, that are encoded at a time.
+        encoder: the encoder of a micro-batch.
+        micro_batch: number of images, or captions, that are encoded at a time.
     """
 
     def __init__(self, encoder: Encoder, micro_batch: int) -> None:
@@ -34,15 +34,15 @@ class GradCache:
         self._micro_batch = micro_batch
 
     def encode_image(self, pixels: Tensor) -> Encoded:
-        """Encodes uint8 pixels ``(B, 3, H, W)``."""
+        """Returns the encoded view of uint8 pixels ``(B, 3, H, W)``."""
         return self._encode(self._encoder.encode_image, pixels)
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Encoded:
-        """Encodes token ids ``(B, L)`` with their mask ``(B, L)``."""
+        """Returns the encoded view of token ids ``(B, L)`` with their mask ``(B, L)``."""
         return self._encode(self._encoder.encode_text, ids, mask)
 
     def logit_scale_and_bias(self) -> tuple[Tensor, Tensor]:
-        """(logit_scale, logit_bias) of the encoder."""
+        """Returns (logit_scale, logit_bias) of the encoder."""
         return self._encoder.logit_scale_and_bias()
 
     def _encode(self, encode: Callable[..., Encoded], *inputs: Tensor) -> Encoded:
@@ -54,7 +54,7 @@ class GradCache:
             )
 
         device = inputs[0].device.type
-        # Every micro-batch casts the weights itself: a cast that they share would add up gradients in 16 bits.
+        # No cast cache: a cast of the weights that all micro-batches share would add up gradients in 16 bits.
         with torch.autocast(
             device,
             dtype=torch.get_autocast_dtype(device),
@@ -69,11 +69,7 @@ class GradCache:
 
 
 def refuse_tokens(objective: Objective) -> None:
-    """Passes an objective that compares embeddings alone, as it has to under `GradCache`.
-
-    Raises:
-        UserError: naming a term that reads tokens.
-    """
+    """Raises `UserError` if a term of `objective` reads tokens, which `GradCache` does not keep."""
     for name, term in objective.terms.items():
         if term.reads_tokens:
             raise UserError(

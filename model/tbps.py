@@ -1,4 +1,4 @@
-"""The encoder: a backbone and a head, the same for training and for ranking."""
+"""The encoder: a backbone and a head. Training and ranking use the same one."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -13,9 +13,9 @@ from model.features import Encoded
 
 
 class Head(Protocol):
-    """What `TBPS` needs of a head; a head is an `nn.Module` as well.
+    """The methods that `TBPS` calls on a head. A head is also an `nn.Module`.
 
-    slots: how many embeddings of each level a sample has, in the order of the blocks of `Encoded.embedding`.
+    slots: number of embeddings per sample at each level, in the order of the blocks of `Encoded.embedding`.
     """
 
     embed_dim: int
@@ -28,9 +28,9 @@ class Head(Protocol):
 
 
 class TBPS(nn.Module):
-    """Encodes images and captions into one space.
+    """An encoder of images and captions into one space.
 
-    Embeddings are normalised here and nowhere else, in fp32, so training and ranking always agree.
+    Embeddings are normalised only here, in fp32, so training and ranking always agree.
     """
 
     def __init__(self, backbone: Backbone, head: Head) -> None:
@@ -44,25 +44,25 @@ class TBPS(nn.Module):
 
     @property
     def provides(self) -> frozenset[str]:
-        """What a loss may need of the encoder: "parts", where the head tells several levels of embeddings apart."""
+        """The needs of losses that the encoder meets: "parts" if the head has several levels of embeddings."""
         return frozenset({"parts"} if len(self.head.slots) > 1 else ())
 
     def encode_image(self, pixels: Tensor) -> Encoded:
-        """Encodes uint8 pixels ``(B, 3, H, W)``."""
+        """Returns the encoded view of uint8 pixels ``(B, 3, H, W)``."""
         return self.head.image(self.backbone.image(pixels))
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Encoded:
-        """Encodes token ids ``(B, L)`` with their mask ``(B, L)``, true on tokens that are not padding."""
+        """Returns the encoded view of token ids ``(B, L)``. The mask ``(B, L)`` is true on tokens, false on padding."""
         return self.head.text(self.backbone.text(ids, mask))
 
     def grow_like(self, weights: Mapping[str, Tensor]) -> None:
-        """Grows the token table to that of `weights`, where training added a mask token."""
+        """Grows the token table to the size in `weights`, to which training may have added a mask token."""
         table = next(name for name, p in self.named_parameters() if p is self.backbone.token_table)
         if table in weights:
             self.backbone.resize_token_embeddings(len(weights[table]))
 
     def logit_scale_and_bias(self) -> tuple[Tensor, Tensor]:
-        """(logit_scale, logit_bias) of the backbone."""
+        """Returns (logit_scale, logit_bias) of the backbone."""
         return self.backbone.logit_scale_and_bias()
 
 
@@ -70,7 +70,7 @@ def build_encoder(cfg: DictConfig, *, weights: bool = True) -> TBPS:
     """Returns the encoder that `cfg.backbone`, `cfg.lora` and `cfg.head` describe.
 
     Args:
-        weights: as in `load_backbone`; without, towers are not compiled either.
+        weights: as in `load_backbone`. If false, towers are not compiled either.
     """
     backbone = instantiate(cfg.backbone, **({} if weights else {"weights": False}))
     if cfg.lora.r > 0:

@@ -1,4 +1,4 @@
-"""What stands in for an optimizer that needs a GPU, where none is at hand."""
+"""A replacement for bitsandbytes' AdamW8bit on machines without a GPU, to plan memory."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -10,9 +10,9 @@ from torch.optim import Optimizer
 
 
 class AdamW8bitStates(Optimizer):
-    """Holds what bitsandbytes' AdamW8bit holds; its step changes nothing.
+    """An optimizer with the same state in memory as bitsandbytes' AdamW8bit. Its step changes no parameter.
 
-    Two states of a byte per weight and, for every 256 of them, two scales in fp32; small parameters stay in fp32.
+    The state has two bytes per weight, and two fp32 scales for every 256 weights. Small parameters have fp32 states.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:

@@ -1,4 +1,4 @@
-"""Parameter groups: which parameter is optimized how, told by what it is."""
+"""Parameter groups: the optimizer settings of each parameter, selected by its owner, kind and name."""
 
 import re
 from collections import defaultdict
@@ -16,7 +16,7 @@ RATES: Final = ("lr", "lr_start", "lr_end")
 SHARED: Final = (*RATES, "weight_decay", "betas", "eps")
 CONFIG: Final = "optimizer.param_groups"
 FROZEN: Final = "frozen"
-OWNERS: Final = {  # the first that is found in a parameter's name
+OWNERS: Final = {  # owner -> pattern; the first pattern found in a parameter's name decides
     "adapters": r"\.lora_",
     "loss": r"^objective\.",
     "backbone": r"^encoder\.backbone\.",
@@ -38,10 +38,10 @@ PARTS: Final = {
 
 @dataclass(frozen=True)
 class ParamGroup:
-    """Parameters that are optimized alike.
+    """Parameters with the same optimizer settings.
 
-    name: of the configured groups that change something for them, joined by "/"; "default" where there is none.
-    lr, lr_start, lr_end: learning rates after the warm-up, at its first step, at the end of a cosine.
+    name: names of the config's groups that change a setting of these parameters, joined by "/", or "default".
+    lr, lr_start, lr_end: learning rates after the warm-up, at its first step, and at the end of a cosine.
     parameters: name -> trainable parameter, in the model's order.
     """
 
@@ -60,15 +60,15 @@ class ParamGroup:
 
 
 def owner_of(name: str) -> str:
-    """Returns what a parameter of that name belongs to: "adapters", "loss", "backbone" or "head"."""
+    """Returns the owner of the parameter of that name: "adapters", "loss", "backbone" or "head"."""
     return next(owner for owner, pattern in OWNERS.items() if re.search(pattern, name))
 
 
 def kind_of(name: str, dimensions: int) -> str:
-    """Returns what a parameter of that name is, one of `KINDS`.
+    """Returns the kind of the parameter of that name, one of `KINDS`.
 
-    "norm" is the weight of a normalization, "position" a table of position embeddings, "vector" anything else with
-    one dimension, such as a class token, and "matrix" anything else with more, convolutions and token tables included.
+    "norm" is the weight of a normalization, "position" a table of position embeddings, "vector" any other parameter
+    with one dimension, such as a class token, and "matrix" any other parameter, such as a convolution or a token table.
     """
     last = name.rpartition(".")[2]
     if last in ("logit_scale", "logit_bias") or last.endswith("temperature"):
@@ -85,18 +85,18 @@ def kind_of(name: str, dimensions: int) -> str:
 def split_parameters(
     named_parameters: Iterable[tuple[str, nn.Parameter]], param_groups: Mapping[str, Any]
 ) -> list[ParamGroup]:
-    """Returns groups in which every trainable parameter is exactly once, in the order in which the model has them.
+    """Returns parameter groups that contain every trainable parameter exactly once, in the order of the model.
 
     Args:
-        named_parameters: as `nn.Module.named_parameters` gives them; frozen ones are left out.
+        named_parameters: as from `nn.Module.named_parameters`. Frozen parameters are left out.
         param_groups: group name -> settings (`SHARED`, and `lr_scale`), in order. `default` applies to every
-            parameter. Another group applies to those that it selects by `of` (owners), `kind` and `match` (regular
-            expressions, one of which matches the whole name); what is null selects all. Of several groups that select
-            a parameter, each setting is that of the last one that sets it. A rate that `lr_scale` gives is that of
-            `default` times it. A group may select nothing: that of a classifier, where no loss has one.
+            parameter. Any other group applies to the parameters that it selects by `of` (owners), `kind` and `match`
+            (regular expressions, one of which has to match the whole name). A selector that is null selects all. If
+            several groups set the same setting of a parameter, the last one wins. `lr_scale` sets each rate to the rate
+            of `default` multiplied by it. A group may select no parameter.
 
     Raises:
-        UserError: nothing to train, or settings that cannot be.
+        UserError: every parameter is frozen, or a setting is invalid.
     """
     for name, settings in param_groups.items():
         _check(name, settings)
@@ -124,10 +124,10 @@ def split_parameters(
 
 
 def parameter_table(named_parameters: Iterable[tuple[str, nn.Parameter]], param_groups: Mapping[str, Any]) -> str:
-    """Returns a table with a row for each part of the model and group that trains it, then totals.
+    """Returns a table with a row for each part of the model and each of its parameter groups, and with totals.
 
     Args:
-        named_parameters, param_groups: as in `split_parameters`; what is frozen has rows of its own.
+        named_parameters, param_groups: as in `split_parameters`. Frozen parameters have their own rows.
     """
     parameters = dict(named_parameters)
     groups = {group.name: group for group in split_parameters(parameters.items(), param_groups)}
@@ -156,7 +156,7 @@ def _size(parameters: Iterable[nn.Parameter]) -> int:
 
 
 def _resolved(selecting: Sequence[str], param_groups: Mapping[str, Any]) -> ParamGroup:
-    """Returns the group, still without parameters, that the settings of `default` and of `selecting` make."""
+    """Returns a group without parameters: the settings of `default`, changed by the groups `selecting` in order."""
     default = param_groups[DEFAULT]
     found: dict[str, Any] = {}
     for key in SHARED:
@@ -181,11 +181,7 @@ def _resolved(selecting: Sequence[str], param_groups: Mapping[str, Any]) -> Para
 
 
 def _check(name: str, settings: Any) -> None:
-    """Passes if `settings` are those of a group.
-
-    Raises:
-        UserError: they are not.
-    """
+    """Raises `UserError` if `settings` are not valid settings of the group `name`."""
     if not isinstance(settings, Mapping):
         raise UserError(f"{CONFIG}.{name}: expected a mapping of settings, got {settings!r}.")
     keys = SHARED if name == DEFAULT else (*SELECTORS, "lr_scale", *SHARED)
@@ -220,7 +216,7 @@ def _check_number(value: Any, key: str) -> None:
 
 
 def _listed(value: Any) -> list[Any]:
-    """Returns what one value, a list of values or null mean: a list."""
+    """Returns a list: of the one value, of the values of a list, or empty for null."""
     return [] if value is None else [value] if isinstance(value, str) else [*value]
 
 

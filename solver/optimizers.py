@@ -20,17 +20,17 @@ def build_optimizer(
 ) -> Optimizer:
     """Returns the optimizer of all trainable parameters.
 
-    Each of its groups carries `name`, `group` (see `learning_rates`), `names` (of its parameters), and `lr_start`,
+    Each of its groups has `name`, `group` (see `learning_rates`), `names` (of its parameters), and `lr_start` and
     `lr_end` for the schedule.
 
     Args:
-        name: of the recipe, as in `config/optimizer/`.
+        name: name of the recipe in `config/optimizer/`.
         algorithm: "adamw", "adam", or "adamw8bit" (bitsandbytes).
         param_groups: see `solver.groups.split_parameters`.
-        fused: whether one kernel updates all parameters; None: where all are on a CUDA device. See `can_fuse`.
+        fused: whether one kernel updates all parameters. None: true if all are on a CUDA device. See `can_fuse`.
 
     Raises:
-        UserError: unknown algorithm, bitsandbytes missing, or groups that cannot be.
+        UserError: the algorithm is unknown, bitsandbytes is missing, or the groups are invalid.
     """
     if algorithm not in ALGORITHMS:
         raise UserError(
@@ -57,7 +57,7 @@ def build_optimizer(
 
 
 def _known_rates(group: ParamGroup, groups: Sequence[ParamGroup]) -> str:
-    """Returns "default" or the shortest beginning of the group's name that is, with the same rates, one of `groups`."""
+    """Returns "default" if it has the same rates, else the shortest prefix of the name that is a group with them."""
     steps = group.name.split("/")
     beginnings = [DEFAULT, *("/".join(steps[: number + 1]) for number in range(len(steps)))]
     rates = {other.name: other.rates for other in groups}
@@ -65,12 +65,12 @@ def _known_rates(group: ParamGroup, groups: Sequence[ParamGroup]) -> str:
 
 
 def can_fuse(fused: bool | None, precision: str, gradient_clip_val: float | None) -> bool | None:
-    """Returns `fused`, or False instead of None where gradients are clipped while they are scaled for fp16.
+    """Returns `fused`, but False instead of None if gradients are clipped under fp16.
 
-    A fused optimizer takes the scale away itself, which is after clipping; Lightning refuses it then.
+    A fused optimizer unscales the fp16 gradients itself, after clipping, so Lightning refuses this combination.
 
     Raises:
-        UserError: it was asked for there.
+        UserError: `fused` is true in this case.
     """
     if precision != "16-mixed" or not gradient_clip_val:
         return fused
@@ -84,27 +84,27 @@ def can_fuse(fused: bool | None, precision: str, gradient_clip_val: float | None
 
 
 def learning_rates(optimizer: Optimizer | Mapping[str, Any]) -> dict[str, float]:
-    """Returns group name -> current learning rate; "new/vectors" is left out where "new" has the same rates.
+    """Returns group name -> current learning rate. "new/vectors" is left out if "new" has the same rates.
 
     Args:
-        optimizer: itself or its state dict.
+        optimizer: an optimizer or its state dict.
     """
     groups = optimizer["param_groups"] if isinstance(optimizer, Mapping) else optimizer.param_groups
     return {group["group"]: float(group["lr"]) for group in groups}
 
 
 def under_settings_of(optimizer: Optimizer, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the saved state of an optimizer, moments and step counts, under the settings of `optimizer`'s groups.
+    """Returns a state dict with the moments and step counts of `saved` and the group settings of `optimizer`.
 
-    A parameter keeps its state when it is in another group now, as vectors are when decay is switched on.
+    A parameter keeps its state even if it is in another group now, as vectors are after decay was switched on.
 
     Args:
-        optimizer: a new one, over the same parameters.
-        saved: the state dict of the one before.
+        optimizer: a new optimizer of the same parameters.
+        saved: the state dict of the previous optimizer.
 
     Raises:
-        UserError: it has other parameters, does not tell their names and has other groups, or is of the time when
-            the groups of the config selected by name alone.
+        UserError: `saved` has other parameters, or has other groups and no names of parameters, or comes from an older
+            version of this project, whose groups selected parameters by name.
     """
     if any(str(group.get("name")).endswith("/no_decay") for group in saved["param_groups"]):
         raise UserError(
@@ -129,8 +129,8 @@ def under_settings_of(optimizer: Optimizer, saved: Mapping[str, Any]) -> dict[st
 
 
 def _numbers(groups: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Returns parameter -> its number in a saved state with these groups; KeyError or ValueError if they do not fit."""
-    is_named = all("names" in group for group in groups)  # older ones are not, and then have the same groups as `own`
+    """Returns parameter name -> its number in a saved state. Raises KeyError or ValueError if groups do not fit."""
+    is_named = all("names" in group for group in groups)  # older states have no names, but the same groups as `own`
     names = [group["names"] for group in (groups if is_named else own)]
     return {
         name: number
@@ -140,7 +140,7 @@ def _numbers(groups: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any
 
 
 def _fused(groups: list[dict[str, Any]], fused: bool | None) -> bool | None:
-    """What torch is told: None leaves it its fastest form that is not fused, False would be the slowest."""
+    """Returns the argument `fused` for torch: True, or None. None is faster than False, the slowest form."""
     if fused is None:
         fused = all(parameter.is_cuda for group in groups for parameter in group["params"])
     return True if fused else None

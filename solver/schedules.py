@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a linear warm-up, then constant, stepped or cosine; by optimizer step or by epoch."""
+"""Learning-rate schedules: a linear warm-up, then constant, multistep or cosine, by optimizer step or by epoch."""
 
 import logging
 import math
@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 
 
 class Schedule(LambdaLR):
-    """Rates that are a function of the step and of the groups' own settings alone.
+    """A schedule whose rates depend only on the step and the settings of the groups.
 
-    Its state is the position: where settings or length are others when it is loaded, the rates follow these.
+    Its state is only the step. After loading, the rates follow the current settings and length of the training.
     """
 
     def state_dict(self) -> dict[str, Any]:
@@ -43,26 +43,26 @@ def build_schedule(
     milestones: Sequence[float] = (),
     factor: float = 1.0,
 ) -> Schedule:
-    """Returns a schedule to be stepped once per optimizer step; each group follows its own rates.
+    """Returns a schedule that has to be stepped once per optimizer step. Each group follows its own rates.
 
-    A place in the training is the step, or the number of the epoch, counted from 0 (`by`). With T places in all and W
-    in the warm-up: place 0 has the group's `lr_start`, place W its `lr`, linear in between. "cosine" then goes down to
-    `lr_end`: by step it is reached at the last step, T - 1; by epoch it would be at epoch T, as IRRA's released code
-    has it (solver/lr_scheduler.py), and the last epoch is still above it. "multistep" multiplies `lr` by
-    `factor` once for every milestone reached; "constant" stays at `lr`.
+    Time t is the optimizer step or the epoch (`by`), counted from 0. The training has T of them, the warm-up W. The
+    rate is the group's `lr_start` at t = 0 and its `lr` at t = W, linear in between. "cosine" then falls to `lr_end`.
+    By step, it reaches `lr_end` at the last step, T - 1. By epoch, it would reach it at epoch T, as in IRRA's released
+    code (solver/lr_scheduler.py), so the last epoch is still above it. "multistep" multiplies `lr` by `factor` once
+    for every milestone reached. "constant" stays at `lr`.
 
     Args:
         optimizer: from `solver.optimizers.build_optimizer`.
         name: "cosine", "multistep" or "constant".
-        by: "step", or "epoch": the rate is constant within an epoch.
-        warmup_epochs: length of the warm-up in epochs, may be fractional; "20%" is a share of all epochs.
-        steps_per_epoch: optimizer steps, not batches, in an epoch.
+        by: "step" or "epoch". With "epoch" the rate is constant within an epoch.
+        warmup_epochs: length of the warm-up in epochs, which may be fractional, or a share of all epochs, as "20%".
+        steps_per_epoch: number of optimizer steps, not batches, in an epoch.
         max_epochs: length of the training in epochs.
         milestones: epochs at which "multistep" lowers the rate.
-        factor: what it multiplies the rate by, in (0, 1].
+        factor: factor of "multistep", in (0, 1].
 
     Raises:
-        UserError: unknown name, or numbers that cannot be.
+        UserError: a name is unknown, or a number is out of range.
     """
     for key, value, known in (("name", name, NAMES), ("by", by, BY)):
         if value not in known:
@@ -78,9 +78,9 @@ def build_schedule(
             "scheduler: expected warmup_epochs of at least 0, milestones above 0 and a factor in (0, 1], got "
             f"{warmup_epochs}, {list(milestones)} and {factor}."
         )
-    places = steps_per_epoch if by == "step" else 1  # in an epoch
+    places = steps_per_epoch if by == "step" else 1  # values of t in an epoch
     total, warmup = max(1, round(max_epochs * places)), round(warmed * places)
-    last = total - 1 if by == "step" else total  # where a cosine is at its end
+    last = total - 1 if by == "step" else total  # t at which a cosine reaches lr_end
     if warmup >= total:
         log.warning(
             "The warm-up (%g epochs) does not end within the training (%g epochs): the learning rate stays "
@@ -110,7 +110,7 @@ def build_schedule(
 
 
 def _epochs(length: float | str, of: float) -> float:
-    """Returns epochs, that may be given as a share of all: "20%"."""
+    """Returns `length` in epochs. A string such as "20%" is a share of all epochs, `of`."""
     if not isinstance(length, str):
         return length
     try:

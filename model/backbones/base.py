@@ -1,4 +1,4 @@
-"""What every backbone offers: two towers whose features lie in one space."""
+"""The interface of every backbone: two towers whose features lie in one space."""
 
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from utils.errors import UserError
 class BackboneOutput(NamedTuple):
     """pooled ``(B, D)``, tokens ``(B, L, D)`` in the space of pooled, mask ``(B, L)`` true on content.
 
-    Patches of an image come row by row and last, after a [CLS] token where there is one.
+    The patches of an image are its last tokens, row by row. A [CLS] token, if there is one, comes before them.
     """
 
     pooled: Tensor
@@ -23,22 +23,21 @@ class BackboneOutput(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """A vision tower and a text tower behind one interface.
+    """A vision tower and a text tower with one interface.
 
-    Subclasses say how a family pools and projects; `model` is the transformers model, or a peft model
-    around it.
+    A subclass pools and projects as its family does. `model` is the transformers model, or a peft model around it.
 
     Args:
-        model: with `vision_model`, `text_model` and `logit_scale`; its vision tower is fitted to `grid` in place.
-        mean, std: of the three channels, from 0 to 1.
+        model: has `vision_model`, `text_model` and `logit_scale`. Its vision tower is fitted to `grid` in place.
+        mean, std: mean and deviation of the three channels, for pixels from 0 to 1.
         grid: (rows, columns) of patches.
-        sigmoid: whether it was pre-trained with the pairwise sigmoid loss.
-        pos_interpolation: of `model.backbones.position_embeddings.MODES`, for positions of another grid.
-        native: positions of patches to start from instead of the model's own, and their grid.
+        sigmoid: whether the model was pre-trained with the pairwise sigmoid loss.
+        pos_interpolation: one of `model.backbones.position_embeddings.MODES`, to resize positions to `grid`.
+        native: positions of patches and their grid, to use instead of the model's own. None: the model's own.
     """
 
     model_class: type[PreTrainedModel]
-    token_embedding: str = "token_embedding"  # the module of the text tower's embeddings that holds the table
+    token_embedding: str = "token_embedding"  # name of the module with the token table, in the text tower's embeddings
     max_logit_scale: float | None = None
 
     def __init__(
@@ -63,7 +62,7 @@ class Backbone(nn.Module):
 
     @property
     def hub_model(self) -> Any:
-        """The transformers model, with adapters in place where there are any."""
+        """The transformers model, with its adapters if there are any."""
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     @property
@@ -85,7 +84,7 @@ class Backbone(nn.Module):
         return getattr(self.hub_model.text_model.embeddings, self.token_embedding).weight
 
     def check_token_id(self, largest: int) -> None:
-        """Raises `UserError` if the token table has no row `largest`: it would end in NaN or in a device assert."""
+        """Raises `UserError` if the token table has no row `largest`, which would cause NaN or a device assert."""
         if largest >= self.vocab_size:
             raise UserError(
                 f"token id {largest} lies outside the backbone's table of {self.vocab_size} tokens: "
@@ -94,42 +93,42 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def resize_token_embeddings(self, rows: int) -> None:
-        """Gives the token table `rows` rows if it has fewer; new ones are the mean of the old ones."""
+        """Grows the token table to `rows` rows if it has fewer. Each new row is the mean of the old rows."""
         old, missing = self.token_table, rows - self.vocab_size
         if missing > 0:
-            # Not transformers' own function of this name: a CLIPModel does not know where its token table is.
+            # transformers' function of this name fails for a CLIPModel, which does not know its token table.
             table = torch.cat([old, old.mean(dim=0).expand(missing, -1)])
             grown = nn.Embedding.from_pretrained(table, freeze=not old.requires_grad)
             setattr(self.hub_model.text_model.embeddings, self.token_embedding, grown)
             self.hub_model.config.text_config.vocab_size = rows
 
     def fit_to_grid(self, native: Positions | None) -> None:
-        """Makes the vision tower take images of `grid`, in place; positions come from `native` or from the tower."""
+        """Fits the vision tower to `grid`, in place. Positions come from `native`, or from the tower if it is None."""
         raise NotImplementedError
 
     def hub_weights(self) -> dict[str, Tensor]:
-        """Returns the weights as `model_class` loads them: positions are back on the square grid of its config."""
+        """Returns the weights that `model_class` can load: positions are resized to the square grid of its config."""
         raise NotImplementedError
 
     def compile_towers(self) -> None:
-        """Has torch.compile translate both towers at their first call; names of weights stay as they are."""
+        """Lets torch.compile compile both towers at their first call. The names of weights do not change."""
         for tower in (self.hub_model.vision_model, self.hub_model.text_model):
             tower.compile()
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Returns float pixels ``(B, 3, H, W)`` as the tower was pre-trained on, from uint8 ones."""
+        """Returns uint8 pixels ``(B, 3, H, W)`` as floats, normalised as in pre-training."""
         return (pixels.float() / 255 - self.mean) / self.std  # type: ignore[operator]
 
     def image(self, pixels: Tensor) -> BackboneOutput:
-        """Encodes uint8 pixels ``(B, 3, H, W)``."""
+        """Returns the features of uint8 pixels ``(B, 3, H, W)``."""
         raise NotImplementedError
 
     def text(self, ids: Tensor, mask: Tensor) -> BackboneOutput:
-        """Encodes token ids ``(B, L)``; `mask` ``(B, L)`` is true on tokens that are not padding."""
+        """Returns the features of token ids ``(B, L)``. `mask` ``(B, L)`` is true on tokens, false on padding."""
         raise NotImplementedError
 
     def logit_scale_and_bias(self) -> tuple[Tensor, Tensor]:
-        """(logit_scale, logit_bias): scalars with gradient, the scale exponentiated."""
+        """Returns (logit_scale, logit_bias): scalars with gradient, the scale after exp."""
         scale = self.hub_model.logit_scale.squeeze().exp()
         if self.max_logit_scale is not None:
             scale = scale.clamp(max=self.max_logit_scale)

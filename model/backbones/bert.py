@@ -1,4 +1,4 @@
-"""An image tower and a BERT that were pre-trained apart, joined by a linear projection after each."""
+"""An image tower and a BERT that were pre-trained separately, with a new linear projection after each."""
 
 import shutil
 from pathlib import Path
@@ -19,16 +19,16 @@ from model.backbones.base import Backbone, BackboneOutput
 from model.backbones.position_embeddings import Positions, native_positions, resize_positions
 from utils.errors import library_errors
 
-RESNET_STRIDE: Final = 16  # pixels that a cell of its last feature map stands for
+RESNET_STRIDE: Final = 16  # height and width in pixels of a cell of its last feature map
 
 
 class BertBackbone(Backbone):
-    """A ResNet or a ViT, and BERT: features are projected to one width and max-pooled over patches or words.
+    """A ResNet or a ViT with a BERT. Features are projected to one width and max-pooled over patches or words.
 
-    Source: Park et al. (ECCV 2024), section 3.1. Decisions, where the paper is silent: both modalities get a
-    linear projection, because those of a ResNet and of BERT differ in width; the last stage of a ResNet keeps
-    its resolution (Luo et al., CVPRW 2019), so that a token stands for 16x16 pixels in either tower. A
-    frozen tower stays in evaluation mode, without dropout and with its batch statistics.
+    Source: Park et al. (ECCV 2024), section 3.1. Decisions, which the paper leaves open: both modalities get a linear
+    projection, because features of a ResNet and of BERT differ in width. The last stage of a ResNet has stride 1 (Luo
+    et al., CVPRW 2019), so that a token covers 16x16 pixels with either image tower. A frozen tower stays in
+    evaluation mode: no dropout, and batch statistics do not change.
     """
 
     model_class = VisionTextDualEncoderModel
@@ -50,7 +50,7 @@ class BertBackbone(Backbone):
             vision.embeddings.position_embeddings = nn.Parameter(self._resized(table, grid, self.grid))
             patch = vision.config.patch_size
             for module in (vision.embeddings, vision.embeddings.patch_embeddings):
-                module.image_size = (patch * self.grid[0], patch * self.grid[1])  # a size that is checked, no weight
+                module.image_size = (patch * self.grid[0], patch * self.grid[1])  # transformers checks it
         else:
             for module in vision.encoder.stages[-1].modules():
                 if isinstance(module, nn.Conv2d):
@@ -94,7 +94,7 @@ class BertBackbone(Backbone):
         return BackboneOutput(tokens[:, -patches:].amax(dim=1), tokens, mask.expand(tokens.shape[:2]))
 
     def text(self, ids: Tensor, mask: Tensor) -> BackboneOutput:
-        # (B, 1, 1, L): of a mask (B, L), transformers would ask the device whether anything is masked.
+        # (B, 1, 1, L): with a mask (B, L), transformers would wait for the device to know if anything is masked.
         hidden = self.hub_model.text_model(ids, attention_mask=mask[:, None, None]).last_hidden_state
         tokens = self.hub_model.text_projection(hidden)
         pooled = tokens.masked_fill(~mask[:, :, None], -torch.inf).amax(dim=1)
@@ -102,19 +102,19 @@ class BertBackbone(Backbone):
 
 
 def join_towers(vision: PreTrainedModel, text: PreTrainedModel, width: int) -> VisionTextDualEncoderModel:
-    """Returns both towers with new projections to features of `width`."""
+    """Returns a model of both towers with new projections to features of `width`."""
     if isinstance(vision, ResNetModel):
-        vision.config.hidden_size = list(vision.config.hidden_sizes or ())[-1]  # what the dual encoder asks for
+        vision.config.hidden_size = list(vision.config.hidden_sizes or ())[-1]  # the dual encoder reads this key
     config = VisionTextDualEncoderConfig.from_vision_text_configs(vision.config, text.config, projection_dim=width)
     return VisionTextDualEncoderModel(config, vision, text)
 
 
 def join_folders(vision: Path, text: Path, folder: Path, *, width: int, seed: int = 0) -> Path:
-    """Returns `folder`, newly written: the image tower of one folder, BERT and tokenizer of another, joined.
+    """Writes a dual encoder to `folder`: the image tower of folder `vision`, BERT and tokenizer of `text`.
 
     Args:
-        width: of the features that both towers are projected to.
-        seed: of the projections.
+        width: width of the features after the projections.
+        seed: seed of the projections.
     """
     local = {"local_files_only": True, "trust_remote_code": False}
     with (

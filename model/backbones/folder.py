@@ -1,4 +1,4 @@
-"""What a backbone's folder in Hugging Face format says, taken as data: checked, and no code that it names is run."""
+"""Reading of a backbone's folder in Hugging Face format: values are checked, and no code that it names is run."""
 
 import inspect
 import re
@@ -24,38 +24,38 @@ from utils.checkpoints.folder import WEIGHTS, read_json
 from utils.checkpoints.tensor_files import UnreadableError, check_finite, read_safetensors
 from utils.errors import UserError, library_errors
 
-# Family -> section of its config -> configs of the towers that may stand there, the usual one first.
+# Family -> section of its config -> config classes allowed in this section, the default one first.
 TOWERS: Final[Mapping[str, Mapping[str, tuple[type[PreTrainedConfig], ...]]]] = {
     "siglip": {"text_config": (SiglipTextConfig,), "vision_config": (SiglipVisionConfig,)},
     "clip": {"text_config": (CLIPTextConfig,), "vision_config": (CLIPVisionConfig,)},
     "vision-text-dual-encoder": {"text_config": (BertConfig,), "vision_config": (ViTConfig, ResNetConfig)},
 }
-ALSO: Final = {"hidden_size"}  # what a ResNet's config does not declare, but a dual encoder asks for
-UNUSED: Final = {"is_decoder", "add_cross_attention", "use_cache", "vision_use_head"}  # would change what a tower is
+ALSO: Final = {"hidden_size"}  # a dual encoder reads it, but a ResNet's config does not declare it
+UNUSED: Final = {"is_decoder", "add_cross_attention", "use_cache", "vision_use_head"}  # would make another tower
 SIZE: Final = re.compile(r".*_(size|sizes|layers|heads|channels|dim|position_embeddings)|depths|.*_eps")
 SHARE: Final = re.compile(r".*(dropout|_prob)")
-LARGEST: Final = 10_000_000  # number in a config; a vocabulary has up to 300,000 tokens
+LARGEST: Final = 10_000_000  # largest number in a config; a vocabulary has up to 300,000 tokens
 MOST_LAYERS: Final = 1_000
 PIXELS: Final = ("image_mean", "image_std")
 
 
 def read_config(path: Path, model_class: type[PreTrainedModel]) -> PreTrainedConfig:
-    """Returns the config in a config.json; `model_class` is what it has to be of.
+    """Returns the config in the config.json at `path`, which has to describe a `model_class`.
 
     Raises:
-        UserError: absent, damaged, of another model, or with sizes that no model has.
+        UserError: the file is absent, damaged, of another model, or has sizes that no model has.
     """
     return make_config(read_json(path), model_class, path)
 
 
 def make_config(options: Mapping[str, Any], model_class: type[PreTrainedModel], source: Path | str) -> PreTrainedConfig:
-    """Returns the config of `options`. Only what its class declares counts; all else a file may name is left out.
+    """Returns the config with the values of `options`. Keys that the config class does not declare are ignored.
 
     Args:
-        source: what errors name.
+        source: file or backbone that error messages name.
 
     Raises:
-        UserError: of another model, or with sizes that no model has.
+        UserError: the options describe another model, or sizes that no model has.
     """
     config_class: Any = model_class.config_class
     family = config_class.model_type
@@ -67,10 +67,10 @@ def make_config(options: Mapping[str, Any], model_class: type[PreTrainedModel], 
 
 
 def read_pixel_statistics(path: Path) -> tuple[list[float], list[float]]:
-    """Returns mean and deviation of the three channels that a preprocessor_config.json says.
+    """Returns mean and deviation of the three channels from a preprocessor_config.json.
 
     Raises:
-        UserError: absent, damaged, or without three numbers for each.
+        UserError: the file is absent, damaged, or does not have three numbers for each.
     """
     content = read_json(path)
     for name in PIXELS:
@@ -86,10 +86,10 @@ def read_pixel_statistics(path: Path) -> tuple[list[float], list[float]]:
 
 
 def pretrained(model_class: type[PreTrainedModel], config: PreTrainedConfig, folder: Path) -> PreTrainedModel:
-    """Returns the model of `config` in fp32 with the weights in `folder`: all of them are there, and finite.
+    """Returns the model of `config` in fp32 with the weights in `folder`, which have to be complete and finite.
 
     Raises:
-        UserError: absent, damaged, of another model, or NaN.
+        UserError: the weights are absent, incomplete, damaged, of another model, or not finite.
     """
     path = folder / WEIGHTS
     try:
@@ -111,20 +111,20 @@ def pretrained(model_class: type[PreTrainedModel], config: PreTrainedConfig, fol
             output_loading_info=True,
         )
     model, report = loaded
-    model.name_or_path = model.config.name_or_path = str(folder)  # else peft would ask the hub for it
+    model.name_or_path = model.config.name_or_path = str(folder)  # otherwise peft would look for it on the hub
     if report["missing_keys"]:
         raise UserError(f"{path} lacks {min(report['missing_keys'])!r}, which its config.json asks for")
     return model
 
 
 def untrained(model_class: type[PreTrainedModel], config: PreTrainedConfig, source: Path | str) -> PreTrainedModel:
-    """Returns the model of `config` as training from scratch starts from it.
+    """Returns the model of `config` with the initial weights of a training from scratch.
 
     Args:
-        source: what errors name.
+        source: file or backbone that error messages name.
 
     Raises:
-        UserError: sizes that do not go together, or that no memory holds.
+        UserError: the sizes do not fit together, or are too large.
     """
     _check_layers(config, MOST_LAYERS, source)
     with library_errors(f"{source} describes no model that can be built", "expected sizes that go together"):
@@ -145,14 +145,14 @@ def _section(
 
 
 def _declared(kind: Any, options: Mapping[str, Any], source: Path | str) -> dict[str, Any]:
-    """Returns those of `options` that the config class declares and that are no sections of their own."""
+    """Returns the entries of `options` that the config class declares, except its sections (sub-configs)."""
     declared = (_names(kind) | ALSO) - UNUSED - {*kind.sub_configs}
     kept = {name: value for name, value in options.items() if name in declared}
     for name, value in kept.items():
         numbers = value if isinstance(value, list) else [value]
         least = 1e-12 if SIZE.fullmatch(name) else -1
         most = 1 if SHARE.fullmatch(name) else LARGEST
-        of_kind = float if name.endswith("_eps") else int  # not every release of transformers checks it
+        of_kind = float if name.endswith("_eps") else int  # some releases of transformers do not check the type
         if SIZE.fullmatch(name) and any(n is not None and type(n) not in (int, of_kind) for n in numbers):
             raise UserError(f"{source}: {name} is {value!r}, expected a number of type {of_kind.__name__}")
         if any(isinstance(n, int | float) and not least <= n <= most for n in numbers):
@@ -161,12 +161,12 @@ def _declared(kind: Any, options: Mapping[str, Any], source: Path | str) -> dict
 
 
 def _names(kind: Any) -> set[str]:
-    """Returns what a config class declares: in fields or, in the first releases of transformers 5, in `__init__`."""
+    """Returns the names that a config class declares: fields, or arguments of `__init__` in early transformers 5."""
     return {*kind.__annotations__} or {*inspect.signature(kind.__init__).parameters} - {"self", "kwargs"}
 
 
 def _check_layers(config: PreTrainedConfig, most: int, source: Path | str) -> None:
-    """Passes if the towers of `config` have at most so many layers: each of them takes time, whatever its size."""
+    """Raises `UserError` if the towers have more than `most` layers, each of which takes time to build."""
     layers = 0
     for tower in (config.text_config, config.vision_config):
         layers += sum(tower.depths or ()) if isinstance(tower, ResNetConfig) else tower.num_hidden_layers
@@ -175,7 +175,7 @@ def _check_layers(config: PreTrainedConfig, most: int, source: Path | str) -> No
 
 
 def _check_shapes(weights: Mapping[str, Tensor], model: PreTrainedModel, path: Path) -> None:
-    """Passes if `weights` are those of `model`, as far as their names are the same, and enough of them."""
+    """Raises `UserError` if a weight differs from the one of that name in `model`, or if weights are missing."""
     own = model.state_dict()
     for name in own.keys() & weights.keys():
         found, expected = (f"{tuple(t.shape)} {t.dtype}" for t in (weights[name], own[name]))

@@ -1,4 +1,4 @@
-"""Backbones from folders in Hugging Face format, and back."""
+"""Loading and saving of backbones in Hugging Face format."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -39,24 +39,24 @@ def load_backbone(
     description: Mapping[str, Any] | None = None,
     weights: bool = True,
 ) -> Backbone:
-    """Returns the backbone of `folder` in fp32, fitted to images of `img_size`.
+    """Returns the backbone in `folder` in fp32, fitted to images of `img_size`.
 
     Args:
-        name: what `prepare_checkpoints.py` calls it.
-        family: a key of `FAMILIES`; has to be the `model_type` of the folder's config.json.
+        name: name of the backbone in `config/backbone/`, for error messages.
+        family: a key of `FAMILIES`. It has to equal `model_type` in the folder's config.json.
         img_size: (height, width) in pixels, multiples of the patch size (of 16 for a ResNet).
-        sigmoid: whether it was pre-trained with the pairwise sigmoid loss; losses that can do both follow.
-        max_length: tokens of a caption, at most the text positions of the checkpoint.
-        pos_interpolation: of `position_embeddings.MODES`, for positions of another grid than that of `img_size`.
-        freeze_vision, freeze_text, freeze_token_table: exclude a tower, or the token table, from training.
-        gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
-        description: what it is, as its YAML says.
-        weights: whether the pre-trained ones are loaded. Without, they are those that a training from scratch starts
-            from; where there is no folder, the model is that of `description["architecture"]`.
+        sigmoid: whether it was pre-trained with the pairwise sigmoid loss. N-ITC then uses sigmoid, not softmax.
+        max_length: tokens of a caption, at most the number of text positions of the checkpoint.
+        pos_interpolation: one of `position_embeddings.MODES`, to resize positions to the grid of `img_size`.
+        freeze_vision, freeze_text, freeze_token_table: whether to exclude a tower, or the token table, from training.
+        gradient_checkpointing: whether to recompute activations in the backward pass instead of keeping them.
+        description: `description` in the backbone's YAML.
+        weights: whether to load the pre-trained weights. If false, weights are initialised as for a training from
+            scratch, and if there is no folder, `description["architecture"]` defines the model.
 
     Raises:
-        UserError: no folder, an unknown family, another architecture, captions longer than its positions, a size that
-            the patches do not divide, or towers that cannot recompute activations.
+        UserError: the folder is absent, the family unknown, the architecture another one, `max_length` too large, the
+            image size no multiple of the patch size, or the towers cannot recompute activations.
     """
     check_choice("backbone.pos_interpolation", pos_interpolation, MODES)
     check_choice("backbone.family", family, tuple(FAMILIES))
@@ -105,7 +105,7 @@ def load_backbone(
 
 @contextmanager
 def _advice(name: str) -> Iterator[None]:
-    """Adds to what is wrong with a backbone's folder whose it is, and what to do."""
+    """Adds the backbone's name and advice to the message of a `UserError` about its folder."""
     try:
         yield
     except UserError as error:
@@ -116,5 +116,5 @@ def _advice(name: str) -> Iterator[None]:
 
 
 def save_backbone(backbone: Backbone, folder: str | Path) -> None:
-    """Writes config and weights in Hugging Face format; positions go back to the square grid of the config."""
+    """Writes config and weights in Hugging Face format. Positions are resized to the square grid of the config."""
     backbone.hub_model.save_pretrained(folder, state_dict=backbone.hub_weights())

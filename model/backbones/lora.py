@@ -16,17 +16,17 @@ LARGEST_RANK: Final = 4096
 def add_lora(backbone: Backbone, *, r: int, alpha: int, dropout: float, target: str) -> None:
     """Freezes the backbone and adds trainable adapters to it, in place.
 
-    The temperature stays trainable; heads and losses lie outside the backbone and are not touched.
+    The logit scale and bias stay trainable. Heads and losses are not part of the backbone and do not change.
 
     Args:
         r: rank of the adapters.
         alpha: the update is scaled by alpha / r.
-        dropout: probability, on the input of the adapters.
-        target: regular expression; a module whose whole name matches gets an adapter. Anchored, because the
-            pooling head of SigLIP has an `out_proj` too, inside an `nn.MultiheadAttention`.
+        dropout: dropout probability at the input of the adapters.
+        target: regular expression. A module gets an adapter if its whole name matches. The whole name is needed
+            because the pooling head of SigLIP also has an `out_proj`, inside an `nn.MultiheadAttention`.
 
     Raises:
-        UserError: numbers that no adapter has, no regular expression, or no module matches.
+        UserError: `r` or `dropout` is out of range, `target` is no regular expression, or no module matches it.
     """
     if not 1 <= r <= LARGEST_RANK or not 0 <= dropout < 1:
         raise UserError(f"lora: r={r}, dropout={dropout}; expected a rank of 1 to {LARGEST_RANK} and a share below 1")
@@ -48,14 +48,14 @@ def add_lora(backbone: Backbone, *, r: int, alpha: int, dropout: float, target: 
 
 
 def save_adapters(backbone: Backbone, folder: str | Path) -> None:
-    """Writes the adapters in peft's own format; `PeftModel.from_pretrained(model, folder)` reads them."""
+    """Writes the adapters in peft's format, which `PeftModel.from_pretrained(model, folder)` reads."""
     if not isinstance(backbone.model, PeftModel):
         raise TypeError("the backbone carries no adapters")
     backbone.model.save_pretrained(str(folder))
 
 
 def merge_lora(backbone: Backbone) -> None:
-    """Adds the adapters to the weights that they adapt and removes them, in place."""
+    """Merges the adapters into the weights and removes them, in place."""
     if not isinstance(backbone.model, PeftModel):
         raise TypeError("the backbone carries no adapters")
     backbone.model = backbone.model.merge_and_unload()

@@ -1,4 +1,4 @@
-"""Positions of image patches: resized to another grid, kept exactly where a published model's grid is no square."""
+"""Position embeddings of image patches: resizing to another grid, and a file for grids that are not square."""
 
 from pathlib import Path
 from typing import Final
@@ -18,11 +18,11 @@ Positions = tuple[Tensor, tuple[int, int]]  # (prefix + rows * columns, D), and 
 
 
 def resize_positions(table: Tensor, grid: tuple[int, int], new: tuple[int, int], mode: str) -> Tensor:
-    """Returns positions ``(prefix + new[0] * new[1], D)`` of the grid `new`; those before the grid stay.
+    """Returns positions ``(prefix + new[0] * new[1], D)`` for the grid `new`. The prefix does not change.
 
     Args:
-        table: ``(prefix + grid[0] * grid[1], D)``; a prefix is the position of [CLS].
-        mode: of `MODES`; where both grids are the same, nothing is interpolated.
+        table: ``(prefix + grid[0] * grid[1], D)``. The prefix is the position of [CLS], if there is one.
+        mode: one of `MODES`. If both grids are equal, nothing is interpolated.
     """
     if grid == new:
         return table.clone()
@@ -33,17 +33,17 @@ def resize_positions(table: Tensor, grid: tuple[int, int], new: tuple[int, int],
 
 
 def write_positions(folder: Path, table: Tensor, grid: tuple[int, int]) -> None:
-    """Keeps positions beside the weights of transformers' format, which has room for a square grid only."""
+    """Writes positions to a file beside the weights, because the format of transformers allows only square grids."""
     save_file(
         {"positions": table.contiguous()}, folder / FILE, metadata={"rows": str(grid[0]), "columns": str(grid[1])}
     )
 
 
 def read_positions(folder: Path) -> Positions | None:
-    """Returns what `write_positions` left in `folder`, or None.
+    """Returns the positions that `write_positions` wrote to `folder`, or None if there is no such file.
 
     Raises:
-        UserError: damaged, or of a grid that they are not for.
+        UserError: the file is damaged, or its number of positions does not fit its grid.
     """
     path = folder / FILE
     if not path.is_file():
@@ -60,10 +60,10 @@ def read_positions(folder: Path) -> Positions | None:
 
 
 def native_positions(native: Positions | None, own: Positions) -> Positions:
-    """Returns `native` where there are such positions, else `own`, those of the model itself.
+    """Returns `native`, or `own` (the model's positions) if `native` is None.
 
     Raises:
-        UserError: `native` is of another width, or has another number of positions before the grid.
+        UserError: `native` and `own` differ in width or in the number of positions before the grid.
     """
     if native is None:
         return own

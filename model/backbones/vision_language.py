@@ -1,4 +1,4 @@
-"""Dual encoders that were pre-trained with images and texts together: SigLIP, mSigLIP and CLIP."""
+"""Dual encoders that were pre-trained on images with texts: SigLIP, mSigLIP and CLIP."""
 
 from math import isqrt
 from typing import Any
@@ -12,15 +12,15 @@ from model.backbones.position_embeddings import Positions, native_positions, res
 
 
 class GridEmbeddings(nn.Module):
-    """Patch embeddings whose position table fits a grid of `height` x `width` patches, square or not.
+    """Patch embeddings with a position table for `height` x `width` patches, square or not.
 
-    Takes over the modules of a transformers vision embedding under the same names. The position table is
-    interpolated once; a [CLS] position is kept apart.
+    The modules of `pretrained` are reused under the same names. The position table is interpolated once, without the
+    position of [CLS].
 
     Args:
-        pretrained: of transformers; its grid is square.
-        mode: of interpolation.
-        native: positions to start from instead, and their grid.
+        pretrained: vision embeddings of transformers, with a square grid.
+        mode: mode of interpolation.
+        native: positions and their grid, to use instead of those of `pretrained`. None: those of `pretrained`.
     """
 
     def __init__(self, pretrained: Any, height: int, width: int, mode: str, native: Positions | None) -> None:
@@ -41,7 +41,7 @@ class GridEmbeddings(nn.Module):
 
 
 class VisionLanguageBackbone(Backbone):
-    """What SigLIP and CLIP have in common. Their text towers never attend by the mask, it is handed on."""
+    """The common part of SigLIP and CLIP. Their text towers do not use the mask; it is only passed on."""
 
     def fit_to_grid(self, native: Positions | None) -> None:
         tower = self.hub_model.vision_model
@@ -59,7 +59,7 @@ class VisionLanguageBackbone(Backbone):
 class SiglipBackbone(VisionLanguageBackbone):
     """SigLIP and mSigLIP: attention pooling for images, last position for texts, no [CLS].
 
-    Texts are padded to the full length and the padding is attended to, as in pre-training.
+    Texts are padded to the full length, and tokens attend to the padding, as in pre-training.
     """
 
     model_class = SiglipModel
@@ -83,9 +83,9 @@ class SiglipBackbone(VisionLanguageBackbone):
 class ClipBackbone(VisionLanguageBackbone):
     """CLIP ViT: [CLS] pooling for images, end-of-text pooling for texts, linear projections after both.
 
-    The image mask is false on [CLS]. Texts are padded with id 0, as in OpenAI's code, and not with the end token, as by
-    transformers' tokenizer: words do not attend to it, but MLM and EFA may. The scale is kept at or below 100 (Radford
-    et al., ICML 2021).
+    The image mask is false on [CLS]. Texts are padded with id 0, as in OpenAI's code; the tokenizer of transformers
+    would pad with the end token. Words do not attend to padding, but MLM and EFA may read it. The scale is at most 100
+    (Radford et al., ICML 2021).
     """
 
     model_class = CLIPModel

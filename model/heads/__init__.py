@@ -1,4 +1,4 @@
-"""Heads: from what a backbone gives to what is compared."""
+"""Heads: modules that turn the output of a backbone into embeddings."""
 
 from model.heads.global_head import GlobalHead
 from model.heads.part_head import PartHead

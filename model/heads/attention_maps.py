@@ -1,4 +1,4 @@
-"""What a trained encoder compares and attends to, for pictures."""
+"""Attention and similarity maps of a trained encoder, for plots."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from model.tbps import TBPS
 
 @torch.no_grad()
 def part_attention(encoder: TBPS, pixels: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Returns what a part head attends to: over patches ``(N,)``, over words ``(1 + P, L)``; None without parts.
+    """Returns the attention of a part head over patches ``(N,)`` and over words ``(1 + P, L)``, or None without parts.
 
     Args:
         encoder: in evaluation mode.
@@ -27,9 +27,9 @@ def part_attention(encoder: TBPS, pixels: Tensor, ids: Tensor, mask: Tensor) -> 
 def word_maps(
     objective: Objective, encoder: TBPS, pixels: Tensor, ids: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor] | None:
-    """Returns EFA's similarities of words and patches ``(L, N)`` before and after sparsification.
+    """Returns EFA's similarities of words and patches ``(L, N)``, before and after sparsification.
 
-    None where no term of the objective is EFA.
+    Returns None if no term of the objective is EFA.
 
     Args:
         encoder, objective: in evaluation mode.

@@ -1,4 +1,4 @@
-"""The head of global matching."""
+"""The head for global matching: one embedding per sample."""
 
 from torch import nn
 from torch.nn import functional as F
@@ -8,11 +8,11 @@ from model.features import Encoded, at_least_fp32
 
 
 class GlobalHead(nn.Module):
-    """Compares the pooled features themselves: one unit-norm block, no parameters.
+    """A head without parameters: the embedding is the normalised pooled feature.
 
     Args:
         dim: width of the backbone's pooled features.
-        grid: (rows, columns) of patches, which every head is told and this one does not need.
+        grid: (rows, columns) of patches. Every head gets it; this head does not use it.
     """
 
     def __init__(self, dim: int, grid: tuple[int, int] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Part-level correspondence (Park et al., ECCV 2024): global, coarse and fine embeddings of a sample."""
+"""The head of part-level correspondence (Park et al., ECCV 2024): global, coarse and fine embeddings per sample."""
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +10,11 @@ from utils.errors import UserError
 
 
 class Decoder(nn.Module):
-    """Multi-head cross-attention in which learned tokens ask and the features of a modality answer (eq. (4)).
+    """Multi-head cross-attention from learned tokens (queries) to the features of a modality (eq. (4)).
 
     Args:
-        dim: width of the features; there are dim / 64 heads, at least one.
-        tokens: how many learned tokens it has.
+        dim: width of the features. There are dim / 64 attention heads, at least one.
+        tokens: number of learned tokens.
     """
 
     def __init__(self, dim: int, tokens: int) -> None:
@@ -23,39 +23,39 @@ class Decoder(nn.Module):
         self.attention = _attention(dim)
 
     def forward(self, queries: Tensor, memory: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Returns an embedding for each query ``(B, Q, D)``, and what it attends to ``(B, Q, L)``, heads averaged.
+        """Returns an embedding per query ``(B, Q, D)`` and its attention ``(B, Q, L)``, averaged over heads.
 
         Args:
             queries: ``(Q, D)``.
             memory: ``(B, L, D)``.
-            padding: bool ``(B, L)``, true where nobody may look.
+            padding: bool ``(B, L)``, true on positions to ignore.
         """
         return self.attention(queries.expand(len(memory), -1, -1), memory, memory, key_padding_mask=padding)
 
 
 class PartHead(nn.Module):
-    """Compares a global, D coarse and P fine embeddings: the similarity is the sum of 1 + D + P cosines (eq. (14)).
+    """A head with one global, D coarse and P fine embeddings. The score is a sum of 1 + D + P cosines (eq. (14)).
 
-    Source: sections 3.1, 3.2 and 3.4 of the paper. Features pass a self-attention encoder of their modality, with a
-    residual (eq. (3)). Coarse embeddings are what D tokens gather in a decoder; tokens and decoder are shared by
-    both modalities (eq. (4)). The mean of the tokens' attention over the patches is the foreground map A_avg.
-    Fine embeddings of an image are the maxima of M + A_avg * M (eq. (5)) over P horizontal stripes; those of a
-    caption are what P further tokens gather in the same decoder (eq. (6)).
+    Source: sections 3.1, 3.2 and 3.4 of the paper. Features go through a self-attention encoder of their modality with
+    a residual (eq. (3)); its output is M. D learned tokens and a decoder, both shared by the modalities, give the
+    coarse embeddings (eq. (4)). The mean attention of the tokens over the patches is the foreground map A_avg. The fine
+    embeddings of an image are the maxima of M + A_avg * M (eq. (5)) over P horizontal stripes. The fine embeddings of
+    a caption are the output of the same decoder for P more tokens (eq. (6)).
 
-    Decisions: the global embedding is what the backbone pools, for `BertBackbone` the maximum of the paper, for
-    SigLIP and CLIP what they were pre-trained to compare. Separate decoders have tokens of their own. With no coarse
-    tokens there is no foreground map, and stripes see M itself. A loss whose scale or margin was chosen for one
-    cosine (N-ITC, SDM, Circle) meets a similarity between -(1 + D + P) and 1 + D + P here.
+    Decisions: the global embedding is the backbone's pooled feature: the maximum for `BertBackbone`, as in the paper,
+    and the pre-trained pooling for SigLIP and CLIP. Separate decoders have separate tokens. Without coarse tokens
+    there is no foreground map, and stripes are taken from M. With this head the similarity lies between -(1 + D + P)
+    and 1 + D + P, while the scale or margin of N-ITC, SDM and Circle was chosen for one cosine.
 
     Args:
         dim: width of the backbone's tokens and of each embedding.
         grid: (rows, columns) of patches.
         coarse: D, the number of shared tokens.
         fine: P, the number of stripes and text tokens.
-        separate_decoders: one decoder for each modality instead of a shared one (the paper's ablation).
+        separate_decoders: whether each modality has its own decoder (the paper's ablation).
 
     Raises:
-        UserError: a negative number, or rows that the stripes do not divide.
+        UserError: `coarse` or `fine` is negative, or the rows do not divide into `fine` stripes.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class PartHead(nn.Module):
         self.text_decoder = Decoder(dim, coarse) if separate_decoders and coarse else None
         self.text_tokens = nn.Parameter(torch.randn(fine, dim))
         if not self.parts:
-            self.requires_grad_(False)  # nothing of it is used
+            self.requires_grad_(False)  # without parts, none of these parameters is used
 
     @property
     def parts(self) -> int:
-        """How many embeddings there are beside the global one."""
+        """Number of embeddings per sample besides the global one."""
         return self.slots["coarse"] + self.slots["fine"]
 
     def image(self, output: BackboneOutput) -> Encoded:
@@ -94,13 +94,13 @@ class PartHead(nn.Module):
         return self._text(output)[0]
 
     def image_attention(self, output: BackboneOutput) -> Tensor:
-        """Returns the foreground map A_avg ``(B, N)`` over the patches; it sums to 1, or is 0 without shared tokens."""
+        """Returns the foreground map A_avg ``(B, N)`` over patches. Rows sum to 1, or are 0 without coarse tokens."""
         return self._image(output)[1]
 
     def text_attention(self, output: BackboneOutput) -> Tensor:
-        """Returns ``(B, 1 + P, L)``: the mean attention of the shared tokens, then that of each text token.
+        """Returns ``(B, 1 + P, L)``: the mean attention of the coarse tokens, then the attention of each text token.
 
-        Each sums to 1 over the words; without shared tokens the first is 0.
+        Each row sums to 1 over the words. Without coarse tokens the first row is 0.
         """
         return self._text(output)[1]
 

@@ -17,10 +17,10 @@ Stats = Callable[[], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a loss term may need to know of the composed model and data before training.
+    """Sizes of the composed model and data, from which loss terms build their parameters.
 
-    slots: how many embeddings of each level a sample has, in the order of the blocks of `embedding`.
-    patches: of an image, which are the last of its tokens; None: it has no others.
+    slots: number of embeddings per sample at each level, in the order of the blocks of `embedding`.
+    patches: number of patches of an image. They are its last tokens. None: every token is a patch.
     """
 
     embed_dim: int
@@ -38,7 +38,7 @@ class Ramp:
     Source: mSigLIP-CLoRA (ICIP 2026): factor(e) = clamp((e - first) / (last - first), 0, 1).
 
     Raises:
-        UserError: they are not whole numbers with 0 <= first < last.
+        UserError: `first` and `last` are not whole numbers with 0 <= first < last.
     """
 
     first: int
@@ -52,7 +52,7 @@ class Ramp:
             )
 
     def factor(self, epoch: float) -> float:
-        """Returns the factor of an epoch; of a fraction of an epoch that has begun, that of the epoch."""
+        """Returns the factor in `epoch`, from 0 to 1. Within an epoch the factor is constant."""
         return min(1.0, max(0.0, (math.floor(epoch) - self.first) / (self.last - self.first)))
 
 
@@ -60,13 +60,13 @@ class LossTerm(nn.Module):
     """A weighted loss in a training objective.
 
     `needs` names what the term reads from `Features`: views ("image", "image_aug", "text", ...), "pids", ...
-    The datamodule builds exactly the views that the terms of the objective need. `reads_tokens` says whether
-    the term looks at tokens, not only at embeddings and pooled features. Parameters of its own (a classifier,
-    a projector) are built from a `ModelSpec`. `weight` and `ramp`, which the config has for every term, are set by
-    `build_objective`. `provides` names what other terms may read of it.
+    The datamodule builds exactly the views that the terms of the objective need. `reads_tokens` is true if the term
+    reads tokens, and not only embeddings and pooled features. The term builds its own parameters (a classifier, a
+    projector) from a `ModelSpec`. `build_objective` sets `weight` and `ramp`, which every term has in the config.
+    `provides` names the tensors that this term makes for other terms.
 
-    Shape: ``forward(features) -> (scalar, stats)``. ``stats() -> {name: detached scalar}`` computes what to watch; it
-    is called right after `forward`, without gradient, and in the steps that log it only. `dict` watches nothing.
+    Shape: ``forward(features) -> (scalar, stats)``. ``stats() -> {name: detached scalar}`` computes figures to log. It
+    is called right after `forward`, without gradient, and only in the steps that log. `dict` logs nothing.
     """
 
     needs: frozenset[str] = frozenset({"image", "text"})
@@ -79,29 +79,29 @@ class LossTerm(nn.Module):
         super().__init__()
 
     def weight_in(self, epoch: float) -> float:
-        """Returns the weight in an epoch, counted from 0; within an epoch it is constant."""
+        """Returns the weight in `epoch`, counted from 0. Within an epoch the weight is constant."""
         return self.weight if self.ramp is None else self.weight * self.ramp.factor(epoch)
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         raise NotImplementedError
 
     def register_in(self, features: Features) -> None:
-        """Registers what the term `provides`; runs before the first term of a step."""
+        """Registers what the term `provides`. It is called before any term of the step runs."""
 
     def reset_prototypes(self, images: Modality, texts: Modality, seed: int) -> None:
-        """Starts from new pseudo labels of the training set; terms that keep nothing of them do nothing."""
+        """Replaces the term's prototypes after new pseudo labels were found. Terms without prototypes do nothing."""
 
     def after_step(self, features: Features) -> None:
-        """Learns, after the backward pass, from the features of the step; terms that keep nothing do nothing."""
+        """Updates the term's prototypes after the backward pass. Terms without prototypes do nothing."""
 
 
 @dataclass(frozen=True)
 class LossReport:
-    """The losses of one step: `total` with gradient; by term and detached, raw, weighted and, if asked for, the rest.
+    """The losses of one step. `total` has a gradient; all other values are detached and listed by term.
 
-    weights: of the terms in this epoch.
-    gradients: the share of each term in the gradient at the features behind the embeddings: the norm of its own
-        gradient, divided by the sum of all terms' norms. Terms that read tokens alone have none there.
+    weights: the weight of each term in this epoch.
+    gradients: the norm of the term's gradient at the features before normalisation, divided by the sum of these norms
+        over all terms. Terms that read only tokens are absent. `stats` and `gradients` are empty without statistics.
     """
 
     total: Tensor
@@ -113,13 +113,13 @@ class LossReport:
 
 
 class Objective(nn.Module):
-    """The weighted sum of loss terms, in fp32 whatever the AMP mode.
+    """The weighted sum of loss terms. It is computed in fp32, whatever the AMP mode.
 
     Args:
-        terms: name -> term; the name is what the loss is logged under.
+        terms: name -> term. The loss is logged under this name.
 
     Raises:
-        UserError: two terms provide the same.
+        UserError: two terms provide a tensor of the same name.
     """
 
     def __init__(self, terms: Mapping[str, LossTerm]) -> None:
@@ -164,12 +164,12 @@ class Objective(nn.Module):
         return LossReport(torch.stack(list(shares.values())).sum(), raw, weighted, stats, weights, gradients)
 
     def reset_prototypes(self, images: Modality, texts: Modality, seed: int) -> None:
-        """Starts every term from new pseudo labels of the training set."""
+        """Replaces the prototypes of every term after new pseudo labels were found."""
         for term in self._terms().values():
             term.reset_prototypes(images, texts, seed)
 
     def after_step(self, features: Features) -> None:
-        """Lets every term learn, after the backward pass, from the features of the step."""
+        """Updates the prototypes of every term after the backward pass."""
         for term in self._terms().values():
             term.after_step(features)
 
@@ -178,9 +178,9 @@ class Objective(nn.Module):
 
 
 def gradient_shares(losses: Mapping[str, Tensor], sources: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Returns the share of each loss in the gradient at `sources`, whose norms it adds up; of those that reach them.
+    """Returns loss name -> norm of its gradient at `sources`, divided by the sum of these norms over all losses.
 
-    The graph stays; parameters get no gradient.
+    Losses without a gradient there are absent. The graph is kept, and parameters get no gradient.
     """
     norms: dict[str, Tensor] = {}
     for name, loss in losses.items() if sources else ():

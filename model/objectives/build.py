@@ -1,4 +1,4 @@
-"""From the config's loss terms to an objective whose needs are met."""
+"""Construction of an objective from `loss.terms` of the config, and the check that the run provides what it needs."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, Final
@@ -11,7 +11,7 @@ from utils.errors import UserError, nearest
 
 OF_EVERY_TERM: Final = ("weight", "ramp")  # config/loss/term/_base.yaml
 
-# What is not there under every configuration -> the option that brings it.
+# A need that only some configurations provide -> the option that provides it.
 PROVIDERS: Final[Mapping[str, str]] = {
     "pids": "pseudo_label=none",
     "image_labels": "pseudo_label=dbscan",
@@ -22,11 +22,11 @@ PROVIDERS: Final[Mapping[str, str]] = {
 
 
 def build_objective(terms: DictConfig, spec: ModelSpec) -> Objective:
-    """Returns the objective of `terms`.
+    """Returns the objective that is the weighted sum of `terms`.
 
     Args:
-        terms: `loss.terms` of the config: name -> `weight`, `ramp` and what else the term's YAML has.
-        spec: of the composed model and data.
+        terms: `loss.terms` of the config: name -> `weight`, `ramp` and the other keys of the term's YAML.
+        spec: sizes of the composed model and data.
 
     Raises:
         UserError: there are no terms, or one of them cannot be built.
@@ -38,10 +38,10 @@ def build_objective(terms: DictConfig, spec: ModelSpec) -> Objective:
 
 
 def check_needs(objective: Objective, provided: Collection[str]) -> None:
-    """Passes an objective that needs nothing beyond `provided`, the views and labels of this run, and its terms.
+    """Raises `UserError` if a term of `objective` needs something that neither this run nor another term provides.
 
-    Raises:
-        UserError: naming the term, the need, and the option that provides it.
+    The message names the term, the need, and the option that provides it. `provided` lists the views and labels of
+    this run.
     """
     provided = {*provided, *objective.provides}
     for name, term in objective.terms.items():

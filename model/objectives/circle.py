@@ -1,8 +1,8 @@
 """Circle loss (Sun et al., CVPR 2020) within a modality, across modalities, and as the logits of N-ITC.
 
-The similarity s of a positive pair is weighted by alpha_p = [1 + m - s]_+ and compared with 1 - m, that of a
-negative pair is weighted by alpha_n = [s + m]_+ and compared with m; the weights get no gradient. Decision:
-papers/circle_msiglip.md prints the loss without the offsets 1 - m and m; they are kept, as in the source.
+For a positive pair, alpha_p = [1 + m - s]_+ weights the similarity s, which is compared with 1 - m. For a negative
+pair, alpha_n = [s + m]_+ weights s, which is compared with m. The weights get no gradient. Decision: this code keeps
+the offsets 1 - m and m, as in the source; papers/circle_msiglip.md prints the loss without them.
 
 Embeddings are unit-norm ``(B, D)``, `pids` int64 ``(B,)``. Every function returns a scalar in fp32 or wider.
 """
@@ -31,9 +31,9 @@ def in_modal_circle(
 ) -> Tensor:
     """Returns the Circle loss of one modality.
 
-    Decision: scope "batch" is one softplus(LSE + LSE) over all unordered pairs i < j (the paper's "pairwise"
-    loss); "anchor" is one per sample over its B - 1 others, mean over samples that have both a positive and a
-    negative. Without positives or without negatives: zero, connected to the graph.
+    Decision: scope "batch" computes one softplus(LSE + LSE) over all unordered pairs i < j (the paper's "pairwise"
+    loss). Scope "anchor" computes one per sample over the B - 1 other samples, then the mean over the samples that
+    have both a positive and a negative. Without positives or without negatives: zero, connected to the graph.
     """
     check_choice("scope", scope, SCOPES)
     similarity = similarities(embeddings, embeddings)
@@ -53,9 +53,9 @@ def cross_modal_circle(
 ) -> Tensor:
     """Returns the Circle loss between images and texts; row i of both is one pair.
 
-    Decision: scope "batch" is one softplus(LSE + LSE) over all B x B similarities; "anchor" is one per image
-    over the texts and one per text over the images, mean over anchors that have both kinds, mean of both
-    directions. Without negatives: zero, connected to the graph.
+    Decision: scope "batch" computes one softplus(LSE + LSE) over all B x B similarities. Scope "anchor" computes one
+    per image over the texts and one per text over the images. It averages over the anchors that have both a positive
+    and a negative, then over both directions. Without negatives: zero, connected to the graph.
     """
     check_choice("scope", scope, SCOPES)
     similarity = similarities(image, text)
@@ -74,11 +74,11 @@ def nc_itc(
     gamma: float = 80.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """Returns N-ITC whose sigmoid logits are re-weighted as in Circle loss.
+    """Returns the N-ITC loss with sigmoid logits that are re-weighted as in Circle loss.
 
-    Binary cross-entropy with target y_ij = [pid_i = pid_j] on logits gamma alpha_p (s - (1 - m)) where y = 1
-    and gamma alpha_n (s - m) where y = 0 (papers/circle_msiglip.md, strategy 2). Decision: reduction "mean"
-    averages over all B x B entries, "row" sums over a row and averages over rows, as N-ITC does.
+    It is the binary cross-entropy with target y_ij = [pid_i = pid_j]. The logits are gamma alpha_p (s - (1 - m)) where
+    y = 1 and gamma alpha_n (s - m) where y = 0 (papers/circle_msiglip.md, strategy 2). Decision: reduction "mean"
+    averages over all B x B entries; "row" sums over each row and averages over rows, as N-ITC does.
     """
     check_choice("reduction", reduction, REDUCTIONS)
     similarity = similarities(image, text)
@@ -103,8 +103,8 @@ def _circle(
 ) -> Tensor:
     """Returns softplus(LSE over negatives + LSE over positives), both over `dims` of ``(B, B)``.
 
-    Entries outside a mask count as the lowest finite number, so an empty mask ends in softplus(lowest): an
-    exact zero with zero gradients, where the gradient of a logsumexp over nothing but -inf is NaN.
+    Entries outside a mask are set to the lowest finite number, not to -inf: the gradient of a logsumexp over only
+    -inf is NaN. An empty mask then gives softplus(lowest), an exact zero with zero gradients.
     """
     lowest = torch.finfo(similarity.dtype).min
     positives = (-_positive_logits(similarity, margin, gamma)).masked_fill(~positive, lowest)
@@ -113,13 +113,13 @@ def _circle(
 
 
 def _per_anchor(similarity: Tensor, positive: Tensor, negative: Tensor, margin: float, gamma: float) -> Tensor:
-    """Returns the mean over the rows that have both kinds of pairs."""
+    """Returns the mean loss of the rows that have both a positive and a negative."""
     losses = _circle(similarity, positive, negative, margin, gamma, dims=(1,))
     return masked_mean(losses, positive.any(dim=1) & negative.any(dim=1))
 
 
 def _others(pids: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns bool ``(B, B)``, twice: other samples of the same identity, samples of another identity."""
+    """Returns two bool masks ``(B, B)``: other samples of the same identity, and samples of another identity."""
     same = same_identity(pids)
     return same & ~torch.eye(len(pids), dtype=torch.bool, device=pids.device), ~same
 
@@ -138,7 +138,7 @@ def _hard_cross_modal_shares(features: Features, view: str, margin: float) -> di
 
 
 class InModalCircle(LossTerm):
-    """Mean of `in_modal_circle` of the image branch (mean over its views) and of the text branch.
+    """The mean of `in_modal_circle` of images and of texts, averaged over image views.
 
     Args:
         margin, gamma, scope: as in `in_modal_circle`.
@@ -166,7 +166,7 @@ class InModalCircle(LossTerm):
 
 
 class CrossModalCircle(LossTerm):
-    """`cross_modal_circle`, mean over image views.
+    """`cross_modal_circle`, averaged over image views.
 
     Args:
         margin, gamma, scope: as in `cross_modal_circle`.
@@ -186,7 +186,7 @@ class CrossModalCircle(LossTerm):
 
 
 class NCITC(LossTerm):
-    """`nc_itc`, mean over image views.
+    """`nc_itc`, averaged over image views.
 
     Args:
         margin, gamma, reduction: as in `nc_itc`.

@@ -27,8 +27,8 @@ def itc(image: Tensor, text: Tensor, logit_scale: float | Tensor, chosen: Tensor
     Source: CLIP (ICML 2021), Fig. 3.
 
     Args:
-        chosen: bool ``(B,)``, true for the pairs that count; the others are no negatives either. All, if not
-            given; a zero that is connected to the graph, if none is chosen.
+        chosen: bool ``(B,)``, true for the pairs to use. The others are not used as negatives either. None: all pairs
+            are used. If no pair is chosen, the loss is a zero that is connected to the graph.
     """
     logits = logit_scale * similarities(image, text)
     pair = torch.arange(len(logits), device=logits.device)
@@ -52,15 +52,15 @@ def nitc(
 ) -> Tensor:
     """Returns the normalised ITC loss: every pair of one identity is a positive.
 
-    With logits l = scale * S + bias, y_ij = [pid_i = pid_j] and soft-label ratio a:
-    softmax (TBPS-CLIP, AAAI 2024): cross-entropy with targets (1-a) y / sum_j y + a softmax(l'), mean of both
-    directions; sigmoid (SigLIP, ICCV 2023): binary cross-entropy with targets (1-a) y + a sigmoid(l'), summed
-    over a row, mean over rows; at a = 0 this is -logsigmoid(z l) with z = 2y - 1.
-    Decision: soft labels mix into 0/1 targets, never into -1/+1 signs, and l' gets no gradient at all.
+    Symbols: logits l = scale * S + bias, y_ij = [pid_i = pid_j], soft-label ratio a.
+    Softmax (TBPS-CLIP, AAAI 2024): cross-entropy with targets (1-a) y / sum_j y + a softmax(l'), mean of both
+    directions. Sigmoid (SigLIP, ICCV 2023): binary cross-entropy with targets (1-a) y + a sigmoid(l'), summed over
+    each row, mean over rows. At a = 0 the sigmoid form is -logsigmoid(z l) with z = 2y - 1.
+    Decision: soft labels are mixed into 0/1 targets, not into -1/+1 signs. l' gets no gradient.
 
     Args:
-        sigmoid: pairwise sigmoid instead of softmax.
-        soft_targets: (image', text') that l' is computed from; `image` and `text` themselves when None.
+        sigmoid: whether to use the pairwise sigmoid instead of softmax.
+        soft_targets: (image', text'), from which l' is computed. None: `image` and `text`.
         softlabel_ratio: a, from 0 to 1.
     """
     logits = logit_scale * similarities(image, text) + logit_bias
@@ -84,7 +84,7 @@ def ritc(
     logit_bias: float | Tensor = 0.0,
     eps: float = 1e-2,
 ) -> Tensor:
-    """Returns the reverse ITC loss KL(p || q'), mean over rows and of both directions.
+    """Returns the reverse ITC loss KL(p || q'), averaged over rows and over both directions.
 
     p = softmax(scale * S + bias) and q' = y / sum_j y + eps (TBPS-CLIP, AAAI 2024).
     Decision: q' is not renormalised, as in the authors' code.
@@ -106,11 +106,11 @@ def citc(
     inmodal_weight: float = 0.25,
     intermodal_weight: float = 0.25,
 ) -> Tensor:
-    """Returns the cyclic ITC loss: both modalities see the same geometry, and S is symmetric.
+    """Returns the cyclic ITC loss. It is 0 if images and texts have the same similarity matrix and S is symmetric.
 
     inmodal_weight * mean((image image^T - text text^T)^2) + intermodal_weight * mean((S - S^T)^2)
-    (CyCLIP, NeurIPS 2022). The source multiplies logit_scale into the similarities and divides its square out
-    of the loss. Decision: the loss is computed on cosines, which is the same; `logit_scale` has no influence.
+    (CyCLIP, NeurIPS 2022). The source multiplies the similarities by logit_scale and divides the loss by its square.
+    Decision: this code computes the same loss on cosines, so `logit_scale` has no influence.
     """
     between = similarities(image, text)
     within = similarities(image, image) - similarities(text, text)
@@ -118,10 +118,10 @@ def citc(
 
 
 class ITC(LossTerm):
-    """`itc` under the temperature of the backbone, mean over image views.
+    """`itc` with the logit scale of the backbone, averaged over image views.
 
     Args:
-        pairs: "all", or "outliers": those of which a side is in no cluster (CPCL, supplementary learning stage).
+        pairs: "all", or "outliers": pairs whose image or text is in no cluster (CPCL, supplementary learning stage).
     """
 
     def __init__(self, *, spec: ModelSpec, views: Sequence[str], pairs: Pairs) -> None:
@@ -142,11 +142,11 @@ class ITC(LossTerm):
 
 
 class NITC(LossTerm):
-    """`nitc` under the temperature of the backbone, mean over image views; soft labels ramp up over the first epoch.
+    """`nitc` with the logit scale and bias of the backbone, averaged over image views.
 
     Args:
-        sigmoid: pairwise sigmoid instead of softmax.
-        softlabel_ratio: share of the model's own prediction in the targets once the first epoch is over.
+        sigmoid: whether to use the pairwise sigmoid instead of softmax.
+        softlabel_ratio: share of the model's own prediction in the targets. It rises from 0 during the first epoch.
     """
 
     def __init__(self, *, spec: ModelSpec, views: Sequence[str], sigmoid: bool, softlabel_ratio: float) -> None:
@@ -178,7 +178,7 @@ class NITC(LossTerm):
 
 
 class RITC(LossTerm):
-    """`ritc` under the temperature of the backbone, mean over image views.
+    """`ritc` with the logit scale and bias of the backbone, averaged over image views.
 
     Args:
         eps: added to the targets before their logarithm.
@@ -197,11 +197,11 @@ class RITC(LossTerm):
 
 
 class CITC(LossTerm):
-    """`citc`, mean over image views.
+    """`citc`, averaged over image views.
 
     Args:
-        inmodal_weight: of the difference between the two in-modal geometries.
-        intermodal_weight: of the asymmetry of S.
+        inmodal_weight: weight of the difference between the similarities of images and those of texts.
+        intermodal_weight: weight of the asymmetry of S.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""Losses that match how similarities are distributed over a batch with how identities are: SDM, A-SDM, CMPM.
+"""Losses that match the distribution of similarities in a batch to the distribution of identities: SDM, A-SDM, CMPM.
 
-Logits l ``(B, B)`` of one modality against the other give p = softmax(l) over a row; y_ij = [pid_i = pid_j]
-gives q = y / sum_j y. A row costs KL(p || q) = sum_j p_j (log p_j - log(q_j + eps)); a loss is the mean over
-rows, summed over both directions.
+The logits l ``(B, B)`` compare one modality with the other. p = softmax(l) over a row, and q = y / sum_j y with
+y_ij = [pid_i = pid_j]. The loss of a row is KL(p || q) = sum_j p_j (log p_j - log(q_j + eps)). The loss is the mean
+over rows, summed over both directions.
 
 Row i of `image` and `text`, both ``(B, D)``, is one pair; `pids` is int64 ``(B,)``. A loss is a scalar in
 fp32 or wider.
@@ -32,7 +32,7 @@ RELEASED_ALPHA: Final = 0.1
 
 
 def sdm(image: Tensor, text: Tensor, pids: Tensor, logit_scale: float | Tensor = 50.0, eps: float = 1e-8) -> Tensor:
-    """Returns the similarity distribution matching loss of unit-norm rows, l = logit_scale * cosines.
+    """Returns the similarity distribution matching loss of unit-norm rows, with l = logit_scale * cosines.
 
     Source: IRRA (CVPR 2023), eqs. (4)-(6), where logit_scale is 1 / tau and tau = 0.02.
     """
@@ -48,9 +48,9 @@ def a_sdm(
     alpha: float = 10.0,
     eps: float = 1e-8,
 ) -> Tensor:
-    """Returns adaptive SDM: `sdm` with each row times its `adaptive_weights`, each direction with its own p.
+    """Returns adaptive SDM: `sdm` with each row multiplied by its weight from `adaptive_weights`.
 
-    Source: FMFA (2025), eqs. (1)-(4). At alpha = 0 it is `sdm`.
+    Source: FMFA (2025), eqs. (1)-(4). Each direction computes the weights from its own p. At alpha = 0 it is `sdm`.
     """
     logits = logit_scale * similarities(image, text)
     directions = [
@@ -63,7 +63,7 @@ def a_sdm(
 def adaptive_weights(probabilities: Tensor, alpha: float) -> Tensor:
     """Returns w_i = alpha * (max_k p_ik - p_ii) + 1 ``(B,)`` of `probabilities` ``(B, B)``, without gradient.
 
-    Source: FMFA, eq. (2). It is 1 exactly where the own pair has the highest probability.
+    Source: FMFA, eq. (2). The weight is exactly 1 where the row's own pair has the highest probability.
     """
     p = probabilities.detach()
     return alpha * (p.amax(dim=1) - p.diagonal()) + 1
@@ -72,7 +72,7 @@ def adaptive_weights(probabilities: Tensor, alpha: float) -> Tensor:
 def released_a_sdm(
     image: Tensor, text: Tensor, pids: Tensor, logit_scale: float | Tensor = 50.0, eps: float = 1e-8
 ) -> Tensor:
-    """Returns adaptive SDM as FMFA's released code computes it: `sdm` with each row times its `released_weights`.
+    """Returns adaptive SDM as in FMFA's released code: `sdm` with each row multiplied by its `released_weights`.
 
     Source: the authors' code, not eqs. (1)-(4) of the paper.
     """
@@ -87,23 +87,23 @@ def released_a_sdm(
 def released_weights(cosines: Tensor, pids: Tensor) -> Tensor:
     """Returns w_i = 0.1 * (max_k cos_ik - cos_if) + 1 ``(B,)`` of `cosines` ``(B, B)``, with gradient.
 
-    f is the first row of the batch that has the identity of i.
+    f is the first row of the batch that has the identity of row i.
     """
-    first = same_identity(pids).int().argmax(dim=1, keepdim=True)  # of equal values, the first
+    first = same_identity(pids).int().argmax(dim=1, keepdim=True)  # argmax returns the first of equal values
     return RELEASED_ALPHA * (cosines.max(dim=1).values - cosines.gather(1, first).squeeze(1)) + 1
 
 
 def cmpm(image: Tensor, text: Tensor, pids: Tensor, eps: float = 1e-8) -> Tensor:
     """Returns the cross-modal projection matching loss of rows of any norm.
 
-    The logits are a row's projections onto the unit rows of the other modality: image @ unit(text).T, and
+    The logits are the projections of each row onto the unit rows of the other modality: image @ unit(text).T, and
     text @ unit(image).T in the other direction. Source: Zhang and Lu (ECCV 2018).
     """
     return torch.stack([divergences(rows, pids, eps).mean() for rows in _projections(image, text)]).sum()
 
 
 def _projections(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns ``(B, B)``, twice: images projected onto texts, texts onto images."""
+    """Returns two matrices ``(B, B)``: images projected onto texts, and texts projected onto images."""
     image, text = at_least_fp32(image), at_least_fp32(text)
     return image @ F.normalize(text, dim=1).T, text @ F.normalize(image, dim=1).T
 
@@ -116,16 +116,16 @@ def divergences(logits: Tensor, pids: Tensor, eps: float) -> Tensor:
 
 
 def _unmatched_shares(image_logits: Tensor, text_logits: Tensor) -> dict[str, Tensor]:
-    """Returns the share of images, and of texts, to which another pair's row is closer than their own."""
+    """Returns the share of images, and of texts, for which another pair's row scores higher than their own."""
     shares = [(rows.amax(dim=1) > rows.diagonal()).float().mean() for rows in (image_logits, text_logits)]
     return {"unmatched_images": shares[0], "unmatched_texts": shares[1]}
 
 
 class SDM(LossTerm):
-    """`sdm`, mean over image views.
+    """`sdm`, averaged over image views.
 
     Args:
-        logit_scale: fixed, 1 / tau.
+        logit_scale: a fixed number, 1 / tau.
     """
 
     def __init__(self, *, spec: ModelSpec, views: Sequence[str], logit_scale: float) -> None:
@@ -145,12 +145,12 @@ class SDM(LossTerm):
 
 
 class ASDM(LossTerm):
-    """`a_sdm`, or `released_a_sdm`, mean over image views.
+    """`a_sdm` or `released_a_sdm`, averaged over image views.
 
     Args:
-        logit_scale: fixed, 1 / tau.
-        form: ``paper`` or ``released``.
-        alpha: of ``paper``: how much more a row weighs whose own pair is not the closest; 10 (FMFA), 1 on RSTPReid.
+        logit_scale: a fixed number, 1 / tau.
+        form: ``paper`` (`a_sdm`) or ``released`` (`released_a_sdm`).
+        alpha: extra weight, in form ``paper``, of rows whose own pair is not the closest. FMFA: 10; on RSTPReid 1.
     """
 
     def __init__(self, *, spec: ModelSpec, views: Sequence[str], logit_scale: float, form: str, alpha: float) -> None:

@@ -1,4 +1,4 @@
-"""Explicit fine-grained alignment (FMFA, 2025): words, patches, and the patches that each word gathers."""
+"""Explicit fine-grained alignment of words and patches (EFA, from FMFA, 2025)."""
 
 from collections.abc import Callable
 from typing import Final
@@ -31,25 +31,24 @@ def efa(
 ) -> Tensor:
     """Returns the EFA loss, a scalar in fp32 or wider.
 
-    Source: FMFA, eqs. (5)-(12). A pair's joint embeddings are one mixture of its patches per word
-    (`patch_weights`). H_ij (`_hard_similarities`) compares tokens of sample i with tokens of sample j: text
-    with joint and joint with text (`margin_text`), image with joint and joint with image (`margin_image`).
+    Source: FMFA, eqs. (5)-(12). A pair has one joint embedding per word: a mixture of its patches (`patch_weights`).
+    H_ij (`_hard_similarities`) compares the tokens of sample i with the tokens of sample j. There are four such
+    matrices: text to joint and joint to text (`margin_text`), image to joint and joint to image (`margin_image`).
     Each of the four adds (1/B) sum_i log sum_{j != i} exp((H_ij - H_ii + margin) / tau).
-    Decisions: every other pair of the batch is a negative, also one of the same identity; padding contributes
-    nowhere. A batch of one pair has no negatives: zero, connected to the graph.
+    Decisions: every other pair of the batch is a negative, even one of the same identity. Padding is ignored. A
+    batch of one pair has no negatives: the loss is zero, connected to the graph.
 
     Args:
         text_tokens: ``(B, L, D)``.
         image_tokens: patches ``(B, N, D)``, without [CLS].
         text_mask: bool ``(B, L)``, true on words; at least one in each caption.
-        margin_text, margin_image: by how much the own pair is to be ahead.
+        margin_text, margin_image: by how much the pair itself has to score higher than its negatives.
         lambda_: sharpness of the pooling over tokens.
         tau: temperature of the loss.
         sigma: see `patch_weights`.
-        chunk_size: samples whose B x L x N similarities are held at a time; they are computed again in the
-            backward pass. None: all at once, and kept: the plain form. Value and gradient are the same.
-        gather: as in `Features`, where other processes have other rows of the batch: each compares its own tokens
-            with all joint embeddings.
+        chunk_size: number of samples whose B x L x N similarities are in memory at a time. They are computed again in
+            the backward pass. None: all are computed at once and kept. Value and gradient are the same.
+        gather: as in `Features`. Each process compares its own tokens with the joint embeddings of all processes.
     """
     text, image = at_least_fp32(text_tokens), at_least_fp32(image_tokens)
     joint = gather(F.normalize(patch_weights(text, image, sigma) @ image, dim=2))  # (W*B, L, D)
@@ -72,11 +71,11 @@ def released_efa(
 ) -> Tensor:
     """Returns the EFA loss as FMFA's released code computes it, a scalar in fp32 or wider.
 
-    Source: the authors' code; it differs from eqs. (8)-(12) of the paper. H_ij compares tokens of sample i with joint
-    embeddings of sample j, of texts (margin 0.1) and of images (margin 0.9), and not the other way round; rows of H
-    are made unit norm. With 1 in place of the term of i = j, each modality adds
-    (1/B) sum_j [log sum_i exp(H_ij - H_ii + margin) + log sum_i exp(H_ij - H_jj + margin)].
-    All text tokens count, padding included. A batch of one pair: zero, connected to the graph.
+    Source: the authors' code, which differs from eqs. (8)-(12) of the paper. H_ij compares the tokens of sample i, text
+    tokens (margin 0.1) or image tokens (margin 0.9), with the joint embeddings of sample j. The other direction is not
+    used. The rows of H are normalised to unit norm. Each modality adds
+    (1/B) sum_j [log sum_i exp(H_ij - H_ii + margin) + log sum_i exp(H_ij - H_jj + margin)], where exp(...) is replaced
+    by 1 for i = j. All text tokens are used, padding included. A batch of one pair: zero, connected to the graph.
 
     Args:
         text_tokens: ``(B, L, D)``.
@@ -100,9 +99,9 @@ def released_efa(
 
 
 def relative_similarities(text_tokens: Tensor, image_tokens: Tensor) -> Tensor:
-    """Returns ``(B, L, N)`` from 0, a word's least similar patch, to 1, its most similar one (eq. (5)).
+    """Returns ``(B, L, N)``, from 0 for a word's least similar patch to 1 for its most similar patch (eq. (5)).
 
-    Decision: where all patches are equally similar to a word, up to rounding, all of them are at 1.
+    Decision: if all patches are equally similar to a word, up to rounding, all of them get 1.
 
     Args:
         text_tokens: ``(B, L, D)``.
@@ -118,18 +117,18 @@ def relative_similarities(text_tokens: Tensor, image_tokens: Tensor) -> Tensor:
 
 
 def sparse_similarities(relative: Tensor, sigma: float | None = None) -> Tensor:
-    """Returns `relative` ``(B, L, N)`` with zero where it is below `sigma`, by default 1 / N (eq. (6))."""
+    """Returns `relative` ``(B, L, N)`` with values below `sigma` (None: 1 / N) set to zero (eq. (6))."""
     threshold = 1 / relative.shape[2] if sigma is None else sigma
     return relative.masked_fill(relative < threshold, 0)
 
 
 def patch_weights(text_tokens: Tensor, image_tokens: Tensor, sigma: float | None = None) -> Tensor:
-    """Returns ``(B, L, N)``: what share each patch has in the joint embedding of each word (eqs. (5)-(7)).
+    """Returns ``(B, L, N)``: the share of each patch in the joint embedding of each word (eqs. (5)-(7)).
 
     Args:
         text_tokens: ``(B, L, D)``.
         image_tokens: ``(B, N, D)``.
-        sigma: patches of a lower relative similarity have no share; None: 1 / N.
+        sigma: patches with a relative similarity below it have no share. None: 1 / N.
     """
     kept = sparse_similarities(relative_similarities(text_tokens, image_tokens), sigma)
     return kept / kept.sum(dim=2, keepdim=True)
@@ -138,7 +137,7 @@ def patch_weights(text_tokens: Tensor, image_tokens: Tensor, sigma: float | None
 def _hard_matrices(
     tokens: Tensor, mask: Tensor, joint: Tensor, joint_mask: Tensor, lambda_: float, chunk_size: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Returns H ``(B, W*B)``, twice: of tokens i to joint embeddings j, and of joint embeddings j to tokens i."""
+    """Returns H ``(B, W*B)`` in both directions: tokens i to joint embeddings j, and joint embeddings j to tokens i."""
 
     def compare(rows: Tensor, rows_mask: Tensor) -> tuple[Tensor, Tensor]:
         return _hard_similarities(rows, rows_mask, joint, joint_mask, lambda_)
@@ -156,8 +155,8 @@ def _hard_matrices(
 def _hard_similarities(a: Tensor, a_mask: Tensor, b: Tensor, b_mask: Tensor, lambda_: float) -> tuple[Tensor, Tensor]:
     """Returns the hard similarities of all samples i of `a` to all j of `b`, and of j to i, both ``(A, B)``.
 
-    A valid token counts with its cosine to the closest valid token of the other side (eq. (9)); a sample is
-    (1 / lambda) log sum exp(lambda * .) over its tokens (eq. (10)).
+    The score of a valid token is its cosine to the closest valid token of the other side (eq. (9)). The score of a
+    sample is (1 / lambda) log sum exp(lambda * score) over its tokens (eq. (10)).
 
     Args:
         a, b: unit tokens ``(A, L, D)`` and ``(B, M, D)``.
@@ -171,7 +170,7 @@ def _hard_similarities(a: Tensor, a_mask: Tensor, b: Tensor, b_mask: Tensor, lam
 
 
 def _ranking(hard: Tensor, margin: float, tau: float) -> Tensor:
-    """Returns the loss of one direction (eq. (11)) from `hard` ``(B, B)``, whose row i is the anchor's."""
+    """Returns the loss of one direction (eq. (11)). Row i of `hard` ``(B, B)`` belongs to anchor i."""
     if len(hard) == 1:
         return 0 * hard.sum()
     own = torch.eye(len(hard), dtype=torch.bool, device=hard.device)
@@ -180,11 +179,11 @@ def _ranking(hard: Tensor, margin: float, tau: float) -> Tensor:
 
 
 class EFA(LossTerm):
-    """`efa`, or `released_efa`, of the words of "text" and the patches of "image".
+    """`efa` or `released_efa` of the words of view "text" and the patches of view "image".
 
     Args:
-        margin_text, margin_image, lambda_, tau, sigma: of ``paper``, as in `efa`.
-        form: ``paper`` or ``released``, which has its own constants.
+        margin_text, margin_image, lambda_, tau, sigma: as in `efa`; form ``paper`` uses them.
+        form: ``paper`` (`efa`) or ``released`` (`released_efa`, which has fixed constants).
         chunk_size: as in `efa`.
     """
 
@@ -247,11 +246,10 @@ class EFA(LossTerm):
 
     @torch.no_grad()
     def similarity_maps(self, text: Encoded, image: Encoded) -> tuple[Tensor, Tensor]:
-        """Returns ``(B, L, N)``, twice: how similar patches are to words, before and after sparsification.
+        """Returns similarities of words and patches ``(B, L, N)``, before and after sparsification.
 
-        These are eqs. (5) and (6) from 0 to 1, of pairs whose words are in row i of `text` and whose patches in row
-        i of `image`; zero in the rows of padding. `patch_weights`, by which the loss mixes the joint embedding of
-        a word, is its row after sparsification over the sum of the row.
+        The values, from 0 to 1, follow eqs. (5) and (6). Row i of `text` and row i of `image` are one pair. Rows of
+        padding are zero. `patch_weights` is the second matrix with each row divided by its sum.
         """
         before = relative_similarities(text.tokens, self._patches_of(image))
         after = sparse_similarities(before, self.sigma)

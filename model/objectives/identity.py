@@ -1,4 +1,4 @@
-"""Identity classification: one classifier for images and texts, for each embedding of a sample."""
+"""Identity classification: one classifier per embedding of a sample, shared by images and texts."""
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +10,12 @@ from model.objectives.pairs import at_least_fp32
 
 
 def id_loss(image_logits: Tensor, text_logits: Tensor, pids: Tensor) -> Tensor:
-    """Returns the mean of the images' and the texts' cross-entropy, a scalar in fp32 or wider.
+    """Returns the mean of the cross-entropy of images and that of texts, a scalar in fp32 or wider.
 
     Source: Zheng et al. (TOMM 2020), the instance loss, as in IRRA (CVPR 2023).
 
     Args:
-        image_logits, text_logits: scores ``(B, C)`` of C identities, or of K slots ``(B, K, C)``, which are summed.
+        image_logits, text_logits: scores ``(B, C)``, or ``(B, K, C)`` for K slots, whose losses are summed.
         pids: int64 ``(B,)`` from 0 to C - 1.
     """
     entropies = []
@@ -30,8 +30,8 @@ def id_loss(image_logits: Tensor, text_logits: Tensor, pids: Tensor) -> Tensor:
 class SlotClassifier(nn.Linear):
     """A linear classifier for each of K slots, in fp32.
 
-    The classifiers' weights ``(K * C, D)`` lie one below the other; with one slot it is a plain `nn.Linear`. They
-    start close to zero (normal, std 0.001), so all identities start equal.
+    The weight ``(K * C, D)`` stacks the classifiers. With one slot it is a plain `nn.Linear`. Weights start close to
+    zero (normal, std 0.001), so all identities start with nearly the same score.
     """
 
     def __init__(self, width: int, slots: int, classes: int) -> None:
@@ -47,9 +47,9 @@ class SlotClassifier(nn.Linear):
 
 
 class ID(LossTerm):
-    """`id_loss` of every embedding of a sample, before it is normalised, behind classifiers that both modalities share.
+    """`id_loss` of every embedding of a sample, taken before normalisation. Both modalities share the classifiers.
 
-    Other terms read the scores ``(W*B, K, C)`` as "id_logits".
+    Other terms can read the scores ``(W*B, K, C)`` as "id_logits".
     """
 
     provides = frozenset({"id_logits"})

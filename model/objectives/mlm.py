@@ -1,4 +1,4 @@
-"""Implicit relation reasoning (IRRA, CVPR 2023): masked words are predicted from caption and image."""
+"""Implicit relation reasoning (IRRA, CVPR 2023): prediction of masked words from caption and image."""
 
 from collections import OrderedDict
 from typing import Final
@@ -12,19 +12,19 @@ from model.features import Features
 from model.objectives.base import LossTerm, ModelSpec, Stats
 from model.objectives.pairs import at_least_fp32
 
-NOT_PREDICTED: Final = -100  # what PyTorch's cross-entropy leaves out
+NOT_PREDICTED: Final = -100  # the label that PyTorch's cross-entropy ignores
 DEPTH: Final = 4  # blocks of the interaction encoder
 
 
 def mlm_loss(scores: Tensor, labels: Tensor) -> Tensor:
     """Returns the cross-entropy over masked positions, a scalar in fp32 or wider.
 
-    Source: IRRA, eq. (3). Decision: the mean over masked positions; the paper's further factor 1 / V is left
-    out. Without a masked position: zero, connected to the graph.
+    Source: IRRA, eq. (3). Decision: this is the mean over masked positions, without the paper's factor 1 / V.
+    Without a masked position: zero, connected to the graph.
 
     Args:
-        scores: ``(..., V)`` of the V ids of the vocabulary.
-        labels: int64 ``(...)``, the masked id, `NOT_PREDICTED` where nothing is to be predicted.
+        scores: ``(..., V)``, one score for each of the V ids of the vocabulary.
+        labels: int64 ``(...)``, the id of the masked token; `NOT_PREDICTED` at all other positions.
     """
     return _entropy(scores, labels) / (labels != NOT_PREDICTED).sum().clamp_min(1)
 
@@ -37,15 +37,15 @@ def _entropy(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 class InteractionEncoder(nn.Module):
-    """Words that have looked at the image: one cross-attention, then transformer blocks over the words.
+    """Cross-attention from words to image tokens, followed by transformer blocks over the words.
 
-    Source: IRRA, eqs. (1)-(2): layer norms of words and image tokens, cross-attention without a residual
-    (words ask, image tokens answer), pre-norm blocks, layer norm. Decisions: the blocks are CLIP's, with its
-    QuickGELU, and weights start as in the authors' code: those of matrices normal, with a std from `width` and
-    `depth`, biases of attention at zero, those of the other linear layers as PyTorch has them.
+    Source: IRRA, eqs. (1)-(2): layer norms of words and image tokens, cross-attention without a residual (words are
+    the queries, image tokens the keys and values), pre-norm blocks, layer norm. Decisions: the blocks are CLIP's, with
+    QuickGELU. Weights are initialised as in the authors' code: matrices normal, with a std computed from `width` and
+    `depth`; biases of attention zero; biases of the other linear layers as in PyTorch.
 
     Args:
-        width: of words and image tokens; there are width / 64 heads, at least one.
+        width: width of words and image tokens. There are width / 64 attention heads, at least one.
         depth: number of blocks.
     """
 
@@ -65,7 +65,7 @@ class InteractionEncoder(nn.Module):
             norm_first=True,
         )
         self.blocks = nn.TransformerEncoder(block, depth, nn.LayerNorm(width), enable_nested_tensor=False)
-        for module in self.blocks.modules():  # the blocks are copies of one
+        for module in self.blocks.modules():  # nn.TransformerEncoder makes all blocks copies of the first
             if type(module) is nn.Linear:
                 module.reset_parameters()
         for name, parameter in self.named_parameters():
@@ -77,12 +77,12 @@ class InteractionEncoder(nn.Module):
                 nn.init.normal_(parameter, std=(2 * width) ** -0.5)
 
     def forward(self, text: Tensor, image: Tensor, text_mask: Tensor | None) -> Tensor:
-        """Returns words ``(B, L, D)``.
+        """Returns the words ``(B, L, D)`` after they attended to the image and to each other.
 
         Args:
             text: masked words ``(B, L, D)``.
             image: image tokens ``(B, N, D)``.
-            text_mask: bool ``(B, L)``, false on words that no word attends to; None: there are none.
+            text_mask: bool ``(B, L)``, true on tokens that words may attend to. None: all tokens.
         """
         image = self.image_norm(image)
         words, _ = self.cross_attention(self.text_norm(text), image, image, need_weights=False)
@@ -90,16 +90,16 @@ class InteractionEncoder(nn.Module):
 
 
 class MLM(LossTerm):
-    """`mlm_loss` of the view "text_masked" behind an interaction encoder and a head over the vocabulary.
+    """`mlm_loss` of the view "text_masked". An interaction encoder and a head over the vocabulary give the scores.
 
-    Image tokens are all of them, [CLS] included. Only masked positions go through the head, whose scores over
-    the whole vocabulary are what takes memory. The mean is over the masked positions of all processes, each of
-    which goes through its own tokens.
+    Words attend to all image tokens, [CLS] included. Only masked positions go through the head, because scores over
+    the whole vocabulary take much memory. Each process encodes its own tokens; the mean is over the masked positions
+    of all processes.
 
     Args:
-        attend_padding: whether words attend to padding in the interaction encoder, as in IRRA's released code; without,
-            the length of the padding has no influence. None: they do if the head starts from a published one
-            (`model.published.converted.load_heads`), which was trained so.
+        attend_padding: whether words attend to padding in the interaction encoder, as in IRRA's released code. If
+            false, the length of the padding has no influence. None: true if the head starts from a published one
+            (`model.published.converted.load_heads`), because that one was trained so.
     """
 
     needs = frozenset({"image", "text_masked", "mlm_labels", "mlm_positions"})

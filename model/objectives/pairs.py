@@ -1,4 +1,4 @@
-"""What losses over paired images and texts share: similarities, identity masks, multi-view supervision."""
+"""Functions that losses over image-text pairs share: similarities, identity masks, multi-view supervision."""
 
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -9,7 +9,7 @@ from torch import Tensor
 from model.features import Features, at_least_fp32
 from utils.errors import UserError
 
-FORMS: Final = ("paper", "released")  # of a loss: as the paper writes it | as the authors' code computes it
+FORMS: Final = ("paper", "released")  # a loss as in the paper | as in the authors' released code
 
 
 def similarities(a: Tensor, b: Tensor) -> Tensor:
@@ -23,12 +23,12 @@ def same_identity(pids: Tensor) -> Tensor:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Returns the mean of `values` where the bool `mask` of the same shape is true, 0 for an empty mask."""
+    """Returns the mean of `values` where the bool `mask`, of the same shape, is true. It is 0 for an empty mask."""
     return values.masked_fill(~mask, 0).sum() / mask.sum().clamp_min(1)
 
 
 def checked_views(views: Sequence[str]) -> tuple[str, ...]:
-    """Returns the image views of a loss, each of which is paired with "text"."""
+    """Returns the image views of a loss as a tuple. Raises `UserError` if `views` is not a list of names."""
     if isinstance(views, str) or not views:
         raise UserError(f"views: {views!r} given, expected a list of image views such as [image, image_aug]")
     return tuple(views)

@@ -1,7 +1,7 @@
 """Losses of CPCL, which learns from pseudo labels: prototypical matching (PCM) and instance matching (ICPM).
 
-Labels are int64 ``(B,)``, the cluster of each sample in its own modality, -1 for an outlier. A loss is a
-scalar in fp32 or wider. The terms learn from clustered pairs, those of which both sides are in a cluster.
+Labels are int64 ``(B,)``: the cluster of each sample in its own modality, or -1 for an outlier. A loss is a scalar in
+fp32 or wider. The terms learn from clustered pairs: pairs whose image and text are both in a cluster.
 """
 
 from functools import partial
@@ -27,14 +27,14 @@ MIN_TEMPERATURE = 0.01
 def pcm(features: Tensor, prototypes: Tensor, labels: Tensor, temperature: float | Tensor) -> Tensor:
     """Returns one direction of prototypical contrastive matching: cross-entropy over all prototypes.
 
-    Source: CPCL, eqs. (3), (4), (6) and (7). The mean is over the samples whose label is a cluster; where
-    there are none the loss is a zero that is connected to the graph.
+    Source: CPCL, eqs. (3), (4), (6) and (7). The mean is over the samples whose label is a cluster. If there are
+    none, the loss is a zero that is connected to the graph.
 
     Args:
         features: Shape: ``(B, D)``, unit norm.
         prototypes: Shape: ``(C, D)``, unit norm.
-        labels: the prototype of each feature: under cross-modal matching, that of its paired sample.
-        temperature: what cosines are divided by.
+        labels: ``(B,)``, the prototype of each feature. In cross-modal matching it is that of the paired sample.
+        temperature: divisor of the cosines.
     """
     logits = similarities(features, prototypes) / temperature
     if len(prototypes) == 0:
@@ -53,10 +53,10 @@ def icpm(
 ) -> Tensor:
     """Returns instance-level cross-modal projection matching: KL(p || q) as in `sdm`, both directions summed.
 
-    Source: CPCL, eqs. (9)-(13), where logit_scale is 1 / tau. Positives of sample i are its own pair, and
-    every j whose label in the target modality is that of i's pair. The mean is over the pairs of which both
-    sides are in a cluster; where there are none the loss is a zero that is connected to the graph.
-    Decision: the others stay among the targets, where an outlier matches its own pair only.
+    Source: CPCL, eqs. (9)-(13), where logit_scale is 1 / tau. The positives of sample i are its paired sample and
+    every sample of the target modality with the same label as the paired sample. The mean is over clustered pairs; if
+    there are none, the loss is a zero that is connected to the graph.
+    Decision: all pairs stay among the targets, and an outlier is a positive of its own pair only.
 
     Args:
         image, text: Shape: ``(B, D)``, unit norm; row i of both is one pair.
@@ -70,18 +70,18 @@ def icpm(
 
 
 def _outliers_apart(labels: Tensor) -> Tensor:
-    """Returns `labels` ``(B,)`` with a negative number of its own for every outlier."""
+    """Returns `labels` ``(B,)`` in which every outlier has a different negative number."""
     return torch.where(labels >= 0, labels, -1 - torch.arange(len(labels), device=labels.device))
 
 
 class PCM(LossTerm):
-    """`pcm` in both directions, summed, against the prototypes of both modalities that it keeps.
+    """The sum of `pcm` of images and of texts. The term keeps prototypes of both modalities.
 
     Args:
-        matching: "cross_modal", an image against the text prototypes with its caption's label and the mirror,
-            eq. (5); "single_modal", each against the prototypes of its own modality, eq. (8).
-        temperature: that both memories start from; learned, and never below 0.01.
-        momentum, start: of the memories, see `PrototypeMemory`.
+        matching: "cross_modal" (eq. (5)): images are compared with text prototypes under the label of their caption,
+            and texts with image prototypes. "single_modal" (eq. (8)): each with the prototypes of its own modality.
+        temperature: initial value of both learned temperatures, which stay at or above 0.01.
+        momentum, start: see `PrototypeMemory`.
     """
 
     needs = frozenset({"image", "text", "image_labels", "text_labels"})
@@ -109,7 +109,7 @@ class PCM(LossTerm):
         return loss, lambda: {"image_temperature": to_images[2].detach(), "text_temperature": to_texts[2].detach()}
 
     def reset_prototypes(self, images: Modality, texts: Modality, seed: int) -> None:
-        """Starts both memories from new pseudo labels; `seed` draws the members of `start="member"`."""
+        """Replaces the prototypes of both memories. `seed` is used to draw members if `start` is "member"."""
         self.image_memory.reset_prototypes(*images, seed=seed)
         self.text_memory.reset_prototypes(*texts, seed=seed)
 
@@ -121,10 +121,10 @@ class PCM(LossTerm):
 
 
 class ICPM(LossTerm):
-    """`icpm`.
+    """`icpm` of the embeddings of images and texts.
 
     Args:
-        logit_scale: fixed, 1 / tau.
+        logit_scale: a fixed number, 1 / tau.
     """
 
     needs = frozenset({"image", "text", "image_labels", "text_labels"})
@@ -144,7 +144,7 @@ class ICPM(LossTerm):
 
 
 def _temperature(logarithm: Tensor) -> Tensor:
-    """Returns the temperature, a scalar with gradient down to its lower bound."""
+    """Returns the temperature, a scalar. Below the lower bound it has no gradient."""
     return logarithm.exp().clamp_min(MIN_TEMPERATURE)
 
 
@@ -154,7 +154,7 @@ def _labels(features: Features) -> tuple[Tensor, Tensor]:
 
 
 def _clustered_labels(features: Features) -> tuple[Tensor, Tensor]:
-    """Returns the pseudo labels of images and texts, both ``(B,)``, -1 where the pair is not clustered."""
+    """Returns the pseudo labels of images and texts, both ``(B,)``, with -1 where the pair is not clustered."""
     image, text = _labels(features)
     clustered = (image >= 0) & (text >= 0)
     return image.where(clustered, -1), text.where(clustered, -1)

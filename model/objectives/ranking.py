@@ -1,4 +1,4 @@
-"""Ranking against the hardest negative, with a margin that shrinks where a part is common to many persons."""
+"""Triplet ranking losses against the hardest negative, with a fixed margin or one that depends on commonality."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -24,15 +24,15 @@ def ranking_loss(
 ) -> Tensor:
     """Returns the triplet ranking loss, a scalar in fp32 or wider.
 
-    Source: Faghri et al. (BMVC 2018), as in eqs. (9)-(10) of Park et al. (ECCV 2024): each pair is to be ahead of
-    the hardest negative of the batch by `margin`, in both directions. Decision: a negative is a sample of another
-    identity; a sample without one adds nothing.
+    Source: Faghri et al. (BMVC 2018), as in eqs. (9)-(10) of Park et al. (ECCV 2024). The score of each pair has to
+    exceed that of the hardest negative in the batch by `margin`, in both directions. Decision: a negative is a sample
+    of another identity. A sample without a negative adds nothing.
 
     Args:
-        image, text: unit rows ``(B, D)``, or of K slots ``(B, K, D)``, which are ranked apart and summed.
+        image, text: unit rows ``(B, D)``, or ``(B, K, D)`` for K slots. Each slot has its own loss; losses are summed.
         pids: int64 ``(B,)``.
-        margin: in cosines.
-        reduction: over the batch.
+        margin: a difference of cosines.
+        reduction: "sum" or "mean" over the batch.
     """
     return _reduced(_hinges(image, text, pids, margin, margin), reduction)
 
@@ -48,16 +48,16 @@ def cmr_loss(
 ) -> Tensor:
     """Returns the commonality-based margin ranking loss, a scalar in fp32 or wider.
 
-    Source: Park et al. (ECCV 2024), eqs. (11)-(12). `ranking_loss`, in which a sample asks for `margin` times one
-    minus its own `commonality`; that of the image in the image-to-text direction, that of the caption in the other.
-    No gradient passes the margin.
+    Source: Park et al. (ECCV 2024), eqs. (11)-(12). It is `ranking_loss` with the margin `margin` * (1 - commonality)
+    for each sample. The image's commonality is used from image to text, the caption's from text to image. The margin
+    gets no gradient.
 
     Args:
-        image_fine, text_fine: unit rows ``(B, D)`` of a part, or of P parts ``(B, P, D)``, which are summed.
+        image_fine, text_fine: unit rows ``(B, D)`` of one part, or ``(B, P, D)`` for P parts, whose losses are summed.
         pids: int64 ``(B,)``.
-        image_probs, text_probs: identity classification scores ``(B, C)`` or ``(B, P, C)``, each row summing to 1.
-        margin: in cosines, of a part that tells one identity from all others.
-        reduction: over the batch.
+        image_probs, text_probs: identity probabilities ``(B, C)`` or ``(B, P, C)``; each row sums to 1.
+        margin: a difference of cosines: the margin at commonality 0.
+        reduction: "sum" or "mean" over the batch.
     """
     margins = [margin * (1 - commonality(probs)) for probs in (image_probs, text_probs)]
     return _reduced(_hinges(image_fine, text_fine, pids, *margins), reduction)
@@ -65,10 +65,10 @@ def cmr_loss(
 
 @torch.no_grad()
 def commonality(probs: Tensor) -> Tensor:
-    """Returns ``(...)``, without gradient: from 0, one identity alone has the part, to 1, all of them may (eq. (11)).
+    """Returns ``(...)``, without gradient: 0 if one identity is certain, 1 if all are equally likely (eq. (11)).
 
     Args:
-        probs: identity classification scores ``(..., C)``. With a single identity, nothing is common.
+        probs: identity probabilities ``(..., C)``. For C = 1 the result is 0.
     """
     entropy = torch.special.entr(at_least_fp32(probs)).sum(dim=-1)
     return (entropy / log(max(2, probs.shape[-1]))).clamp(0, 1)
@@ -77,11 +77,11 @@ def commonality(probs: Tensor) -> Tensor:
 def _hinges(
     image: Tensor, text: Tensor, pids: Tensor, image_margin: Tensor | float, text_margin: Tensor | float
 ) -> Tensor:
-    """Returns by how much pairs miss their margin ``(2, B, K)``: images asking, captions asking.
+    """Returns by how much pairs miss their margin ``(2, B, K)``: first image to text, then text to image.
 
     Args:
         image, text: unit rows ``(B, D)`` or ``(B, K, D)``.
-        image_margin, text_margin: numbers, or ``(B,)`` or ``(B, K)``.
+        image_margin, text_margin: a number, ``(B,)`` or ``(B, K)``.
     """
     image, text = (at_least_fp32(rows if rows.ndim == 3 else rows[:, None]) for rows in (image, text))
     cosines = torch.einsum("ikd,jkd->kij", image, text)
@@ -97,16 +97,16 @@ def _hinges(
 
 
 def _reduced(hinges: Tensor, reduction: Reduction) -> Tensor:
-    """Returns the sum over directions and slots, and over the batch as `reduction` says, of ``(2, B, K)``."""
+    """Returns `hinges` ``(2, B, K)`` summed over directions and slots, and summed or averaged over the batch."""
     return hinges.sum() if reduction == "sum" else hinges.sum(dim=(0, 2)).mean()
 
 
 class Ranking(LossTerm):
-    """`ranking_loss` of the embeddings of a head, level by level.
+    """`ranking_loss` of the embeddings of a head.
 
     Args:
         margin, reduction: as in `ranking_loss`.
-        skip: levels that are not ranked, because `CMR` ranks them.
+        skip: levels to leave out, because `CMR` ranks them.
     """
 
     needs = frozenset({"image", "text", "pids"})
@@ -126,7 +126,7 @@ class Ranking(LossTerm):
 
 
 class CMR(LossTerm):
-    """`cmr_loss` of the embeddings of some levels; their scores are those of the `ID` term's classifiers.
+    """`cmr_loss` of the embeddings of some levels. The classifiers of the `ID` term give the identity probabilities.
 
     Args:
         margin, reduction: as in `cmr_loss`.
@@ -161,13 +161,13 @@ class CMR(LossTerm):
 
 
 class Slots:
-    """Which of a head's embeddings belong to some levels.
+    """A selection of the head's embeddings by level.
 
     Args:
-        spec: of the composed model.
-        levels: those wanted; one that the head lacks has no embeddings.
+        spec: sizes of the composed model.
+        levels: levels to select. Levels that the head does not have are ignored.
 
-    names: of the embeddings, "coarse_1", ..., in the order of `of`.
+    names: names of the selected embeddings, "coarse_1", ..., in the order of `of`.
     """
 
     def __init__(self, spec: ModelSpec, levels: Sequence[str]) -> None:
@@ -177,14 +177,14 @@ class Slots:
         self._chosen = [level in levels for level in spec.slots]
 
     def of(self, rows: Tensor) -> Tensor:
-        """Returns ``(B, K, D)``, the K slots of the levels, from all of them: ``(B, slots, D)`` or side by side."""
+        """Returns the K selected slots ``(B, K, D)`` of `rows` ``(B, slots, D)`` or ``(B, slots * D)``."""
         slots = rows if rows.ndim == 3 else rows.unflatten(1, (sum(self._sizes), -1))
-        # Not slots[:, places]: a list travels to the device, and the host waits for it.
+        # slots[:, [indices]] would copy the list to the device and make the host wait.
         return torch.cat([slots[:, :0], *compress(slots.split(self._sizes, dim=1), self._chosen)], dim=1)
 
 
 def _active(hinges: Tensor) -> Tensor:
-    """Returns the share of ``(2, B, K)`` that still miss their margin, 0 where there is none."""
+    """Returns the share of `hinges` ``(2, B, K)`` above 0, or 0 if there are no slots."""
     return (hinges > 0).sum() / max(1, hinges.numel())
 
 

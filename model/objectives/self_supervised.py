@@ -15,7 +15,7 @@ from utils.errors import UserError
 
 
 def simclr(a: Tensor, b: Tensor, temperature: float = 0.1, *, chunk: int = 512) -> Tensor:
-    """Returns the scalar NT-Xent: each of the 2B rows finds its other view among the 2B - 1 rows but itself.
+    """Returns the scalar NT-Xent loss: each of the 2B rows has to find its other view among the 2B - 1 other rows.
 
     Source: SimCLR (ICML 2020), eq. (1), on cosines.
     A batch of one sample has no negatives: zero, connected to the graph.
@@ -23,8 +23,8 @@ def simclr(a: Tensor, b: Tensor, temperature: float = 0.1, *, chunk: int = 512) 
     Args:
         a: projections ``(B, D)`` of one view, of any norm.
         b: projections ``(B, D)`` of the other view.
-        chunk: rows that are compared with all at a time; where there are more, their comparisons are computed again
-            in backward, so that memory grows by B and not by its square.
+        chunk: number of rows that are compared with all rows at a time. If 2B is larger, the comparisons are computed
+            again in the backward pass, so that memory grows with B and not with B^2.
     """
     rows = F.normalize(at_least_fp32(torch.cat([a, b])), dim=1)  # (2B, D)
     places = torch.arange(len(rows), device=rows.device)
@@ -35,7 +35,7 @@ def simclr(a: Tensor, b: Tensor, temperature: float = 0.1, *, chunk: int = 512) 
 
 
 def _entropies(some: Tensor, rows: Tensor, places: Tensor, temperature: float) -> Tensor:
-    """Returns the cross-entropies ``(C,)`` of `some` ``(C, D)``, which are those at `places` ``(C,)`` of all `rows`."""
+    """Returns the cross-entropies ``(C,)`` of `some` ``(C, D)``, which are the rows of `rows` at `places` ``(C,)``."""
     logits = some @ rows.T / temperature  # (C, 2B)
     own = places[:, None] == torch.arange(len(rows), device=rows.device)
     other_view = (places + len(rows) // 2) % len(rows)
@@ -43,15 +43,15 @@ def _entropies(some: Tensor, rows: Tensor, places: Tensor, temperature: float) -
 
 
 class SimCLR(LossTerm):
-    """`simclr` of the views "image_ss1" and "image_ss2" behind a projector of its own (SLIP, ECCV 2022).
+    """`simclr` of the projected views "image_ss1" and "image_ss2" (SLIP, ECCV 2022).
 
-    Both views go through the projector as one batch of 2B. Its batch norm is over them all, as in SimCLR, and keeps no
-    running statistics: the projector never runs in evaluation.
+    Both views go through the projector as one batch of 2B, and batch norm averages over all 2B, as in SimCLR. It keeps
+    no running statistics, because the projector does not run in evaluation.
 
     Args:
-        hidden_dim: width of the projector's hidden layers; None: 8 times the backbone's, 4096 at most.
-        hidden_layers: their number, at least 1.
-        out_dim: width of a projection; None: the backbone's.
+        hidden_dim: width of the projector's hidden layers. None: 8 times the width of the backbone, at most 4096.
+        hidden_layers: number of hidden layers, at least 1.
+        out_dim: width of a projection. None: the width of the backbone.
         batch_norm: whether each hidden layer is normalised before its ReLU.
     """
 

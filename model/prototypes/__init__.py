@@ -1,4 +1,4 @@
-"""Pseudo labels without identities: distances, clusters, outlier mining, and the prototypes of clusters."""
+"""Pseudo labels: distances, clusters, outlier mining, and the prototypes of clusters. No identities are used."""
 
 from model.prototypes.clustering import JaccardDBSCAN, KMeans, dbscan, kmeans
 from model.prototypes.jaccard import k_reciprocal_jaccard

@@ -1,4 +1,4 @@
-"""Pseudo labels: which samples belong to one cluster, int64 ``(N,)``, clusters numbered from 0, outliers -1."""
+"""Clustering into pseudo labels: int64 ``(N,)``, the cluster of each sample, numbered from 0; -1 for outliers."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ MAX_NEIGHBORS = 100_000_000
 
 @dataclass(frozen=True)
 class JaccardDBSCAN:
-    """Clusters features with `dbscan` on their `k_reciprocal_jaccard` distances."""
+    """Clustering of features with `dbscan` on their `k_reciprocal_jaccard` distances."""
 
     k1: int
     k2: int
@@ -28,13 +28,13 @@ class JaccardDBSCAN:
     min_samples: int
 
     def __call__(self, features: Tensor, seed: int) -> Tensor:
-        """Returns the labels ``(N,)`` of `features` ``(N, D)``, -1 for outliers; nothing is drawn with `seed`."""
+        """Returns the labels ``(N,)`` of `features` ``(N, D)``, -1 for outliers. `seed` has no influence."""
         return dbscan(k_reciprocal_jaccard(features, self.k1, self.k2, radius=self.eps), self.eps, self.min_samples)
 
 
 @dataclass(frozen=True)
 class KMeans:
-    """Clusters features with `kmeans`."""
+    """Clustering of features with `kmeans`."""
 
     clusters: int
 
@@ -47,13 +47,13 @@ def dbscan(distances: csr_matrix, eps: float, min_samples: int) -> Tensor:
     """Returns the labels ``(N,)`` of DBSCAN (Ester et al., KDD 1996), clusters in order of their first core sample.
 
     Args:
-        distances: symmetric ``(N, N)``, from `k_reciprocal_jaccard`; absent means farther than `eps`, a stored
-            0 is a neighbour.
-        eps: samples up to this distance are neighbours; above 0, below 1.
-        min_samples: neighbours that make a core sample, itself included.
+        distances: symmetric ``(N, N)``, from `k_reciprocal_jaccard`. An absent entry is farther than `eps`; a stored 0
+            is a neighbour.
+        eps: largest distance between neighbours, above 0 and below 1.
+        min_samples: number of neighbours of a core sample, itself included.
 
     Raises:
-        UserError: numbers out of range, or more neighbours than memory holds.
+        UserError: a number is out of range, or there are more neighbours than fit in memory.
     """
     from sklearn.cluster import DBSCAN
     from sklearn.neighbors import sort_graph_by_row_values
@@ -74,7 +74,7 @@ def dbscan(distances: csr_matrix, eps: float, min_samples: int) -> Tensor:
 
 
 def _within(distances: csr_matrix, eps: float) -> csr_matrix:
-    """Returns a copy of `distances` with the stored entries up to `eps`, zeros among them."""
+    """Returns a copy of `distances` with only the stored entries up to `eps`. Stored zeros are kept."""
     near = np.flatnonzero(distances.data <= eps)
     indptr = np.searchsorted(near, distances.indptr)
     return csr_matrix((distances.data[near], distances.indices[near], indptr), shape=distances.shape)
@@ -83,19 +83,19 @@ def _within(distances: csr_matrix, eps: float) -> csr_matrix:
 @torch.no_grad()
 @full_precision()
 def kmeans(features: Tensor, clusters: int, seed: int) -> Tensor:
-    """Returns the labels ``(N,)`` of K-means on unit features: Lloyd's rounds from random samples, no outliers.
+    """Returns the labels ``(N,)`` of K-means on unit features: Lloyd's algorithm, started from random samples.
 
-    The assignment runs where the features are, and the means are summed in the order of the samples: the same
-    seed gives the same labels again, which scikit-learn's threads do not promise. A cluster that loses all its
-    samples keeps its centre; those still empty at the end are left out of the numbering. Stops when no label
-    changes, at the latest after 25 rounds.
+    There are no outliers. Samples are assigned on the device of the features, and means are summed in the order of the
+    samples. The same seed therefore gives the same labels, which scikit-learn's threads do not guarantee. An empty
+    cluster keeps its centre. Clusters that are empty at the end get no number. The rounds end when no label changes, at
+    the latest after 25.
 
     Args:
-        features: Shape: ``(N, D)``, on any device; normalised here.
+        features: Shape: ``(N, D)``, on any device, of any norm.
         clusters: K, from 1 to N.
 
     Raises:
-        UserError: features that are not finite, or more clusters than samples.
+        UserError: a feature is not finite, or there are more clusters than samples.
     """
     features = unit_features(features)
     if not 1 <= clusters <= len(features):
@@ -113,10 +113,9 @@ def kmeans(features: Tensor, clusters: int, seed: int) -> Tensor:
 
 
 def cluster_means(features: Tensor, labels: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
-    """Returns the mean ``(K, D)`` of each cluster, 0 for an empty one, and bool ``(K,)``, true where not empty.
+    """Returns the mean of each cluster ``(K, D)``, 0 if it is empty, and bool ``(K,)``, true if it is not empty.
 
-    Summed on the CPU in the order of the samples, so that it does not depend on the device. Outliers count
-    nowhere.
+    The CPU sums in the order of the samples, so the result does not depend on the device. Outliers are ignored.
     """
     clustered = (labels >= 0).cpu().numpy()
     members = labels.cpu().numpy()[clustered]
@@ -128,6 +127,6 @@ def cluster_means(features: Tensor, labels: Tensor, clusters: int) -> tuple[Tens
 
 
 def _nearest_center(features: Tensor, centers: Tensor) -> Tensor:
-    """Returns the index ``(N,)`` on the CPU of the centre nearest to each feature, the lowest among equals."""
+    """Returns the index ``(N,)`` of the centre nearest to each feature, on the CPU. Ties go to the lowest index."""
     offsets = -centers.square().sum(dim=1) / 2
     return torch.cat([torch.addmm(offsets, rows, centers.T).argmax(dim=1) for rows in features.split(ROWS)]).cpu()

@@ -1,4 +1,4 @@
-"""k-reciprocal Jaccard distance (Zhong et al., CVPR 2017), sparse from end to end."""
+"""k-reciprocal Jaccard distance (Zhong et al., CVPR 2017) with sparse matrices throughout."""
 
 from collections.abc import Iterator
 
@@ -17,25 +17,25 @@ MAX_STORED = 600_000_000
 
 
 def k_reciprocal_jaccard(features: Tensor, k1: int = 20, k2: int = 6, *, radius: float = 1.0) -> csr_matrix:
-    """Returns the symmetric fp32 distances ``(N, N)``; an entry that is absent is 1, a stored 0 is 0.
+    """Returns the symmetric fp32 distances ``(N, N)``. An absent entry means distance 1; a stored 0 means 0.
 
-    With d = 2 - 2 cos: N(i, k) is i and its k nearest others; R(i, k) = {j in N(i, k): i in N(j, k)}; for
-    each c in R(i, k1) the set R(c, round(k1 / 2)) joins R(i, k1) when more than 2/3 of it lies in there;
-    V_i = exp(-d) on the joined set, normalised to sum 1; then V_i becomes the mean of V over the k2 nearest
-    of i, itself included; J_ij = 1 - s / (2 - s) with s = sum_k min(V_ik, V_jk).
-    Decisions: ties go to the lower index, half neighbours round to even, and where there are fewer samples
-    than neighbours asked for, all are neighbours.
+    Symbols: d = 2 - 2 cos. N(i, k) is i and its k nearest others. R(i, k) = {j in N(i, k): i in N(j, k)}.
+    For each c in R(i, k1), the set R(c, round(k1 / 2)) is added to R(i, k1) if more than 2/3 of it lies in R(i, k1).
+    V_i = exp(-d) on the resulting set, normalised to sum 1. Then V_i is replaced by the mean of V over the k2 nearest
+    of i, itself included. J_ij = 1 - s / (2 - s) with s = sum_k min(V_ik, V_jk).
+    Decisions: ties go to the lower index. k1 / 2 is rounded half to even. If there are fewer samples than neighbours,
+    all samples are neighbours.
 
     Source: Zhong et al., Re-ranking Person Re-identification with k-reciprocal Encoding (CVPR 2017).
 
     Args:
-        features: Shape: ``(N, D)``, on any device; normalised here.
-        k1, k2: neighbours of the encoding and of its averaging, at least 1.
-        radius: distances above it are not stored. 1 stores all; clustering needs no more than its own
-            radius, in a tenth of the memory.
+        features: Shape: ``(N, D)``, on any device, of any norm.
+        k1, k2: number of neighbours of the encoding and of its averaging, at least 1.
+        radius: distances above it are not stored. 1 stores all. Clustering passes its `eps`, which takes a tenth of
+            the memory.
 
     Raises:
-        UserError: features that are not finite, numbers out of range, or more close pairs than memory holds.
+        UserError: a feature is not finite, a number is out of range, or there are more close pairs than fit in memory.
     """
     for name, value in (("k1", k1), ("k2", k2)):
         if value < 1:
@@ -50,7 +50,7 @@ def k_reciprocal_encoding(features: Tensor, neighbors: Tensor, k1: int, k2: int)
 
     Args:
         features: Shape: ``(N, D)``, unit norm.
-        neighbours: from `nearest_neighbors`, of at least max(k1, k2 - 1) others.
+        neighbors: from `nearest_neighbors`, with at least max(k1, k2 - 1) others.
     """
     nearest = neighbors.numpy().astype(np.int32)
     reciprocal = _reciprocal(nearest, k1)
@@ -68,10 +68,10 @@ def k_reciprocal_encoding(features: Tensor, neighbors: Tensor, k1: int, k2: int)
 
 
 def jaccard_distances(weights: csr_matrix, radius: float = 1.0) -> csr_matrix:
-    """Returns fp32 distances ``(N, N)`` up to `radius` of the rows of `weights`, absent where rows share nothing.
+    """Returns fp32 distances ``(N, N)`` up to `radius` between the rows of `weights`, absent if rows share no column.
 
-    The entries of a row lead through the lists of their columns to every row that it shares a column with:
-    time and memory follow the number of such meetings, not N^2.
+    For each entry of a row, the list of its column gives all rows that share this column. Time and memory grow with
+    the number of such shared entries, not with N^2.
     """
     indices, data, indptr = bytearray(), bytearray(), [np.zeros(1, dtype=np.int64)]
     with Bar(total=weights.shape[0], desc="clustering, distances", unit="row", leave=False) as bar:
@@ -96,12 +96,12 @@ def jaccard_distances(weights: csr_matrix, radius: float = 1.0) -> csr_matrix:
 
 
 def _minimum_sums(weights: csr_matrix) -> Iterator[csr_matrix]:
-    """Yields s_ij = sum_k min(V_ik, V_jk) for consecutive blocks of rows i, sorted by j, zeros absent."""
+    """Yields s_ij = sum_k min(V_ik, V_jk) for consecutive blocks of rows i, sorted by j, without zeros."""
     weights.sort_indices()
     columns = weights.tocsc()
     count = len(columns.indptr) - 1
     unit = identity(count, format="csr")
-    lengths = np.diff(columns.indptr)[weights.indices]  # of the list that an entry leads to
+    lengths = np.diff(columns.indptr)[weights.indices]  # number of entries in the column of each entry
     meetings = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     row_meetings = meetings[weights.indptr]
     first = 0
@@ -114,14 +114,14 @@ def _minimum_sums(weights: csr_matrix) -> Iterator[csr_matrix]:
         at = np.repeat(starts, lengths[entries]) + np.arange(indptr[-1])
         minima = np.minimum(np.repeat(weights.data[entries], lengths[entries]), columns.data[at])
         met = csr_matrix((minima, columns.indices[at], indptr), shape=(last - first, count))
-        shared = met @ unit  # adds up what lies at the same column, without sorting
+        shared = met @ unit  # adds up entries of the same column, without sorting
         shared.sort_indices()
         yield shared
         first = last
 
 
 def _reciprocal(nearest: NDArray[np.int32], k: int) -> csr_matrix:
-    """Returns int32 ``(N, N)``, 1 at (i, j) where each of i and j is the other or among its k nearest."""
+    """Returns int32 ``(N, N)``, 1 at (i, j) if i = j, or if i and j are each among the k nearest of the other."""
     among = _indicator(nearest[:, : k + 1])
     return among.multiply(among.T).tocsr()
 

@@ -1,4 +1,4 @@
-"""The pseudo labels of a training set: how they are found, which pair is trained when, and how they changed."""
+"""The pseudo labels of a training set: clustering, the stage in which each pair is trained, and their history."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ OPLMS: Final = get_args(OPLM)
 
 
 class Labels(NamedTuple):
-    """Pseudo labels of images ``(Ni,)`` and texts ``(Nt,)``, int64 on the CPU, -1 for outliers."""
+    """The pseudo labels of images ``(Ni,)`` and texts ``(Nt,)``, int64 on the CPU, -1 for outliers."""
 
     images: Tensor
     texts: Tensor
@@ -46,23 +46,23 @@ class ClusteringResult(NamedTuple):
 
 
 class Labeler(Resizable):
-    """Finds pseudo labels, and keeps those of the training pairs. They travel in checkpoints.
+    """The pseudo labels of the training pairs, and the clustering that finds them. Checkpoints contain the labels.
 
-    Outlier pseudo label mining, OPLM (CPCL, section 3.4), has three forms. A pair is clustered if both its image
-    and its caption are. "none": outliers stay outliers, and only clustered pairs are trained. "one_stage":
-    outliers are mined first. "two_stage": what is still not clustered is trained as well, after the others.
+    A pair is clustered if its image and its caption are both in a cluster. Outlier pseudo label mining, OPLM (CPCL,
+    section 3.4), has three forms. "none": outliers stay outliers, and only clustered pairs are trained. "one_stage":
+    outliers are mined first. "two_stage": as "one_stage", and pairs that are still not clustered are trained last.
 
     Args:
-        name: of the option, for messages.
+        name: name of the option `pseudo_label`, for messages.
         images, texts: (features ``(N, D)``, seed) -> labels ``(N,)``, clusters from 0 without gaps, outliers -1.
         oplm: "none", "one_stage" or "two_stage".
-        every_n_epochs: labels are found anew before every so many epochs.
+        every_n_epochs: number of epochs from one clustering to the next.
 
     Attributes:
-        image_labels, text_labels: of the image and of the caption of each pair, none before the first `take`.
-            Shape: ``(P,)``.
-        history: for every `take`, images and texts: clusters, outliers before mining, outliers after it.
-            Shape: ``(R, 2, 3)``.
+        image_labels, text_labels: the labels of the image and of the caption of each pair. They are empty before the
+            first `take`. Shape: ``(P,)``.
+        history: for every `take`, of images and of texts: number of clusters, of outliers before mining and of outliers
+            after mining. Shape: ``(R, 2, 3)``.
     """
 
     image_labels: Tensor
@@ -86,18 +86,18 @@ class Labeler(Resizable):
         self.register_buffer("history", torch.zeros(0, 2, 3, dtype=torch.int64))
 
     def due(self, epoch: int) -> bool:
-        """Whether labels are to be found before `epoch`, counted from 0."""
+        """Returns whether new labels have to be found before `epoch`, counted from 0."""
         return len(self.image_labels) == 0 or epoch % self.every_n_epochs == 0
 
     def find(self, images: Tensor, texts: Tensor, text_images: Tensor, seed: int) -> ClusteringResult:
-        """Returns the labels of the training set; keeps nothing. One process does it for all.
+        """Returns new labels of the training set, which `take` then keeps. One process computes them for all.
 
         Args:
             images, texts: embeddings, on any device. Shapes: ``(Ni, D)``, ``(Nt, D)``.
             text_images: the image of each text. Shape: ``(Nt,)``.
-            seed: of what clustering draws.
+            seed: seed of the clustering.
 
-        Warns where there is nothing to learn from: no clustered pair, or one single cluster.
+        Warns if the labels teach nothing: no pair is clustered, or there is only one cluster.
         """
         before = after = Labels(self._cluster_images(images, seed), self._cluster_texts(texts, seed))
         if self.oplm != "none":
@@ -113,7 +113,7 @@ class Labeler(Resizable):
         return ClusteringResult(before, after)
 
     def take(self, found: ClusteringResult, text_images: Tensor) -> None:
-        """Makes `found` the labels of the pairs, one for each text.
+        """Keeps `found` as the labels of the pairs. There is one pair for each text.
 
         Raises:
             UserError: no pair is left to train.
@@ -133,7 +133,7 @@ class Labeler(Resizable):
         self.history = torch.cat([self.history, torch.tensor([counts], device=device)])
 
     def describe(self) -> str:
-        """Returns one line on the labels found last."""
+        """Returns one line that describes the latest labels."""
         parts = [
             f"{clusters:,} clusters of {name} ({before:,} outliers, {after:,} after mining)"
             for name, (clusters, before, after) in zip(("images", "captions"), self.history[-1].tolist(), strict=True)
@@ -147,11 +147,11 @@ class Labeler(Resizable):
 
     @property
     def stages(self) -> Tensor:
-        """When each pair is trained: 1 where it is clustered, 2 or, for not at all, 0 elsewhere. Shape: ``(P,)``."""
+        """The stage of each pair: 1 if it is clustered, else 2 (trained last) or 0 (not trained). Shape: ``(P,)``."""
         clustered = (self.image_labels >= 0) & (self.text_labels >= 0)
         return torch.where(clustered, 1, 2 if self.oplm == "two_stage" else 0)
 
 
 def _clustered(labels: Labels, text_images: Tensor) -> Tensor:
-    """Returns bool ``(Nt,)``, true for the pairs of which both sides are in a cluster."""
+    """Returns bool ``(Nt,)``, true for the pairs whose image and text are both in a cluster."""
     return (labels.images[text_images] >= 0) & (labels.texts >= 0)

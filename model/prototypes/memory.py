@@ -16,14 +16,14 @@ STARTS: Final = get_args(Start)
 
 
 class PrototypeMemory(Resizable):
-    """The prototypes ``(C, D)`` of C clusters, none before the first `reset_prototypes`.
+    """The prototypes ``(C, D)`` of C clusters. There are none before the first `reset_prototypes`.
 
-    They travel in `state_dict`; loading takes over the checkpoint's number of clusters.
+    `state_dict` contains them. Loading a checkpoint sets C to the number of clusters in the checkpoint.
 
     Args:
         dim: D.
-        momentum: m, the share of a prototype that an update keeps; 1 never updates.
-        start: "mean", a prototype starts as the mean of its cluster; "member", as one of its samples.
+        momentum: m, the share of a prototype that an update keeps. With 1, prototypes never change.
+        start: initial value of a prototype: "mean" of its cluster, or "member", one random sample of it.
     """
 
     prototypes: Tensor
@@ -47,8 +47,8 @@ class PrototypeMemory(Resizable):
 
         Args:
             features: Shape: ``(N, D)``, unit norm.
-            labels: clusters numbered from 0 without gaps, -1 for outliers, which count nowhere. Shape: ``(N,)``.
-            seed: of the drawn members.
+            labels: clusters numbered from 0 without gaps, -1 for outliers, which are ignored. Shape: ``(N,)``.
+            seed: seed of the random members.
         """
         if self.start == "mean":
             drawn = cluster_means(features, labels, int(labels.max()) + 1)[0]
@@ -60,25 +60,25 @@ class PrototypeMemory(Resizable):
     def update(self, features: Tensor, labels: Tensor) -> None:
         """Moves the prototypes of a batch towards its features: c <- m c + (1 - m) f, then unit norm.
 
-        Samples of one cluster count one after another in the order of the batch; the norm is restored once,
-        at the end. Outliers count nowhere. Source: CPCL, eq. (2).
+        Samples of one cluster are applied one after another in the order of the batch. The norm is restored once, at
+        the end. Outliers are ignored. Source: CPCL, eq. (2).
 
         Args:
-            features: of the whole batch, over all processes. Shape: ``(B, D)``, unit norm.
+            features: embeddings of the batch of all processes. Shape: ``(B, D)``, unit norm.
             labels: Shape: ``(B,)``, -1 for outliers.
         """
         if len(self.prototypes) == 0:
             return
         features = features.to(self.prototypes)
         same = (labels[:, None] == labels).to(features)
-        later = same.triu(diagonal=1).sum(dim=1)  # samples of the same cluster that come after it
+        later = same.triu(diagonal=1).sum(dim=1)  # number of later samples of the same cluster
         last = (labels >= 0) & (later == 0)
         shares = same * (1 - self.momentum) * self.momentum**later
         kept = self.momentum ** same.sum(dim=1, keepdim=True)
         clusters = labels.clamp_min(0)
         before = self.prototypes[clusters]
         after = F.normalize(kept * before + shares @ features, dim=1)
-        # Every row of the batch takes part, most with zero: to pick rows would wait for the device.
+        # All rows are added, most of them as zero, because selecting rows would make the host wait for the device.
         self.prototypes.index_add_(0, clusters, (after - before).masked_fill(~last[:, None], 0))
 
 

@@ -1,4 +1,4 @@
-"""Outlier pseudo label mining (CPCL, Fig. 3): samples that joined no cluster get one through their pairs."""
+"""Outlier pseudo label mining (CPCL, Fig. 3): an outlier gets the label of a cluster through its pairs."""
 
 from typing import NamedTuple
 
@@ -18,30 +18,30 @@ Indices = NDArray[np.int64]
 
 
 class Modality(NamedTuple):
-    """The samples of one modality: features ``(N, D)`` and labels ``(N,)``, -1 where in no cluster."""
+    """The samples of one modality: features ``(N, D)`` and labels ``(N,)``, -1 for outliers."""
 
     features: Tensor
     labels: Tensor
 
 
 def mine_outliers(images: Modality, texts: Modality, text_images: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the labels of images ``(Ni,)`` and texts ``(Nt,)``, int64 on the CPU, with the mined ones filled in.
+    """Returns the labels of images ``(Ni,)`` and texts ``(Nt,)``, int64 on the CPU, with the mined labels filled in.
 
-    For an outlier image: B are its captions in a cluster; C is for each b the nearest caption in a cluster;
-    D are the images paired with C that are in a cluster; the image takes the label of the d nearest to it, or
-    stays an outlier where D is empty. The mirror serves outlier texts.
-    Decisions: C leaves out captions of the outlier itself, which lead back to it. Both directions read the
-    labels of the clustering, so neither the order of the samples nor that of the directions matters, and what
-    was mined does not lead to more. Ties go to the lower index.
+    For an outlier image, B is the set of its clustered captions. C contains, for each b in B, the clustered caption
+    nearest to b. D is the set of clustered images paired with C. The outlier takes the label of the nearest image in D;
+    if D is empty, it stays an outlier. Outlier texts are mined in the same way, with images and texts exchanged.
+    Decisions: C leaves out captions of the outlier itself, which would lead back to it. Both directions read only the
+    labels of the clustering, not mined labels, so the order of samples and directions has no influence. Ties go to the
+    lower index.
 
     Source: CPCL, Fig. 3 and eqs. (15)-(18), refined learning stage.
 
     Args:
-        text_images: the image of each text. Shape: ``(Nt,)``, from 0 to Ni - 1. An image may have any number
-            of captions.
+        text_images: the image of each text. Shape: ``(Nt,)``, from 0 to Ni - 1. An image may have any number of
+            captions.
 
     Raises:
-        UserError: features that are not finite, or labels and pairs that do not fit them.
+        UserError: a feature is not finite, or labels or pairs do not fit the features.
     """
     images, texts = _checked(images, "image"), _checked(texts, "text")
     count = len(texts.labels)
@@ -72,7 +72,7 @@ def _mine(own: Modality, other: Modality, pairs: csr_matrix) -> Tensor:
 
 
 def _partners(pairs: csr_matrix, rows: Indices, labels: Tensor) -> tuple[Indices, Indices]:
-    """Returns (position in `rows`, partner), both ``(E,)``: all partners of `rows` ``(R,)`` in a cluster."""
+    """Returns (position in `rows`, partner), both ``(E,)``, for all clustered partners of `rows` ``(R,)``."""
     found = pairs[rows].tocoo()
     clustered = labels.numpy()[found.col] >= 0
     return found.row[clustered].astype(np.int64), found.col[clustered].astype(np.int64)
@@ -80,7 +80,7 @@ def _partners(pairs: csr_matrix, rows: Indices, labels: Tensor) -> tuple[Indices
 
 @full_precision()
 def _nearest_of_others(other: Modality, outliers: Indices, b: Indices, pairs: csr_matrix) -> Indices:
-    """Returns the clustered sample ``(E,)`` nearest to each of `b` and not paired with its outlier, or -1."""
+    """Returns for each of `b` the nearest clustered sample ``(E,)`` that is not paired with its outlier, or -1."""
     nearest = np.full(len(b), -1)
     if len(b) == 0:
         return nearest

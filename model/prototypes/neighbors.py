@@ -1,4 +1,4 @@
-"""Exact nearest neighbours of every sample among all others, searched in blocks of rows."""
+"""Exact nearest neighbours of every sample among all others, computed in blocks of rows."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ def unit_features(features: Tensor) -> Tensor:
     """Returns `features` ``(N, D)`` as fp32 rows of unit norm.
 
     Raises:
-        UserError: no samples, another shape, or values that are not finite.
+        UserError: there are no samples, the shape is another one, or a value is not finite.
     """
     if features.ndim != 2 or not features.is_floating_point():
         raise UserError(
@@ -39,8 +39,8 @@ def unit_features(features: Tensor) -> Tensor:
 def nearest_neighbors(features: Tensor, k: int) -> Tensor:
     """Returns int64 ``(N, min(k, N - 1) + 1)`` on the CPU: each sample, then its k nearest others, nearest first.
 
-    Exact and deterministic: of samples at the same distance the one with the lower index comes first, so
-    duplicates have an order too. Time grows with N^2 D, memory with 128 N.
+    The result is exact and deterministic: of samples at the same distance, the one with the lower index comes first.
+    Time grows with N^2 D, memory with 128 N.
 
     Args:
         features: Shape: ``(N, D)``, unit norm, on any device.
@@ -67,9 +67,9 @@ def pair_cosines(features: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _best(scores: Tensor, k: int) -> Tensor:
-    """Returns the columns ``(C, k)`` of the highest `scores` ``(C, N)``, by falling score and rising column.
+    """Returns the columns ``(C, k)`` of the highest `scores` ``(C, N)``, sorted by falling score, then rising column.
 
-    `topk` alone takes any of the columns that tie for the last place.
+    `topk` alone would choose arbitrarily among columns that tie for the last place.
     """
     last = scores.topk(k, dim=1).values[:, -1:]
     above, level = scores > last, scores == last

@@ -1,4 +1,4 @@
-"""State whose length follows from the training so far, not from the config."""
+"""Module state whose length depends on the training so far, not on the config."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,10 +7,10 @@ from torch import nn
 
 
 class Resizable(nn.Module):
-    """A module with buffers that take over the length they have in a checkpoint.
+    """A module with buffers that get the length of the checkpoint when it is loaded.
 
     Attributes:
-        resizable: names of these buffers; their other dimensions are fixed.
+        resizable: names of these buffers. Only their first dimension may change.
     """
 
     resizable: frozenset[str]

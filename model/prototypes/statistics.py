@@ -1,4 +1,4 @@
-"""What to watch of pseudo labels, and how they compare with true identities where these exist."""
+"""Statistics of pseudo labels, and their agreement with true identities where these exist."""
 
 from collections.abc import Mapping
 
@@ -14,9 +14,9 @@ Sizes = NDArray[np.int64]
 def cluster_statistics(labels: Tensor, ids: Tensor | None = None) -> Mapping[str, float]:
     """Returns "clusters" and "outliers"; with true `ids` also "purity", "nmi" and "ami", at most 1.
 
-    The last three are of the samples in clusters, and absent where there are none. Purity is the share of
-    samples whose identity is the most frequent one of their cluster. NMI and AMI (Vinh et al., JMLR 2010)
-    take the arithmetic mean of both entropies, and are 1 where all is one cluster and one identity.
+    The last three are computed over clustered samples, and absent if there are none. Purity is the share of samples
+    whose identity is the most frequent one in their cluster. NMI and AMI (Vinh et al., JMLR 2010) use the arithmetic
+    mean of both entropies. They are 1 if there is only one cluster and one identity.
 
     Args:
         labels: pseudo labels, -1 for outliers. Shape: ``(N,)``.
@@ -46,16 +46,16 @@ def _information(shared: csr_matrix) -> float:
 
 
 def _entropy(sizes: Sizes) -> float:
-    """Returns the entropy in nats of parts of these `sizes`."""
+    """Returns the entropy in nats of a partition into parts of these `sizes`."""
     shares = sizes / sizes.sum()
     return float(-(shares * np.log(shares)).sum())
 
 
 def _expected_information(first: Sizes, second: Sizes) -> float:
-    """Returns the mutual information to expect of two random partitions into parts of these sizes.
+    """Returns the expected mutual information of two random partitions into parts of these sizes.
 
-    Vinh et al., eq. (24a). Two parts that share n samples do so by the hypergeometric law, which depends on
-    their sizes alone, and thousands of parts have few sizes: each pair of sizes is computed once.
+    Source: Vinh et al., eq. (24a). The number of samples that two parts share is hypergeometric and depends only on
+    their sizes. Thousands of parts have few different sizes, so each pair of sizes is computed once.
     """
     total = int(first.sum())
     a, times_a = (column[:, None, None] for column in np.unique(first, return_counts=True))

@@ -1,1 +1,1 @@
-"""Published checkpoints: reading and converting them."""
+"""Reading and conversion of published checkpoints."""

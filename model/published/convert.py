@@ -1,4 +1,4 @@
-"""Published CLIP checkpoints: IRRA, FMFA, RDE, HAM, NAM, MLLM4Text-ReID, those of open_clip and CLIP itself."""
+"""Conversion of published CLIP checkpoints: IRRA, FMFA, RDE, HAM, NAM, MLLM4Text-ReID, open_clip and CLIP itself."""
 
 import re
 from collections import Counter
@@ -18,7 +18,7 @@ from model.published.names import IMAGE_POSITIONS, NEEDED, OF_OPENAI, SIZES, of_
 from model.published.settings import BILINEAR, Activation, Settings, settings_of
 from utils.errors import UserError
 
-SCALE_OF_SDM: Final = log(50)  # tau = 0.02, which IRRA and FMFA fix instead of learning a scale
+SCALE_OF_SDM: Final = log(50)  # tau = 0.02: IRRA and FMFA use this fixed value and learn no scale
 SELECTION_HEADS: Final = "token_selection."
 RANKED_WITHOUT: Final = (
     "RDE's published ranking adds the cosine of its token-selection heads; this one is by the global embedding alone"
@@ -29,13 +29,13 @@ RANKED_WITHOUT: Final = (
 class Published:
     """A converted checkpoint.
 
-    config: of the transformers model, a `CLIPConfig`.
-    weights: of the transformers model, fp32; image positions on the square grid of `config`.
+    config: the `CLIPConfig` of the transformers model.
+    weights: weights of the transformers model, fp32, with image positions on the square grid of `config`.
     positions: image positions as published ``(1 + rows * columns, D)``, fp32.
     grid: (rows, columns) of `positions`.
-    heads: of the loss terms, ``mlm.*`` and ``id.*``, and RDE's ``token_selection.*``, fp32; may be empty.
-    dropped: beginning of a name -> how many tensors were not used.
-    scale_made: whether the checkpoint has no temperature of its own.
+    heads: weights of loss terms, ``mlm.*`` and ``id.*``, and of RDE's ``token_selection.*``, fp32; may be empty.
+    dropped: beginning of a name -> number of tensors that were not used.
+    scale_made: true if the checkpoint has no logit scale, so the scale of SDM is used.
     settings: activation, pixel statistics and resizing.
     """
 
@@ -49,7 +49,7 @@ class Published:
     settings: Settings
 
     def report(self) -> str:
-        """Returns a table of what was used, resized, made and dropped."""
+        """Returns a table of the parts that were used, resized, made or dropped."""
         rows, columns = self.grid
         side = self.config.vision_config.image_size // self.config.vision_config.patch_size
         table = PrettyTable(["part", "tensors", "what became of it"], align="l")
@@ -79,17 +79,17 @@ class Published:
 def convert(
     state: State, *, source: Path, img_size: tuple[int, int] | None = None, activation: Activation | None = None
 ) -> Published:
-    """Returns what a state dict in the layout of OpenAI, of open_clip or of transformers is in this project's parts.
+    """Returns the converted checkpoint of a state dict in the layout of OpenAI, open_clip or transformers.
 
     Args:
         state: from `model.published.file.read_state`.
-        source: the file: named in errors, and a config beside it may tell the activation.
-        img_size: (height, width) in pixels that the image positions are for; None: a square grid, or one of 3 to 1 as
+        source: the file. Error messages name it, and a config beside it may say the activation.
+        img_size: (height, width) in pixels of the grid of image positions. None: a square grid, or a grid of 3 to 1 as
             for 384 x 128.
-        activation: of the blocks; None: as `settings_of` finds it.
+        activation: activation of the blocks. None: `settings_of` finds it.
 
     Raises:
-        UserError: not a CLIP ViT, image positions that fit no grid, or an activation that nothing tells.
+        UserError: it is no CLIP ViT, the image positions fit no grid, or the activation is unknown.
     """
     state, layout = one_layout(state, source)
     settings = settings_of(state, layout, source, activation)
@@ -141,7 +141,7 @@ def _grid(patches: int, patch: int, img_size: tuple[int, int] | None, source: Pa
 
 
 def _config(weights: State, patch: int, side: int, activation: Activation) -> CLIPConfig:
-    """Returns the config that the shapes imply: heads are 64 wide, texts are pooled at the largest id."""
+    """Returns the config that follows from the shapes. Heads are 64 wide, and texts are pooled at the largest id."""
 
     def tower(name: str, width: int) -> dict[str, Any]:
         layers = {found[1] for key in weights if (found := re.match(rf"{name}\.encoder\.layers\.(\d+)\.", key))}

@@ -1,4 +1,4 @@
-"""Folders of converted checkpoints: written in Hugging Face format, with the heads of losses beside the backbone."""
+"""Folders of converted checkpoints in Hugging Face format, with the heads of losses beside the backbone."""
 
 import json
 from pathlib import Path
@@ -23,10 +23,10 @@ HEADS_OF: Final[dict[str, type[LossTerm]]] = {"mlm": MLM, "id": ID}
 
 
 def write_converted(published: Published, folder: Path, *, source: Path) -> None:
-    """Writes configs, weights and, where there are any, heads and a grid that is no square into `folder`.
+    """Writes configs and weights to `folder`, and heads and positions of a grid that is not square, if there are any.
 
     Raises:
-        UserError: weights that are not all there.
+        UserError: weights are missing.
     """
     with library_errors(f"{source} has no sizes of a CLIP ViT", "expected those of CLIP"), torch.device("meta"):
         model = CLIPModel(published.config)
@@ -47,10 +47,10 @@ def write_converted(published: Published, folder: Path, *, source: Path) -> None
 
 
 def load_heads(objective: Objective, folder: Path) -> list[str]:
-    """Starts the heads of `objective` from those in `folder`, where shapes fit; returns a line on each that was there.
+    """Loads the heads in `folder` into `objective` where shapes fit, and returns one line for each head.
 
-    A classifier of other identities, or scores of another vocabulary, stay as they are. Words attend to padding behind
-    an interaction encoder that starts so, unless the config says otherwise.
+    A classifier of other identities, or scores of another vocabulary, are not loaded. If the MLM head is loaded, words
+    attend to padding in its interaction encoder, unless the config sets `attend_padding`.
     """
     if not (folder / HEADS_FILE).is_file():
         return []
@@ -70,9 +70,9 @@ def load_heads(objective: Objective, folder: Path) -> list[str]:
 
 
 def mask_row(folder: Path, vocab_size: int) -> int | None:
-    """Returns the row of [MASK] among the `vocab_size` of the backbone in `folder`; None without a published MLM head.
+    """Returns the row of [MASK] in the token table of `vocab_size` rows, or None if `folder` has no published MLM head.
 
-    The tokenizer of IRRA, and of what starts from it, has it before the tokens of start and end: row 49405 of 49408.
+    The tokenizer of IRRA and its successors has [MASK] before the tokens of start and end: row 49405 of 49408.
     """
     if not (folder / HEADS_FILE).is_file():
         return None
@@ -81,10 +81,10 @@ def mask_row(folder: Path, vocab_size: int) -> int | None:
 
 
 def ranking_notes(folder: Path, identities: int) -> list[str]:
-    """Returns what is to be known of a ranking by the backbone in `folder`: a line on each head that it leaves out.
+    """Returns notes on a ranking by the backbone in `folder`: one line for each head that ranking does not use.
 
     Args:
-        identities: of the dataset. A classifier of another number of them is named; ranking needs none.
+        identities: number of identities of the dataset. There is a note if the classifier has another number.
     """
     if not (folder / HEADS_FILE).is_file():
         return []
@@ -112,7 +112,7 @@ def _read_heads(folder: Path) -> State:
 
 
 def _load_fitting(term: nn.Module, weights: dict[str, Tensor]) -> str:
-    """Loads the weights whose shapes are those of `term`; returns a clause on the others."""
+    """Loads the weights that fit the shapes of `term`, and returns a clause that lists the others."""
     own = term.state_dict()
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     term.load_state_dict(fitting, strict=False)

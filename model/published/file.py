@@ -1,4 +1,4 @@
-"""Files of other people's weights: read without executing anything, freed of what was wrapped around the names."""
+"""Reading of published weight files: nothing in them is executed, and prefixes of names are removed."""
 
 import argparse
 import re
@@ -18,7 +18,7 @@ WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "net", "weights")
 
 
 class _Unread:
-    """What becomes of a NumPy scalar that lies beside the weights, an epoch or a score: NumPy is not called."""
+    """A placeholder for a NumPy scalar beside the weights, such as an epoch or a score. NumPy is not called."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -34,13 +34,13 @@ HARMLESS: Final[list[Any]] = [
 
 
 def read_state(path: Path) -> State:
-    """Returns the tensors of a published checkpoint by their names in its layout, fp32, without wrappers.
+    """Returns name -> fp32 tensor of a published checkpoint, without the prefixes that wrappers add to names.
 
-    The file is a state dict, or a dict that has one under a key of `WRAPPERS`, written by torch.save or as safetensors.
-    Nothing in it is executed.
+    The file is a state dict, or a dict with a state dict under a key of `WRAPPERS`, in the format of torch.save or of
+    safetensors. Nothing in it is executed.
 
     Raises:
-        UserError: not such a file, or weights that are not finite.
+        UserError: the file is absent or of another kind, or a weight is not finite.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist; --from takes a folder or a file of weights")
@@ -63,7 +63,7 @@ def read_state(path: Path) -> State:
 
 
 def _unwrapped(content: Any, deepest: int = 4) -> State | None:
-    """Returns the real tensors of a state dict that may lie within others, or None."""
+    """Returns the real-valued tensors of a state dict, which may be nested in other dicts, or None."""
     if not isinstance(content, Mapping) or not deepest:
         return None
     for key in WRAPPERS:

@@ -1,4 +1,4 @@
-"""Names of weights in the layouts that CLIP is published in, and what they are called here."""
+"""Names of weights in the published layouts of CLIP, and their names in this project."""
 
 import re
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ TOWERS: Final = {
 }
 TRANSPOSED: Final = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
 OF_TRANSFORMERS: Final = ("vision_model.", "text_model.", "visual_projection.", "text_projection.", "logit_scale")
-OF_OPENAI: Final = ("visual.", "transformer.", "cls_emb")  # the last is open_clip's, of texts
+OF_OPENAI: Final = ("visual.", "transformer.", "cls_emb")  # open_clip's text tower may have cls_emb
 MLM: Final = {
     "cross_attn.": "mlm.interaction.cross_attention.",
     "ln_pre_t.": "mlm.interaction.text_norm.",
@@ -51,7 +51,7 @@ MLM_BLOCK: Final = {
     "mlp.c_fc.": "linear1.",
     "mlp.c_proj.": "linear2.",
 }
-# Of RDE's two heads. Its code never reads `linear` of the head for images, nor the second norm of both.
+# Names in RDE's two heads. RDE's code does not use `linear` of the image head, nor the second norm of either head.
 SELECTION: Final = {
     "visul_emb_layer.fc.": "token_selection.image.linear.",
     "visul_emb_layer.linear.": "token_selection.image.unused_linear.",
@@ -65,11 +65,11 @@ SELECTION: Final = {
     "texual_emb_layer.mlp.layers.1.": "token_selection.text.mlp.output.",
     "texual_emb_layer.mlp.bns.1.": "token_selection.text.mlp.unused_norm.",
 }
-SIZES: Final = ("input_resolution", "context_length", "vocab_size")  # OpenAI's archives carry them as tensors
+SIZES: Final = ("input_resolution", "context_length", "vocab_size")  # tensors in OpenAI's archives
 
 
 class Needed(NamedTuple):
-    """A tensor that sizes are read from: its names in both layouts, and its dimensions."""
+    """A tensor whose shape gives sizes of the model: its name in both layouts, and its number of dimensions."""
 
     openai: str
     transformers: str
@@ -89,16 +89,16 @@ NEEDED: Final = (
 
 
 def one_layout(state: State, source: Path) -> tuple[State, Layout]:
-    """Returns the tensors under OpenAI's names or those of transformers, and which of the two.
+    """Returns the tensors in the layout of OpenAI or of transformers, and the name of this layout.
 
-    Of open_clip both layouts are read: the plain one, which is OpenAI's, and `CustomTextCLIP`, whose text tower lies
-    under ``text.``.
+    Both layouts of open_clip are read: the plain one, which is OpenAI's, and `CustomTextCLIP`, whose text tower has the
+    prefix ``text.``.
 
     Args:
-        source: named in errors.
+        source: file that error messages name.
 
     Raises:
-        UserError: not a CLIP ViT.
+        UserError: the tensors are not those of a CLIP ViT.
     """
     if "visual.layer1.0.conv1.weight" in state:
         raise UserError(f"{source} is a CLIP with a ResNet; expected one with a ViT-B/16")
@@ -124,9 +124,9 @@ def one_layout(state: State, source: Path) -> tuple[State, Layout]:
 
 
 def of_towers(name: str, tensor: Tensor, layout: Layout) -> State | None:
-    """Returns a tensor of the towers under its names in transformers' `CLIPModel`, None if it is none of them.
+    """Returns name -> tensor as in transformers' `CLIPModel`, or None if the tensor is not part of the towers.
 
-    OpenAI's layout has one tensor for the projections of queries, keys and values, transformers three.
+    OpenAI's layout has one tensor for the projections of queries, keys and values. It becomes three tensors here.
     """
     if layout == "transformers":
         return {name: tensor} if name.startswith(OF_TRANSFORMERS) else None
@@ -147,7 +147,7 @@ def of_towers(name: str, tensor: Tensor, layout: Layout) -> State | None:
 
 
 def of_heads(name: str) -> str | None:
-    """Returns what a tensor of IRRA's or RDE's heads is called here, None if it is none of them."""
+    """Returns the name in this project of a tensor of IRRA's or RDE's heads, or None if it is not part of them."""
     found = re.match(r"cross_modal_transformer\.resblocks\.(\d+)\.(.+)", name)
     if found is None:
         return _renamed(name, MLM | SELECTION)
@@ -156,7 +156,7 @@ def of_heads(name: str) -> str | None:
 
 
 def _renamed(name: str, names: Mapping[str, str]) -> str | None:
-    """Returns `name` with its beginning exchanged; a key without a dot at its end stands for a whole name."""
+    """Returns `name` with its prefix replaced as `names` says, or None. A key without a final dot is a whole name."""
     for old, new in names.items():
         if name == old or (old.endswith(".") and name.startswith(old)):
             return new + name[len(old) :]

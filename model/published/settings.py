@@ -1,4 +1,4 @@
-"""What the weights of a published CLIP do not tell: the activation of its blocks and how its images were prepared."""
+"""Settings of a published CLIP that its weights do not contain: activation, resizing and pixel statistics."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,11 +11,11 @@ from utils.checkpoints.folder import read_json
 from utils.errors import UserError
 
 Activation = Literal["gelu", "quick_gelu"]
-BILINEAR, BICUBIC = 2, 3  # as PIL and a preprocessor_config.json count
-MEAN: Final = [0.48145466, 0.4578275, 0.40821073]  # of CLIP, which all of them start from
+BILINEAR, BICUBIC = 2, 3  # numbers in PIL and in preprocessor_config.json
+MEAN: Final = [0.48145466, 0.4578275, 0.40821073]  # of CLIP, from which all of these models start
 STD: Final = [0.26862954, 0.26130258, 0.27577711]
 OPEN_CLIP: Final = "open_clip_config.json"
-# What open_clip's configs may change about the towers, and the only value that is CLIP's; absent is that as well.
+# Keys of open_clip's configs that change the towers, each with the value of CLIP. An absent key has CLIP's value.
 OF_CLIP: Final[Mapping[tuple[str, str], Any]] = {
     ("text_cfg", "no_causal_mask"): False,
     ("text_cfg", "pool_type"): "argmax",
@@ -33,10 +33,10 @@ OF_CLIP: Final[Mapping[tuple[str, str], Any]] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What a checkpoint is run with.
+    """The settings with which a checkpoint is run.
 
-    activation: of the blocks of both towers. told_by: where that is known from.
-    resample: how images are resized: 2 bilinear, 3 bicubic. mean, std: of the three channels, from 0 to 1.
+    activation: activation of the blocks of both towers. told_by: the source of this value, in words.
+    resample: how images are resized: 2 bilinear, 3 bicubic. mean, std: of the three channels, for pixels from 0 to 1.
     """
 
     activation: Activation
@@ -47,19 +47,19 @@ class Settings:
 
 
 def settings_of(state: State, layout: Layout, source: Path, given: Activation | None) -> Settings:
-    """Returns the settings of a checkpoint. A checkpoint that does not tell its activation is refused, not guessed at.
+    """Returns the settings of a checkpoint. The activation is never guessed: if it is unknown, this is an error.
 
-    IRRA and what follows its code (FMFA, RDE, HAM, NAM) start from OpenAI's CLIP and resize bilinearly; they are known
-    by their heads, or by having no temperature. Others resize as their own pre-training did: bicubic, unless
+    IRRA and models based on its code (FMFA, RDE, HAM, NAM) start from OpenAI's CLIP and resize bilinearly. Their heads
+    identify them, or the absence of a logit scale. Other models resize as in their pre-training: bicubic, unless
     open_clip's config says otherwise.
 
     Args:
         state, layout: from `one_layout`.
-        source: the file; configs are looked for beside it.
-        given: the activation that the user gives, which counts before all others.
+        source: the file. A config file is searched in the same folder.
+        given: the activation that the user gave. It overrides all other sources.
 
     Raises:
-        UserError: nothing tells the activation, or a config beside the file is of another model than CLIP.
+        UserError: the activation is unknown, or the config beside the file is not of a CLIP.
     """
     if "logit_scale" not in state or any(of_heads(name) for name in state):
         found = Settings("quick_gelu", "that of OpenAI's CLIP, which IRRA and its successors start from", BILINEAR)
@@ -84,7 +84,7 @@ def settings_of(state: State, layout: Layout, source: Path, given: Activation | 
 
 
 def _of_open_clip(path: Path) -> Settings:
-    """Returns what an open_clip_config.json says; what it leaves out is open_clip's default."""
+    """Returns the settings in an open_clip_config.json. An absent key has open_clip's default."""
     content = read_json(path)
     model, pixels = (content.get(part, {}) for part in ("model_cfg", "preprocess_cfg"))
     if not isinstance(model, dict) or not isinstance(pixels, dict):
@@ -107,7 +107,7 @@ def _of_open_clip(path: Path) -> Settings:
 
 
 def _of_transformers(path: Path) -> Settings:
-    """Returns what a config.json of `CLIPModel` says; without a word in it, its default is quick_gelu."""
+    """Returns the settings in a config.json of `CLIPModel`. An absent activation is the default, quick_gelu."""
     content = read_json(path)
     sections = [content.get(f"{tower}_config") or {} for tower in ("vision", "text")]
     found = {section.get("hidden_act", "quick_gelu") for section in sections if isinstance(section, dict)}
