@@ -103,7 +103,7 @@ def _cluster(bench: Bench, count: int, beside_cpu: bool) -> None:
 
 
 def same_clusters(one: Tensor, other: Tensor) -> float:
-    """Returns the share of samples whose cluster has the same members in both labellings, or that are outliers in both."""
+    """Returns the share of samples that are outliers in both labellings, or whose cluster has the same members."""
     pairs, members = torch.stack([one, other], dim=1).unique(dim=0, return_counts=True)
     sizes = [labels[labels >= 0].bincount(minlength=1) for labels in (one, other)]
     outliers = members[(pairs < 0).all(dim=1)].sum()
