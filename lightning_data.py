@@ -180,7 +180,7 @@ class TBPSDataModule(L.LightningDataModule):
         return count(self.dataset, self.tokenize)
 
     def check_loading(self) -> None:
-        """Raises `UserError` if batches cannot be built or shared out, or memory does not hold prefetched batches."""
+        """Raises `UserError` if batches cannot be built or shared out, or if memory cannot hold prefetched batches."""
         processes, splits = self._share["world_size"], (self.dataset.train, self.dataset.val, self.dataset.test)
         images = min(self._eval_batch_size, max(map(len, splits)))
         if self._views is not None:
@@ -248,7 +248,7 @@ class TBPSDataModule(L.LightningDataModule):
 
     def _training_set(self) -> PairDataset:
         if self._views is None:
-            raise RuntimeError("set_views(objective.needs) comes before training")
+            raise RuntimeError("call set_views(objective.needs) before training")
         options = {"with_pids": self._with_pids, "later": self._augments_on_device}
         return PairDataset(self.dataset.train, self._read, self._views, **options)
 

@@ -1,18 +1,18 @@
-"""Images per second and core that a loading process turns into the views of training, by where the work is done.
+"""Speed of data loading: images per second and core that a loading process turns into training views.
 
     uv run benchmarks/data.py [--images 512] [--size 384x128] [--aug tbps_clip] [--batch 64] [--repeats 5]
 
-JPEG files of the sizes of CUHK-PEDES' pedestrians are drawn into a temporary folder. One process on one thread loads
-training samples with all image views of an augmentation, as a worker does, without captions:
+The benchmark draws JPEG files with the image sizes of CUHK-PEDES into a temporary folder. One process with one thread
+loads training samples with all image views of an augmentation, as a worker does, but without captions:
 
-- files: every image is decoded and resized whenever it is read, then augmented (the plain path);
-- cache: decoded images come from the image cache, then augmented (dataset.augment_on=worker);
-- cache, device: the worker only reads the cache; the views are built by the GPU (dataset.augment_on=device), which is
-  not timed here.
+- files: every image is decoded, resized and augmented each time (the plain path);
+- cache: decoded images come from the image cache and are augmented (dataset.augment_on=worker);
+- cache, device: the worker only reads the cache. The GPU would build the views (dataset.augment_on=device); this part
+  is not timed here.
 
-Further lines split this up (reading and augmenting alone; augmenting images of 8x8, which is what calling costs, about
-what a process spends on telling a GPU what to do) and compare tokenising the captions of a batch with looking
-up what was tokenised before. Forms take turns; figures are medians over the turns, seconds of one core.
+More lines time the parts: only reading, only augmenting, and augmenting images of 8x8, which measures the calls alone
+and is about the time to start the work on a GPU. The last lines compare tokenising the captions of a batch with reading
+tokens that were kept. All forms run in turns. Figures are medians over the turns, in seconds of one core.
 """
 
 import argparse
@@ -51,7 +51,7 @@ CAPTION_WORDS, TOKENS = 24, 77
 
 
 def draw_records(root: Path, count: int) -> list[Record]:
-    """Returns records of `count` new JPEG files, blurred noise of 60 to 200 pixels width, upright, quality 90."""
+    """Writes `count` JPEG files and returns their records: blurred upright noise, 60 to 200 pixels wide, quality 90."""
     rng = random.Random(0)
     records = []
     for number in range(count):
@@ -74,7 +74,7 @@ def draw_tokenizer(captions: list[str]) -> PreTrainedTokenizerFast:
 
 
 def medians(forms: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Returns the seconds of a call of each form; the forms take turns."""
+    """Returns the median seconds of a call of each form. The forms run in turns."""
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     for _ in range(repeats):
         for name, form in forms.items():
@@ -85,7 +85,7 @@ def medians(forms: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
 
 
 def loading(dataset: PairDataset, batch: int) -> Callable[[], None]:
-    """Returns what loads all pairs of `dataset` once, in batches."""
+    """Returns a function that loads all pairs of `dataset` once, in batches."""
     collate = Collate(Tokenize(draw_tokenizer(WORDS.split()), TOKENS))
 
     def load() -> None:

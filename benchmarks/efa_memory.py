@@ -1,11 +1,11 @@
-"""Peak memory and time of EFA, forward and backward, beside the plain form of its equations.
+"""Peak memory and time of EFA, forward and backward, compared with the plain form of its equations.
 
     uv run benchmarks/efa_memory.py [--batches 16 32 64] [--chunk-size 8] [--threads 2]
 
-Every measurement runs in a process of its own: 192 patches (384x128 in 16-pixel patches), captions of 77 tokens,
-width 512, fp32. The peak is what is allocated on top of the tokens, gradients of the tokens included. On a GPU it
-is torch.cuda.max_memory_allocated. On a CPU it is the sum of the profiler's allocator events: exact to the byte,
-with the temporaries inside of kernels, where a resident set also counts libraries and pages not yet handed back.
+Every measurement runs in a separate process: 192 patches (384x128 in 16-pixel patches), captions of 77 tokens, width
+512, fp32. The peak is the memory allocated in addition to the tokens; gradients of the tokens count. On a GPU it is
+torch.cuda.max_memory_allocated. On a CPU it is the sum of the profiler's allocator events. This is exact to the byte
+and contains temporaries inside kernels; the resident set would also count libraries and pages not yet freed.
 """
 
 import argparse
@@ -39,7 +39,7 @@ Loss = Callable[..., Tensor]
 
 
 class Cost(NamedTuple):
-    """One forward and backward pass: bytes at the peak, seconds, and the loss, for all forms to agree on."""
+    """The cost of one forward and backward pass: peak in bytes, seconds, and the loss, which all forms must share."""
 
     peak: int
     seconds: float
@@ -47,7 +47,7 @@ class Cost(NamedTuple):
 
 
 def plain_efa(text: Tensor, image: Tensor, mask: Tensor, margin_text: float, margin_image: float) -> Tensor:
-    """Returns eqs. (5)-(12) of FMFA as they are written: every matrix whole, lambda = tau = 1, sigma = 1 / N."""
+    """Returns the loss of eqs. (5)-(12) of FMFA as written: whole matrices, lambda = tau = 1, sigma = 1 / N."""
     inner = text @ image.mT  # (B, L, N)
     low, high = inner.amin(dim=2, keepdim=True), inner.amax(dim=2, keepdim=True)
     relative = (inner - low) / (high - low)
@@ -86,7 +86,7 @@ def measure(loss: Loss, batch: int, threads: int, device: str) -> Cost:
         value.backward()
         return value.item()
 
-    step(2)  # libraries take their workspace
+    step(2)  # libraries allocate their workspace
     peak = (peak_on_gpu if device == "cuda" else peak_on_cpu)(partial(step, batch))
     start = time.perf_counter()
     value = step(batch)

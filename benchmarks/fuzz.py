@@ -1,11 +1,11 @@
-"""Spoiled and hostile files of every kind: each is either used or refused in one sentence, and none is obeyed.
+"""Fuzzing with damaged and hostile files: each file has to be used or refused in one sentence, and never executed.
 
     uv run benchmarks/fuzz.py [--mutations 1400] [--seed 0] [--only "archives" 17] [--limit 10]
 
-Every mutation is tried in a forked child of its own, with a limit on time and memory. A canary watches it: an audit
-hook reports what is started, connected to, imported anew, or written outside the child's folder. The table counts what
-was refused (one `UserError`), accepted, or ended in a traceback or a hang. Failures are told one by one; `--only`
-repeats one. Ends with status 1 if there was any.
+Every mutation runs in a separate forked child with limits on time and memory. An audit hook (the canary) reports
+processes that the child starts, connections, new imports, and writes outside its folder. The table counts mutations
+that were refused (one `UserError`), accepted, or ended in a traceback or a hang. Each failure is printed, and `--only`
+repeats one mutation. The exit status is 1 if there was a failure.
 """
 
 import argparse
@@ -43,15 +43,15 @@ from benchmarks.fuzz_kinds import KINDS, AcceptedError, Kind, import_all, make_s
 from utils.config.hydra_errors import job_sentence, user_error
 from utils.errors import LONGEST, fail
 
-MEMORY: Final = 4 << 30  # bytes that a child may have beside those that it starts with
-WAITING: Final = 6  # times the limit on its seconds of work: on a busy machine a child waits for its turn
+MEMORY: Final = 4 << 30  # bytes that a child may allocate in addition to those at its start
+WAITING: Final = 6  # factor from the limit on CPU seconds to the limit on wall time, for busy machines
 STARTED: Final = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "pty.spawn")
 CONNECTED: Final = ("socket.connect", "socket.bind", "socket.getaddrinfo", "urllib.Request", "webbrowser.open")
 CHANGED: Final = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.truncate")
 
 
 class Outcome(NamedTuple):
-    """end: refused, accepted, traceback or hang. message: what the user reads. canaries: what was done besides."""
+    """end: refused, accepted, traceback or hang. message: shown to the user. canaries: forbidden actions."""
 
     end: str
     message: str
@@ -68,11 +68,11 @@ class Failure(NamedTuple):
 
 
 class Fuzz:
-    """Sound files, made once, and children that use spoiled copies of them.
+    """Valid files, made once, and children that use damaged copies of them.
 
     Args:
-        folder: an empty one for both.
-        limit: seconds of work that a child has.
+        folder: empty folder for the valid files and the copies.
+        limit: CPU seconds of a child.
     """
 
     def __init__(self, folder: Path, *, limit: int = 10) -> None:
@@ -86,7 +86,7 @@ class Fuzz:
         self.modules = json.loads(made)
         import_all(self.modules)
         stop_where_nothing_more_is_read()
-        gc.freeze()  # children would copy what they collect
+        gc.freeze()  # garbage collection in a child would copy memory pages
         for kind in KINDS.values():
             _, outcome = self.attempt(kind)
             if outcome.end != "accepted" or outcome.canaries:
@@ -98,7 +98,7 @@ class Fuzz:
         return json.dumps(sorted(sys.modules))
 
     def attempt(self, kind: Kind, rng: Random | None = None) -> tuple[str, Outcome]:
-        """Has a child use a copy of a sound file, spoiled by `rng`; returns how it was spoiled and what came of it."""
+        """Lets a child use a copy of a valid file, damaged by `rng`. Returns the damage and the outcome."""
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir()
         told = in_child(lambda: self._copy(kind, rng), seconds=600) or "Traceback"
@@ -125,7 +125,7 @@ class Fuzz:
 
 
 def in_child(work: Callable[[], str], *, seconds: int) -> str | None:
-    """Returns what `work` returns in a forked child; None if that takes longer, or if the child dies."""
+    """Returns the result of `work` in a forked child, or None if the time is over or the child dies."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -158,18 +158,18 @@ def in_child(work: Callable[[], str], *, seconds: int) -> str | None:
 
 
 def limit_memory() -> None:
-    """Lets this process have `MEMORY` beside what it has."""
+    """Limits this process to its current memory plus `MEMORY`."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def watch(folder: Path, modules: list[str]) -> list[str]:
-    """Returns a list to which an audit hook adds whatever this process does that no reader of files should.
+    """Returns a list to which an audit hook adds every forbidden action of this process.
 
     Args:
-        folder: where it may write.
-        modules: what a sound run imports; packages of others are not to be imported.
+        folder: the only folder in which the process may write.
+        modules: modules that a run with valid files imports. Importing other packages is forbidden.
     """
     canaries: list[str] = []
     known = {name.partition(".")[0] for name in (*sys.modules, *modules)} | set(sys.builtin_module_names)
@@ -202,7 +202,7 @@ def watch(folder: Path, modules: list[str]) -> list[str]:
 
 
 def outcome_of(use: Callable[[], object]) -> tuple[str, str]:
-    """Returns how using a file ends, and what the user reads then."""
+    """Returns how the use of a file ends, and the message that the user sees."""
     try:
         use()
     except AcceptedError:
@@ -220,7 +220,7 @@ def outcome_of(use: Callable[[], object]) -> tuple[str, str]:
 
 
 def tell(failure: Failure) -> None:
-    """Prints a failure where it is found, and how to repeat it."""
+    """Prints a failure and the options that repeat it."""
     kind, number, how, outcome = failure
     print(f'--only "{kind}" {number}: {how}\n{outcome.end} {outcome.canaries}\n{outcome.message[-1500:]}\n', flush=True)
 
@@ -257,7 +257,7 @@ def run(fuzz: Fuzz, counts: dict[str, int], seed: int) -> tuple[PrettyTable, lis
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parses the command line, prints the table and the failures; returns 1 if there are any."""
+    """Parses the command line, and prints the table and the failures. Returns 1 if there are failures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mutations", type=int, default=1400, help="over all kinds")
     parser.add_argument("--seed", type=int, default=0)
@@ -281,4 +281,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
-    os._exit(status)  # not through the destructors of libraries, which print that they leak
+    os._exit(status)  # skips destructors of libraries, which print warnings about leaks

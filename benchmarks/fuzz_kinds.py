@@ -1,4 +1,4 @@
-"""What the fuzz spoils: sound files of each kind, how each is spoiled, and what a user does with it."""
+"""The kinds of files in the fuzz: valid files, functions that damage them, and functions that use them."""
 
 import importlib
 import shutil
@@ -48,13 +48,13 @@ SPEC: Final = SyntheticSpec(train=8, val=4, test=4, images_per_identity=2, heigh
 
 
 class AcceptedError(Exception):
-    """Raised where a spoiled file has been used so far that nothing of it is left to be read."""
+    """Raised when a damaged file has been read completely and accepted."""
 
 
 class Kind(NamedTuple):
-    """copy: puts a sound file where it is spoiled. spoil: spoils it and tells how. use: what a user does with it.
+    """copy: copies a valid file. spoil: damages the copy and returns how. use: uses it as a user would.
 
-    All of them get the folder of sound files and the folder to work in.
+    The three functions get the folder of valid files and the working folder.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Kind(NamedTuple):
 
 
 def make_sound(sound: Path, work: Path) -> None:
-    """Fills `sound` with a small dataset, a backbone, a run of one epoch (made in `work`), weights of IRRA."""
+    """Fills `sound` with a small dataset, a backbone, a run of one epoch (made in `work`), and weights of IRRA."""
     root = sound / "root"
     generate(root, SPEC, workers=1)
     prepare(TINY, root, steps=1)
@@ -83,18 +83,18 @@ def stop_where_nothing_more_is_read() -> None:
     def accepted(*_: Any) -> None:
         raise AcceptedError
 
-    code()  # remembered, so that no child asks git
+    code()  # the result is cached, so that no child starts git
     LitTBPS.on_train_batch_end = accepted  # type: ignore[method-assign]
     LitRanker.test_step = accepted  # type: ignore[method-assign, assignment]
 
 
 def import_all(names: list[str]) -> None:
-    """Imports what a sound run imported, so that whatever a spoiled file imports is something else."""
+    """Imports all modules that a run with valid files imports, so that any new import comes from a damaged file."""
     for name in names:
         if name not in sys.modules and not name.startswith(("_", "tests", "triton")):
             try:
                 importlib.import_module(name)
-            except Exception as error:  # made at run time, or for another platform
+            except Exception as error:  # a module created at run time, or for another platform
                 print(f"not imported: {name} ({error})", file=sys.stderr)
 
 
@@ -151,7 +151,7 @@ def _load(sound: Path, work: Path) -> None:
     tokenize.count(["a man in a red coat"])
     tokens = tokenize(["a man in a red coat"])
     ranking_notes(folder, 5)
-    if int(tokens.ids.max()) < backbone.vocab_size:  # else the datamodule refuses
+    if int(tokens.ids.max()) < backbone.vocab_size:  # otherwise the datamodule refuses
         backbone.text(*tokens)
     backbone.image(torch.zeros(1, 3, 64, 32, dtype=torch.uint8))
 
@@ -165,7 +165,7 @@ def _prepare(sound: Path, work: Path) -> None:
 def _read(sound: Path, work: Path) -> None:
     try:
         read_dataset("drawn", work)
-    finally:  # the doctor goes on where reading stops
+    finally:  # the doctor continues after errors that stop reading
         report = examine("drawn", work, decode=False)
         longest = max((*report["errors"], *report["warnings"]), key=len, default="")
         if len(longest) > 500:

@@ -1,4 +1,4 @@
-"""Ways to spoil a file or what is in it, each drawn from a random generator and told in a few words."""
+"""Random damage to a file or its content. Each function returns a description of the damage."""
 
 import copy
 import json
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from benchmarks.fuzz_pickles import CANARY, MARK
 
-DEEP: Final = 400  # values within each other; pickle writes up to some 490
+DEEP: Final = 400  # levels of nesting; pickle can write about 490
 
-# What no reader expects in place of a value.
+# Values that no reader expects.
 VALUES: Final[tuple[Any, ...]] = (
     *(None, True, False, 0, -1, 1, 3, 2**31, 2**63, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf")),
     *("", " ", "x", "1", "true", "x" * 100_000, "é" * 3000, "\u202e\u200b\x1b[31m\r\n", "\0", "\ud800", "名前", "😀"),
@@ -27,10 +27,10 @@ VALUES: Final[tuple[Any, ...]] = (
 
 
 def spoil_file(rng: Random, path: Path, others: list[Path]) -> str:
-    """Damages `path` as disks, downloads and jokers do; returns how.
+    """Damages the file `path` and returns how.
 
     Args:
-        others: files whose content may take its place.
+        others: files whose content may replace its content.
     """
     content = path.read_bytes()
     kind = rng.choice(
@@ -63,7 +63,7 @@ def spoil_file(rng: Random, path: Path, others: list[Path]) -> str:
 
 
 def _spoil_node(rng: Random, path: Path) -> str:
-    """Puts something else than a file in place of `path`."""
+    """Replaces `path` by something that is not a file, and returns how."""
     kind = rng.choice(("absent", "folder", "loop", "dangling", "elsewhere", "fifo", "device"))
     path.unlink()
     match kind:
@@ -83,10 +83,10 @@ def _spoil_node(rng: Random, path: Path) -> str:
 
 
 def spoil_tree(rng: Random, tree: Any, *, calls: bool = False) -> tuple[Any, str]:
-    """Returns `tree` (of dicts, lists, plain values and tensors) with one place changed, and how.
+    """Returns `tree` (of dicts, lists, plain values and tensors) with one change, and a description of it.
 
     Args:
-        calls: whether a call, which only a pickle can hold, may be put there; see `write_pickled`.
+        calls: whether the change may be a call, which only a pickle can contain; see `write_pickled`.
     """
     container, key, where = _place(rng, tree)
     if container is None:
@@ -131,7 +131,7 @@ def spoil_tree(rng: Random, tree: Any, *, calls: bool = False) -> tuple[Any, str
 
 
 def spoil_tensor(rng: Random, tensor: Tensor) -> tuple[Any, str]:
-    """Returns something like `tensor` that no reader should take for it, and what it is."""
+    """Returns an object similar to `tensor` that readers should refuse, and a description of it."""
     holed = tensor.clone().flatten()
     if holed.is_floating_point() and len(holed):
         holed[rng.randrange(len(holed))] = rng.choice((float("nan"), float("inf")))
@@ -164,7 +164,7 @@ def _with_attribute(tensor: Tensor) -> Tensor:
 
 
 def spoil_json(rng: Random, path: Path, others: list[Path]) -> str:
-    """Changes a JSON file: mostly one place of its content, else its text or the file; returns how."""
+    """Changes a JSON file: usually one value, sometimes its text or the file. Returns how."""
     way = rng.choice(("tree",) * 7 + ("text", "file"))
     if way == "file":
         return spoil_file(rng, path, others)
@@ -198,7 +198,7 @@ def _spoil_text(rng: Random, path: Path, text: str) -> str:
 
 
 def _place(rng: Random, tree: Any) -> tuple[Any, Any, str]:
-    """Returns a container within `tree`, one of its keys, and the way there; None where `tree` has nothing inside."""
+    """Returns a container inside `tree`, one of its keys, and the path to it; None and None if `tree` is empty."""
     container, key, way = None, None, []
     while isinstance(tree, dict | list) and tree and (container is None or rng.random() < 0.75):
         container = tree
@@ -209,7 +209,7 @@ def _place(rng: Random, tree: Any) -> tuple[Any, Any, str]:
 
 
 def copied(source: Path, target: Path) -> Path:
-    """Returns `target`, a fresh copy of a file or folder."""
+    """Copies a file or folder to `target`, which is replaced, and returns `target`."""
     if source.is_dir():
         return Path(shutil.copytree(source, target))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -217,5 +217,5 @@ def copied(source: Path, target: Path) -> Path:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Yields the plain files in `folder` itself."""
+    """Yields the plain files directly in `folder`."""
     return (path for path in sorted(folder.iterdir()) if path.is_file())

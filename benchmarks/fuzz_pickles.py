@@ -1,4 +1,4 @@
-"""Pickles that call what they should not."""
+"""Hostile pickles, which contain calls."""
 
 import pickle
 import sys
@@ -9,10 +9,10 @@ from typing import Any, Final
 
 import torch
 
-CANARY: Final = "canary"  # the file that hostile content tries to make
+CANARY: Final = "canary"  # name of the file that hostile content tries to create
 MARK: Final = "<a call stands here>"
 
-# module, name and arguments of calls that a pickle may ask for
+# module, name and arguments of the calls in the pickles
 CALLS: Final[tuple[tuple[str, str, tuple[Any, ...]], ...]] = (
     ("os", "system", (f"touch {CANARY}",)),
     ("posix", "system", (f"touch {CANARY}",)),
@@ -51,14 +51,14 @@ CALLS: Final[tuple[tuple[str, str, tuple[Any, ...]], ...]] = (
     ("_codecs", "encode", ("x", "rot13")),
     ("_codecs", "encode", ("x", CANARY)),
 )
-# A pickled dict whose key is tuples within tuples, 60 deep, each twice: its hash takes 2 to the power of 60 steps.
+# A pickled dict whose key is a tuple that contains the same tuple twice, 60 levels deep: its hash takes 2^60 steps.
 ENDLESS_KEY: Final = b"}K\x01r\x40\x42\x0f\x00" + b"j\x40\x42\x0f\x00\x86r\x40\x42\x0f\x00" * 60 + b"K\x01s"
 
 
 def write_pickled(rng: Random, content: Any, path: Path) -> str:
-    """Writes `content` as torch.save does, with a call where `MARK` stands; returns what was done besides."""
+    """Writes `content` in the format of torch.save, with a call in place of `MARK`. Returns a description."""
     limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(100_000)  # for what is nested deeply: what reads it must cope, not what writes it
+    sys.setrecursionlimit(100_000)  # lets this writer write deep nesting, which readers have to handle
     try:
         torch.save(content, path, _use_new_zipfile_serialization=rng.random() < 0.9)
     finally:
@@ -87,7 +87,7 @@ def write_pickled(rng: Random, content: Any, path: Path) -> str:
 
 
 def write_raw_pickle(rng: Random, path: Path) -> str:
-    """Writes a pickle of its own, in one of all protocols, that calls something; returns what."""
+    """Writes a pickle with a call, in a random protocol. Returns a description."""
     module, name, arguments = rng.choice(CALLS)
     protocol = rng.randrange(6)
     inner = pickle.dumps(arguments, protocol=2)[2:-1]

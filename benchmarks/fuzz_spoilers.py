@@ -1,4 +1,4 @@
-"""How checkpoints, weights, backbone folders, annotation files and archives are spoiled for the fuzz."""
+"""Damage to checkpoints, weights, backbone folders, annotation files and archives, for the fuzz."""
 
 import io
 import json
@@ -19,7 +19,7 @@ from utils.checkpoints.folder import PICKLED, WEIGHTS
 
 TINY: Final = "tiny_siglip"
 DATASET: Final = "DRAWN-PEDES"
-FILES: Final = ("imgs/a/1.jpg", "imgs/2.jpg", "reid_raw.json")  # of an archive
+FILES: Final = ("imgs/a/1.jpg", "imgs/2.jpg", "reid_raw.json")  # members of an archive
 
 
 def last_checkpoint(work: Path) -> Path:
@@ -28,7 +28,7 @@ def last_checkpoint(work: Path) -> Path:
 
 
 def spoil_checkpoint(rng: Random, sound: Path, work: Path) -> str:
-    """Spoils the last checkpoint of the run in `work`; returns how."""
+    """Damages the last checkpoint of the run in `work` and returns how."""
     path = last_checkpoint(work)
     how = rng.choice(("tree",) * 8 + ("file", "pickle"))
     if how == "file":
@@ -51,7 +51,7 @@ def spoil_checkpoint(rng: Random, sound: Path, work: Path) -> str:
 
 
 def spoil_published(rng: Random, sound: Path, work: Path) -> str:
-    """Spoils weights in OpenAI's layout; returns how."""
+    """Damages weights in OpenAI's layout and returns how."""
     path = work / "irra.pth"
     how = rng.choice(("tree",) * 5 + ("file", "pickle", "safetensors"))
     if how == "file":
@@ -76,7 +76,7 @@ def spoil_published(rng: Random, sound: Path, work: Path) -> str:
 
 
 def _spoil_safetensors(rng: Random, tensors: dict[str, torch.Tensor], path: Path) -> str:
-    """Writes `tensors` with one of them spoiled, or with a header that lies."""
+    """Writes `tensors` with one damaged tensor or with a wrong header, and returns how."""
     told = ""
     if rng.random() < 0.6:
         name = rng.choice(sorted(tensors))
@@ -100,7 +100,7 @@ def _spoil_safetensors(rng: Random, tensors: dict[str, torch.Tensor], path: Path
 
 
 def spoil_backbone(rng: Random, sound: Path, work: Path) -> str:
-    """Spoils one file of a backbone's folder, or makes it ask for code; returns how."""
+    """Damages one file of a backbone's folder, or makes the folder request code. Returns how."""
     folder = work / "folder"
     others = list(files_below(folder))
     if rng.random() < 0.1:
@@ -119,7 +119,7 @@ def spoil_backbone(rng: Random, sound: Path, work: Path) -> str:
 
 
 def _redirected(rng: Random, folder: Path) -> dict[str, Any]:
-    """Returns a config that asks transformers for code, after writing what else in `folder` asks for it."""
+    """Writes files to `folder` that request code, and returns a config that requests code from transformers."""
     code = "open('canary', 'w')\nclass X:\n    pass\n"
     for name in ("configuration_x.py", "modeling_x.py", "tokenization_x.py"):
         (folder / name).write_text(code)
@@ -159,13 +159,13 @@ def _redirected(rng: Random, folder: Path) -> dict[str, Any]:
 
 
 def spoil_annotations(rng: Random, sound: Path, work: Path) -> str:
-    """Spoils an annotation file; returns how."""
+    """Damages an annotation file and returns how."""
     folder = work / DATASET
     return spoil_json(rng, folder / "data_captions.json", [folder / "synthetic.json", sound / "irra.pth"])
 
 
 def spoil_archive(rng: Random, sound: Path, work: Path) -> str:
-    """Writes an archive with hostile names and members, and spoils some; returns how."""
+    """Writes an archive with hostile names and members, and damages some archives. Returns how."""
     (work / "archive.tar").unlink()
     hostile = [
         "../evil",
@@ -235,7 +235,7 @@ def _places(content: bytearray, mark: bytes) -> Iterator[int]:
 
 
 def write_tar(rng: Random, path: Path, names: Sequence[str], hostile: float = 0.15) -> str:
-    """Writes a tar of members that are `hostile` with that probability; returns in what."""
+    """Writes a tar whose members are hostile with probability `hostile`. Returns a description."""
     told = ""
     with tarfile.open(path, f"w:{path.suffix[1:].replace('tar', '')}") as archive:  # type: ignore[call-overload]
         for name in names:

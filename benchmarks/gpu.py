@@ -1,10 +1,10 @@
-"""Proves the project on a GPU, claim by claim; without one, a reduced set of the same on the CPU.
+"""Checks the claims about this project on a GPU, or smaller versions of them on the CPU if there is no GPU.
 
     uv run benchmarks/gpu.py [--minutes 10] [--memory-gb 12] [--json FILE] [CLAIM ...]
 
-Needs no network, weights or datasets: models are full-size with random weights, data are drawn. Memory is capped, so
-that a larger card answers for a smaller one. Each claim prints its table as soon as it is known, has its share of
-the time, and survives the failure of the others, which are told again at the end. Exit status 1 if one failed.
+It needs no network, weights or datasets: models are full-size with random weights, data are drawn. Memory is capped, so
+that a larger card can stand for a smaller one. Each claim has a share of the time and prints its table when complete. A
+failed claim does not stop the others, and failures are listed at the end. The exit status is 1 if one failed.
 """
 
 import argparse
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.gpu_claims.runner import Claim, Finding, Runner, Settings
 
 HERE: Final = "benchmarks.gpu_claims"
-CLAIMS: Final = tuple(  # the most important first: the last ones go without where time is short
+CLAIMS: Final = tuple(  # the most important first, because the last ones are left out if time is short
     Claim(name, sentence, seconds, f"{HERE}.{target}")
     for name, sentence, seconds, target in (
         ("recipes", "every recipe trains within the memory that is planned for it", 170, "recipes:recipes"),
@@ -40,14 +40,14 @@ CLAIMS: Final = tuple(  # the most important first: the last ones go without whe
         ("compile", "compiled towers are faster and compile once", 100, "options:compiled"),
     )
 )
-LEAST: Final = 5.0  # seconds; with less, a claim is not begun
+LEAST: Final = 5.0  # seconds that have to be left to start a claim
 
 
 def main(arguments: Sequence[str] | None = None, claims: Sequence[Claim] = CLAIMS) -> int:
-    """Works off the claims that the command line names, all unless it names some; returns the exit status."""
+    """Runs the claims that the command line names, or all claims. Returns the exit status."""
     options = parse(arguments, claims)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait asleep, as in trainer.py
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: cleans up, and tells what is known
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads sleep, as in trainer.py
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: cleans up and prints the findings so far
     chosen = [claim for claim in claims if claim.name in options.claims or not options.claims]
     end = time.monotonic() + 60 * options.minutes
     findings: dict[str, Finding] = {}
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None, claims: Sequence[Claim] = CLAIM
 
 
 def parse(arguments: Sequence[str] | None, claims: Sequence[Claim]) -> Any:
-    """Returns the options; ends the process where they cannot be."""
+    """Returns the options. Ends the process if they are invalid."""
     lines = "\n".join(f"  {claim.name:14}{claim.sentence} ({claim.seconds:.0f} s)" for claim in claims)
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0] if __doc__ else None,
@@ -99,7 +99,7 @@ def parse(arguments: Sequence[str] | None, claims: Sequence[Claim]) -> Any:
         parser.error("--minutes has to be above 0, --memory-gb above 1")
     options.failures = (options.json or Path("outputs/gpu.json")).with_suffix(".failures.txt")
     try:
-        options.failures.unlink(missing_ok=True)  # of the run before
+        options.failures.unlink(missing_ok=True)  # from the previous run
         if options.json is not None:
             replace(options.json, "{}")
     except OSError as error:
@@ -108,7 +108,7 @@ def parse(arguments: Sequence[str] | None, claims: Sequence[Claim]) -> Any:
 
 
 def save(options: Any, facts: dict[str, Any], findings: dict[str, Finding]) -> None:
-    """Writes what is known so far: all figures, where a file is asked for, and the tracebacks of what failed."""
+    """Writes the findings so far: all figures, if a file was given, and the tracebacks of failures."""
     texts = [f"{name}: {what}\n{text}" for name, found in findings.items() for what, text in found.failures]
     figures = {"machine": facts, "claims": {name: asdict(found) for name, found in findings.items()}}
     if options.json is not None:
@@ -118,7 +118,7 @@ def save(options: Any, facts: dict[str, Any], findings: dict[str, Finding]) -> N
 
 
 def replace(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
@@ -126,14 +126,14 @@ def replace(path: Path, text: str) -> None:
 
 
 def introduce(facts: dict[str, Any]) -> None:
-    """Prints what the claims are tried on."""
+    """Prints the machine on which the claims are tested."""
     if not facts["gpu"]:
         show("No CUDA device: a reduced set of the claims runs on the CPU, with tiny models.\n")
     show(f"on {', '.join(f'{name} {value}' for name, value in facts.items() if name != 'gpu')}")
 
 
 def conclude(findings: dict[str, Finding], details: Path) -> int:
-    """Prints what came of each claim and returns the exit status."""
+    """Prints the result of each claim and returns the exit status."""
     show("\n## Together\n\n| claim | | seconds |\n|---|---|---|")
     for name, found in findings.items():
         show(f"| {name} | {found.status} | {found.seconds:.0f} |")

@@ -1,11 +1,11 @@
-"""Peak memory and time of a training step over a growing batch, with GradCache and plain.
+"""Peak memory and time of a training step for growing batches, with and without GradCache.
 
     uv run benchmarks/grad_cache.py [--batches 64 128 256 512 1024] [--micro-batch 64] [--base] [--threads 2]
 
-Every measurement runs in a process of its own: hybrid_circle's losses on four image views and a caption of 64
-tokens, SigLIP of 3 layers and width 128 at 128x64 in fp32; with --base 12 layers and width 768 at 384x128 under
-bf16, which asks for a GPU. The peak is what forward and backward allocate on top of weights and batch, gradients of
-the weights included; see efa_memory.py for how it is found.
+Every measurement runs in a separate process: the losses of hybrid_circle on four image views and a caption of 64
+tokens, with a SigLIP of 3 layers and width 128 at 128x64 in fp32. With --base it has 12 layers and width 768 at 384x128
+in bf16, which needs a GPU. The peak is the memory that forward and backward allocate in addition to weights and batch,
+gradients of the weights included. efa_memory.py explains how it is measured.
 """
 
 import argparse
@@ -50,7 +50,7 @@ TINY, BASE = Size(3, 128, 128, 64), Size(12, 768, 384, 128)
 
 
 class Cost(NamedTuple):
-    """One forward and backward pass: bytes at the peak, seconds, and the loss, for both forms to agree on."""
+    """The cost of one forward and backward pass: peak in bytes, seconds, and the loss, which both forms must share."""
 
     peak: int
     seconds: float
@@ -108,7 +108,7 @@ def measure(size: Size, batch: int, micro_batch: int | None, threads: int, devic
         loss.backward()
         return loss.item()
 
-    step(4)  # libraries take their workspace
+    step(4)  # libraries allocate their workspace
     model.zero_grad()
     peak = (peak_on_gpu if device == "cuda" else peak_on_cpu)(partial(step, batch))
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Where `benchmarks/kills.py` kills: at every hook and file operation of an epoch, and half way through writes."""
+"""The instants at which `benchmarks/kills.py` kills: every hook and file operation of an epoch, and during writes."""
 
 import functools
 import io
@@ -16,10 +16,10 @@ LOOKED_AT = 1  # the epoch
 
 
 class Instants:
-    """Named instants of an epoch: before and after every hook, every file operation, and in the middle of writes.
+    """The named instants of an epoch: before and after every hook and file operation, and in the middle of writes.
 
     Args:
-        kill_at: (name, which time), at which the process is killed; None: names are written to `names_file`.
+        kill_at: (name, occurrence) of the instant at which to kill the process. None: writes names to `names_file`.
     """
 
     def __init__(self, names_file: Path, kill_at: tuple[str, int] | None = None) -> None:
@@ -29,7 +29,7 @@ class Instants:
         self._seen: Counter[str] = Counter()
 
     def __call__(self) -> None:
-        """Watches this process from now on."""
+        """Starts to watch this process."""
         from lightning.pytorch.trainer import call
 
         import utils.checkpoints.weights
@@ -98,7 +98,7 @@ class Instants:
 
 
 class _Halved:
-    """torch, but half of what it saves is written before the other half."""
+    """A proxy of torch that saves files in two halves, with an instant between them."""
 
     def __init__(self, module: Any, at: Callable[[str], None]) -> None:
         self._module = module
@@ -114,7 +114,7 @@ class _Halved:
 
 
 class _HalvedFile:
-    """A file, but half of what is written to it comes to disk before the other half."""
+    """A proxy of a file that writes to disk in two halves, with an instant between them."""
 
     def __init__(self, file: Any, name: str, at: Callable[[str], None]) -> None:
         self._file = file

@@ -1,13 +1,13 @@
-"""Kills runs at random instants and at every hook, continues them, and counts which end as if nothing had happened.
+"""Kills of runs at random instants and at every hook: continued runs have to end with the same result.
 
-uv run benchmarks/kills.py --chains 8               random kills, so many chains for each mode
+uv run benchmarks/kills.py --chains 8               random kills, 8 chains for each mode
 uv run benchmarks/kills.py --hooks                  one kill at every hook and file operation of an epoch
-uv run benchmarks/kills.py --chains 4 --sigterm     signals that let a run save, in place of kills
+uv run benchmarks/kills.py --chains 4 --sigterm     SIGTERM, which lets a run save, instead of kills
 
-A chain is one run, killed and continued with `ckpt_path=last` until it ends. It is identical if last.ckpt (weights,
-optimizer, schedule, callbacks, counters), the best file and its weights, metrics.json and the rows of logs/steps.csv
-are those of a run that was left alone, throughput and memory aside, and nothing unfinished is left. Each run is a fork
-of this process, which has imported everything.
+A chain is one run that is killed and continued with `ckpt_path=last` until it ends. It is identical to an undisturbed
+run if last.ckpt (weights, optimizer, schedule, callbacks, counters), the best file and its weights, metrics.json and
+the rows of logs/steps.csv are equal, except throughput and memory, and no unfinished files are left. Each run is a fork
+of this process, which has already imported all modules.
 """
 
 import argparse
@@ -43,7 +43,7 @@ SHORT = (
     "trainer.log_every_n_steps=2",
     "logger=csv",
     "shown_queries=0",
-    "callbacks.last.mode=min",  # on so little data R@1 falls, and the best file is to be replaced
+    "callbacks.last.mode=min",  # R@1 falls on so little data, so this replaces the best file
 )
 EVERY_2 = "callbacks.last.every_n_steps=2"  # of 6, so that it falls on an epoch's last step
 CLIP = "backbone=tiny_clip"
@@ -76,7 +76,7 @@ MODES = {
     ),
     "validated within epochs": ("loss=baseline", EVERY_2, "+trainer.val_check_interval=0.5"),
 }
-# On so little data R@1 falls from epoch to epoch: with mode=min the best file is replaced.
+# On so little data R@1 falls with every epoch, so mode=min replaces the best file.
 EVERY_HOOK = (  # relabels, counts for early stopping, saves on an epoch's last step, and replaces the best file
     "experiment=cpcl",
     CLIP,
@@ -84,11 +84,11 @@ EVERY_HOOK = (  # relabels, counts for early stopping, saves on an epoch's last 
     "callbacks=early_stopping",
     "callbacks.last.every_n_steps=3",
 )
-SETTING_UP = 0.15  # of a run's CPU time, about; a kill before finds nothing to lose
+SETTING_UP = 0.15  # approximate share of a run's CPU time before training; a kill in this time loses nothing
 
 
 def run_trainer(arguments: list[str], log: Path, get_ready: Callable[[], None]) -> tuple[int, float]:
-    """Returns how trainer.py with `arguments` ended in a fork that `get_ready` got ready, and its CPU seconds."""
+    """Runs trainer.py with `arguments` in a fork prepared by `get_ready`. Returns how it ended and its CPU seconds."""
 
     def work() -> None:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -107,7 +107,7 @@ def run_trainer(arguments: list[str], log: Path, get_ready: Callable[[], None]) 
 
 
 def quiet_report() -> None:
-    """Leaves out the pictures of the report, which take as long as a small run's training and are not compared."""
+    """Turns off the plots of the report, which are not compared and take as long as the training of a small run."""
     from utils.report.run_report import RunReport
 
     RunReport.draw = lambda *_: None  # type: ignore[method-assign,assignment]
@@ -119,10 +119,10 @@ def run_chain(
     """Starts a run and continues it until it ends by itself.
 
     Args:
-        endings: what gets each attempt but the last one ready to be ended.
+        endings: one function for each attempt except the last. It prepares the process to be killed.
 
     Returns:
-        The run's folder, how often it was ended, and the CPU seconds of each attempt.
+        The run's folder, the number of kills, and the CPU seconds of each attempt.
     """
     out.mkdir(parents=True)
     ended, seconds = 0, []
@@ -141,7 +141,7 @@ def run_chain(
 
 
 def killed_after(seconds: float, signum: int) -> Callable[[], None]:
-    """Returns what lets a process die, or be sent SIGTERM, when it has used so much CPU time."""
+    """Returns a function that lets the process die, or get SIGTERM, after this much CPU time."""
 
     def arm() -> None:
         if signum == signal.SIGTERM:
@@ -152,7 +152,7 @@ def killed_after(seconds: float, signum: int) -> Callable[[], None]:
 
 
 def import_all(root: Path, folder: Path) -> None:
-    """Imports here what a run imports, so that its forks need not."""
+    """Imports all modules of a run in this process, so that its forks do not have to."""
     names = folder / "modules.txt"
 
     def tell() -> None:
@@ -173,7 +173,7 @@ def import_all(root: Path, folder: Path) -> None:
 
 
 def kill_at_random(options: argparse.Namespace, root: Path, folder: Path) -> bool:
-    """Prints a line for each mode; returns whether all chains were identical."""
+    """Prints a line for each mode. Returns whether all chains were identical."""
     signum = signal.SIGTERM if options.sigterm else signal.SIGPROF
     total: Counter[str] = Counter()
     print(f"{'mode':<26} {'identical':>9} {'chains':>7} {'kills':>6} {'seconds':>8}")
@@ -201,7 +201,7 @@ def kill_at_random(options: argparse.Namespace, root: Path, folder: Path) -> boo
 
 
 def kill_at_hooks(options: argparse.Namespace, root: Path, folder: Path) -> bool:
-    """Prints how many of the kills at each instant were as if nothing had happened; returns whether all were."""
+    """Prints how many kills at each instant did not change the result. Returns whether this holds for all."""
     names = folder / "names.txt"
     expected, _, _ = run_chain(EVERY_HOOK, root, folder / "whole", [])
     watched, _, _ = run_chain(EVERY_HOOK, root, folder / "watched", [Instants(names)])

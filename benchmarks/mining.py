@@ -1,10 +1,10 @@
-"""Time and peak memory of pseudo labelling over N captions of N/2 images, beside a dense implementation.
+"""Time and peak memory of pseudo labelling for N captions of N/2 images, compared with a dense implementation.
 
     uv run benchmarks/mining.py [--sizes 8192 17027 34054 68126] [--threads 2] [--dense-up-to 8192]
 
-The features are drawn as those of a re-ID set: 512 wide, persons of six captions that lie in 48 dimensions.
-Every size runs in a process of its own. "clustering" is what an epoch does: only distances that DBSCAN looks
-at are stored. "all distances" stores every distance below 1.
+The random features resemble those of a re-ID dataset: 512 wide, with six captions per person in 48 dimensions. Every
+size runs in a separate process. "clustering" is the work of an epoch, which stores only the distances that DBSCAN
+reads. "all distances" stores every distance below 1.
 """
 
 import argparse
@@ -41,7 +41,7 @@ Figures = dict[str, float]
 
 
 class Stopwatch:
-    """Seconds of each stage, and the process' peak memory in GiB up to its end."""
+    """The seconds of each stage, and the peak memory of the process in GiB at the end of the stage."""
 
     def __init__(self) -> None:
         self.figures: Figures = {}
@@ -57,7 +57,7 @@ class Stopwatch:
 def drawn_features(count: int) -> tuple[Tensor, Modality]:
     """Returns the unit features ``(N, 512)`` of captions, and the images (N/2) with the persons as clusters.
 
-    Caption i belongs to image i // 2, image i to person i // 3. A third of the images, drawn, are outliers.
+    Caption i belongs to image i // 2, and image i to person i // 3. A random third of the images are outliers.
     """
     draw = torch.Generator().manual_seed(0)
     persons = torch.arange(count) // CAPTIONS_OF_A_PERSON
@@ -101,7 +101,7 @@ def measure_dense(count: int, threads: int) -> Figures:
 
 
 def dense_jaccard(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Returns the k-reciprocal Jaccard distances ``(N, N)`` by matrices of that size throughout."""
+    """Returns the k-reciprocal Jaccard distances ``(N, N)``, computed with dense matrices."""
     count = len(features)
     squared = 2 - 2 * features @ features.T
     np.fill_diagonal(squared, -1)

@@ -1,12 +1,12 @@
-"""Evaluation with a part head beside a global embedding of equal width: what encoding and ranking cost.
+"""Time of evaluation with a part head, compared with a global embedding of equal width.
 
     uv run benchmarks/part_evaluation.py [--images 3074] [--captions 6156] [--width 512] [--threads 2]
 
-The part head (D = 4, P = 4) turns the tokens of a backbone (24 x 8 patches, 77 words) into 9 blocks of `width`
-numbers; the global embedding is the pooled feature, projected to as many. Ranking is both directions of
-`utils.ranking.retrieval_metrics`, which sees one inner product either way. The backbone costs both the same: CLIP
-ViT-B/16 with drawn weights encodes some images of 384x128 and some captions, from which the time of all follows. The
-best of several rounds counts.
+The part head (D = 4, P = 4) turns the tokens of a backbone (24 x 8 patches, 77 words) into 9 blocks of `width` numbers.
+The global embedding is the pooled feature, projected to the same total width. Ranking is both directions of
+`utils.ranking.retrieval_metrics`, which computes one inner product in both cases. The time of the backbone is the same:
+CLIP ViT-B/16 with random weights encodes a sample of images of 384x128 and of captions, and the time is scaled to all.
+Figures are the best of several rounds.
 """
 
 import argparse
@@ -27,14 +27,14 @@ from model.heads import PartHead
 from utils.ranking.retrieval import retrieval_metrics
 
 GRID, LENGTH, BATCH, PARTS = (24, 8), 77, 64, 4
-SAMPLE = 16  # images, and captions, that the backbone is timed with
+SAMPLE = 16  # number of images, and of captions, to time the backbone
 Encode = Callable[[BackboneOutput], Tensor]
 
 
 def best_of(rounds: int, work: Callable[[], object], device: str) -> float:
     """Returns the seconds of the fastest round."""
     seconds = []
-    for _ in range(rounds + 1):  # the first one warms up
+    for _ in range(rounds + 1):  # the first round is a warm-up
         start = time.perf_counter()
         work()
         if device == "cuda":
@@ -44,7 +44,7 @@ def best_of(rounds: int, work: Callable[[], object], device: str) -> float:
 
 
 def drawn_outputs(width: int, device: str) -> tuple[BackboneOutput, BackboneOutput]:
-    """Returns what a backbone might give for a batch of images and one of captions."""
+    """Returns random outputs of a backbone for a batch of images and a batch of captions."""
     draw = torch.Generator().manual_seed(0)
     outputs = []
     for length in (GRID[0] * GRID[1], LENGTH):
@@ -54,7 +54,7 @@ def drawn_outputs(width: int, device: str) -> tuple[BackboneOutput, BackboneOutp
 
 
 def encoding_seconds(width: int, images: int, captions: int, rounds: int, device: str) -> tuple[float, float]:
-    """Returns the seconds that heads need for all images and captions: the part head, the projection."""
+    """Returns the seconds for all images and captions: of the part head, and of the projection."""
     head = PartHead(width, GRID, coarse=PARTS, fine=PARTS).to(device).eval()
     project = nn.Linear(width, head.embed_dim).to(device)
 

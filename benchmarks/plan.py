@@ -1,9 +1,9 @@
-"""What a training step of every experiment takes, as planned for one GPU; nothing is computed.
+"""Planned memory of a training step of every experiment on one GPU. Nothing is computed.
 
     uv run benchmarks/plan.py [--memory-gb 12] [any Hydra overrides...]
 
-Prints a Markdown table: a row is a primary config with an experiment at its default settings, each in GiB at the
-peak of a step, with the largest batch that fits. Rows that do not fit name what makes them fit.
+It prints a Markdown table. A row is a primary config with an experiment at its defaults, with the peak of a step in GiB
+and the largest batch that fits. If a config does not fit, its row names options that make it fit.
 """
 
 import argparse

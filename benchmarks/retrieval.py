@@ -1,13 +1,13 @@
-"""Time and memory of ranking, beside the usual evaluator that sorts everything and beside the bare matrix product.
+"""Time and memory of ranking, compared with the usual evaluator, which sorts everything, and with the matrix product.
 
     uv run benchmarks/retrieval.py [--sets cuhk icfg large] [--dim 512 768] [--repeats 3] [--threads 2] [--scale 1.0]
 
-Sets have the size of a test split: CUHK-PEDES (6,156 captions, 3,074 images) and ICFG-PEDES (19,848 of each), 1,000
-identities; `large` is 100,000 of each, 5,000 identities, and is not sorted: its order alone would take 80 GB.
-"t2i, re-ranked" is the plain ranking and k-reciprocal re-ranking of the 100 best images of each caption.
-Features are drawn around one centre per identity. Every form runs in a process of its own, one after another in
-turns; times are medians over the turns. The peak is what the resident set grows by above the features, the first
-call included. Forms that rank must agree in their figures. Sorting ICFG-PEDES takes about 12 GB.
+The sets have the size of a test split: CUHK-PEDES (6,156 captions, 3,074 images) and ICFG-PEDES (19,848 of each), with
+1,000 identities. `large` has 100,000 of each and 5,000 identities. It is not sorted: its order would take 80 GB. "t2i,
+re-ranked" is the plain ranking plus k-reciprocal re-ranking of the 100 best images per caption. Features are random,
+around one centre per identity. Every form runs in a separate process, and the forms run in turns; times are medians.
+The peak is the growth of the resident set after the features exist, first call included. All forms that rank must give
+the same figures. Sorting ICFG-PEDES takes about 12 GB.
 """
 
 import argparse
@@ -43,7 +43,7 @@ Figures = list[tuple[float, ...]]
 
 
 class Size(NamedTuple):
-    """Of a test split."""
+    """The size of a test split."""
 
     texts: int
     images: int
@@ -54,7 +54,7 @@ SETS = {"cuhk": Size(6156, 3074, 1000), "icfg": Size(19848, 19848, 1000), "large
 
 
 class Cost(NamedTuple):
-    """One call: seconds, bytes that the resident set has grown by since the features were there, the figures."""
+    """The cost of one call: seconds, growth of the resident set in bytes since the features exist, and the figures."""
 
     seconds: float
     peak: int
@@ -62,7 +62,7 @@ class Cost(NamedTuple):
 
 
 def product(texts: Tensor, images: Tensor, text_pids: Tensor, image_pids: Tensor) -> Figures:
-    """Returns nothing: every similarity, in chunks that overwrite each other, which is the fastest form of it."""
+    """Computes every similarity, in chunks that overwrite each other, which is the fastest form."""
     scores = texts.new_empty(ROWS, len(images))
     for chunk in texts.split(ROWS):
         torch.mm(chunk, images.T, out=scores[: len(chunk)])
@@ -70,7 +70,7 @@ def product(texts: Tensor, images: Tensor, text_pids: Tensor, image_pids: Tensor
 
 
 def whole_product(texts: Tensor, images: Tensor, text_pids: Tensor, image_pids: Tensor) -> Figures:
-    """Returns nothing: the similarities as one matrix."""
+    """Computes the similarities as one matrix."""
     texts @ images.T
     return []
 
@@ -89,7 +89,7 @@ def both(texts: Tensor, images: Tensor, text_pids: Tensor, image_pids: Tensor) -
 
 
 def k_reciprocal(texts: Tensor, images: Tensor, text_pids: Tensor, image_pids: Tensor) -> Figures:
-    """Returns t2i figures with the 100 best images of every caption re-ranked, the plain ranking included."""
+    """Returns t2i figures after re-ranking of the 100 best images of every caption. It includes the plain ranking."""
     plain = rank_positives(texts, images, text_pids, image_pids)
     reranker = KReciprocal(top=100, k1=20, k2=6, lambda_=0.3)
     found = reranked_ranks(Retrieval(images, image_pids, texts, text_pids), plain, reranker)
@@ -97,9 +97,9 @@ def k_reciprocal(texts: Tensor, images: Tensor, text_pids: Tensor, image_pids: T
 
 
 def argsort(texts: Tensor, images: Tensor, text_pids: Tensor, image_pids: Tensor) -> Figures:
-    """Returns t2i figures by sorting the gallery for every query, step by step as evaluators of the field do.
+    """Returns t2i figures from a sorted gallery for every query, in the steps of the usual evaluators.
 
-    Identities are looked up in sorted order and hits summed up; INP comes query by query, AP rank by rank.
+    It reads identities in sorted order and sums up hits. INP is computed query by query, and AP rank by rank.
     """
     order = torch.argsort(texts @ images.T, dim=1, descending=True)  # (Q, G)
     right = image_pids[order] == text_pids[:, None]
@@ -111,7 +111,7 @@ def argsort(texts: Tensor, images: Tensor, text_pids: Tensor, image_pids: Tensor
 
 
 def argsort_whole(texts: Tensor, images: Tensor, text_pids: Tensor, image_pids: Tensor) -> Figures:
-    """Returns the figures of `argsort` without its loops, and without what it keeps in memory needlessly."""
+    """Returns the figures of `argsort` without its loops and its unneeded matrices."""
     right = image_pids[torch.argsort(texts @ images.T, dim=1, descending=True)] == text_pids[:, None]
     found = right.cumsum(dim=1)
     ranks = torch.arange(1, right.shape[1] + 1)
@@ -140,7 +140,7 @@ OF_SMALL_SETS = ("t2i, re-ranked", "whole product", "argsort", "argsort, no loop
 
 
 def draw(size: Size, dim: int) -> Features:
-    """Returns unit-norm texts and images, and their identities, piece by piece: without a peak above their size."""
+    """Returns unit-norm texts and images, and their identities, made in pieces so that memory has no peak."""
     generator = torch.Generator().manual_seed(0)
     centers = normalize(torch.randn(size.identities, dim, generator=generator), dim=1)
     sides = []
@@ -156,10 +156,10 @@ def draw(size: Size, dim: int) -> Features:
 
 
 def prepare(size: Size, dim: int, threads: int) -> None:
-    """Puts the features of a set into this process."""
+    """Creates the features of a set in this process."""
     global features, before
     torch.set_num_threads(threads)
-    product(*draw(Size(64, 64, 8), dim))  # libraries take their workspace
+    product(*draw(Size(64, 64, 8), dim))  # libraries allocate their workspace
     features = draw(size, dim)
     before = _peak()
 
@@ -193,7 +193,7 @@ def measure(size: Size, dim: int, forms: list[str], repeats: int, threads: int) 
 
 
 def check_figures(costs: dict[str, Cost]) -> None:
-    """Raises `AssertionError` where two forms rank differently; scores may differ in their last digit."""
+    """Raises `AssertionError` if two forms rank differently. Scores may differ in the last digit."""
     t2i_figures, i2t_figures = costs["t2i"].figures, costs["i2t"].figures
     pairs = [(costs["both"].figures, t2i_figures + i2t_figures)]
     pairs += [(costs[form].figures, t2i_figures) for form in OF_SMALL_SETS[1:] if form in costs and costs[form].figures]

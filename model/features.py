@@ -245,6 +245,6 @@ class Features:
     def _refuse_no_grad(self, view: str) -> None:
         if not torch.is_grad_enabled():
             raise RuntimeError(
-                f"view {view!r} was first asked for under no_grad; it would be remembered without gradient "
-                "for every loss of the step: ask for it outside no_grad, then detach"
+                f"view {view!r} was first requested under no_grad, so every loss of the step would get it without "
+                "gradient: request it outside no_grad, then detach"
             )

@@ -173,7 +173,7 @@ def _resolved(selecting: Sequence[str], param_groups: Mapping[str, Any]) -> Para
             changing.append(name)
     last = changing[-1] if changing else DEFAULT
     if found["lr"] == 0:
-        raise UserError(f"{CONFIG}.{last}: its learning rate is 0; freeze what is not to be trained.")
+        raise UserError(f"{CONFIG}.{last}: its learning rate is 0; freeze parameters that should not be trained.")
     for key in ("lr_start", "lr_end"):
         if found[key] > found["lr"]:
             raise UserError(f"{CONFIG}.{last}: {key}={found[key]:g} is above lr={found['lr']:g}; lower it too.")
@@ -202,10 +202,10 @@ def _check(name: str, settings: Any) -> None:
     for key, known in (("of", [*OWNERS]), ("kind", KINDS)):
         for choice in _listed(settings.get(key)):
             if choice not in known:
-                raise UserError(f"{CONFIG}.{name}.{key}: expected of {', '.join(known)}, got {choice!r}.")
+                raise UserError(f"{CONFIG}.{name}.{key}: expected one of {', '.join(known)}, got {choice!r}.")
     if name != DEFAULT and not any(settings.get(key) for key in SELECTORS):
         raise UserError(
-            f"{CONFIG}.{name}: it selects no parameters; say which with of ({', '.join(OWNERS)}), kind "
+            f"{CONFIG}.{name}: it selects no parameters; select some with of ({', '.join(OWNERS)}), kind "
             f"({', '.join(KINDS)}) or match (regular expressions on their names)."
         )
 
@@ -224,4 +224,4 @@ def _patterns(name: str, settings: Mapping[str, Any]) -> list[re.Pattern[str]]:
     try:
         return [re.compile(pattern) for pattern in _listed(settings.get("match"))]
     except (re.error, TypeError) as error:
-        raise UserError(f"{CONFIG}.{name}.match: expected regular expressions, one is none ({error}).") from error
+        raise UserError(f"{CONFIG}.{name}.match: expected regular expressions, one is invalid ({error}).") from error

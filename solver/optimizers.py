@@ -76,8 +76,8 @@ def can_fuse(fused: bool | None, precision: str, gradient_clip_val: float | None
         return fused
     if fused:
         raise UserError(
-            f"optimizer.fused=true cannot be with trainer.gradient_clip_val={gradient_clip_val} under "
-            "trainer.precision=16-mixed, where gradients are scaled: leave optimizer.fused=null, or set "
+            f"optimizer.fused=true does not work with trainer.gradient_clip_val={gradient_clip_val} and "
+            "trainer.precision=16-mixed, which scales gradients: leave optimizer.fused=null, or set "
             "trainer.precision=bf16-mixed"
         )
     return False
@@ -108,8 +108,8 @@ def under_settings_of(optimizer: Optimizer, saved: Mapping[str, Any]) -> dict[st
     """
     if any(str(group.get("name")).endswith("/no_decay") for group in saved["param_groups"]):
         raise UserError(
-            "the checkpoint to continue is of an earlier version of this project, whose optimizer.param_groups meant "
-            "something else; continue it with the git commit that its metrics.json names"
+            "the checkpoint to continue is of an earlier version of this project, in which optimizer.param_groups had "
+            "another meaning; continue it with the git commit that its metrics.json names"
         )
     own = [{**group, "initial_lr": group["lr"]} for group in optimizer.state_dict()["param_groups"]]
     try:

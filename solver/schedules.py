@@ -69,7 +69,7 @@ def build_schedule(
             raise UserError(f"scheduler.{key}: there is no {value!r}, only {', '.join(known)}.{nearest(value, known)}")
     if steps_per_epoch < 1 or max_epochs <= 0:
         raise UserError(
-            f"scheduler {name!r} has to know how long training takes, got {steps_per_epoch} steps per epoch "
+            f"scheduler {name!r} needs the length of the training, got {steps_per_epoch} steps per epoch "
             f"and {max_epochs} epochs; set trainer.max_epochs above 0."
         )
     warmed = _epochs(warmup_epochs, max_epochs)

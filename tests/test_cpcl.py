@@ -188,7 +188,7 @@ def test_all_outliers_train_by_itc_alone_or_stop(root: Path, tmp_path: Path) -> 
         trainer.train(config(root, tmp_path / "one", *ALL_OUTLIERS, "pseudo_label.oplm=one_stage"))
 
 
-@pytest.mark.filterwarnings("ignore:pseudo_label=dbscan finds one single cluster")
+@pytest.mark.filterwarnings("ignore:pseudo_label=dbscan finds only one cluster")
 @pytest.mark.parametrize(
     "overrides",
     [

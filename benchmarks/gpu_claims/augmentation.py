@@ -1,4 +1,4 @@
-"""Claim: image views that the GPU makes are those that workers make, and reach training faster."""
+"""Claim: the GPU builds the same image views as workers, and training gets them faster."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -19,12 +19,12 @@ from data.views.on_device import DeviceViews
 from lightning_data import build_data
 
 WARM_UP = 3  # batches
-LEVELS, ALIKE = 2, 0.99  # share of the pixels that may differ by no more than so many of 255 levels
-BUSY = 0.3  # seconds that the GPU is kept busy with, while views are asked for
+LEVELS, ALIKE = 2, 0.99  # at least this share of the pixels has to agree within LEVELS of 255 levels
+BUSY = 0.3  # seconds of other work on the GPU while views are requested
 
 
 def augmentation(bench: Bench) -> None:
-    """Compares loaders that augment on the device and in workers, then the views themselves."""
+    """Compares the speed of augmentation on the device and in workers, and then the views."""
     bench.parts(
         {
             "device": partial(_load, bench, "device"),
@@ -39,7 +39,7 @@ def _load(bench: Bench, where: str) -> None:
     overrides = [*_size(bench), f"dataset.augment_on={where}", f"dataset.num_workers={workers}"]
     cfg = composed("demo", *overrides, f"dataset_root_dir={drawn_root(bench)}")
     data = build_data(cfg)
-    # Tells the loaders that they feed a GPU, where they do.
+    # The trainer tells the loaders whether they feed a GPU.
     data.trainer = L.Trainer(devices=1, logger=False, enable_checkpointing=False, default_root_dir=bench.folder)
     data.set_views([*IMAGE_VIEWS, TEXT])
     data.setup("fit")
@@ -112,7 +112,7 @@ def _compare_view(bench: Bench, view: str, expected: Tensor, found: Tensor) -> N
 
 
 def _keep_busy(device: torch.device) -> None:
-    """Gives the GPU matrix products for about `BUSY` seconds or more, without waiting for them."""
+    """Starts matrix products on the GPU for about `BUSY` seconds or more, and does not wait for them."""
     square = torch.randn(4096, 4096, device=device)
     torch.mm(square, square)
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

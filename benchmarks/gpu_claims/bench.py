@@ -1,4 +1,4 @@
-"""What a claim is given: the device, the time that is left, and where its findings go; and the process it runs in."""
+"""The interface of a claim (device, time left, output of findings) and the process in which claims run."""
 
 import gc
 import importlib
@@ -20,22 +20,22 @@ from benchmarks.gpu_claims.runner import Order, Settings
 
 ROOT: Final = Path(__file__).parents[2]
 GIB: Final = 2**30
-CONTEXT_GB: Final = 0.6  # GiB of a card that CUDA itself takes, and PyTorch's allocator cannot have
+CONTEXT_GB: Final = 0.6  # GiB of a card that CUDA uses and PyTorch's allocator cannot use
 
 Cell = str | float | None
 
 
 class DeviceLostError(Exception):
-    """The CUDA context of the process is unusable after an error."""
+    """An error after which the CUDA context of the process is unusable."""
 
 
 class Bench:
-    """Device, time and findings of one claim.
+    """The device, time and findings of one claim.
 
     Args:
-        settings: of the whole run.
-        order: the claim.
-        send: takes what was found: a kind, then its values.
+        settings: settings of the whole run.
+        order: the claim to run.
+        send: receives a finding: its kind, then its values.
     """
 
     def __init__(self, settings: Settings, order: Order, send: Callable[..., None]) -> None:
@@ -51,11 +51,11 @@ class Bench:
         return self.device.type == "cuda"
 
     def left(self) -> float:
-        """Returns the seconds that the claim still has."""
+        """Returns the seconds left for the claim."""
         return self._end - time.monotonic()
 
     def parts(self, parts: Mapping[str, Callable[[], None]]) -> None:
-        """Runs the parts of a claim by name; each fails alone, and what the time does not suffice for is named.
+        """Runs the parts of a claim. A failed part does not stop the others. Parts without time left are reported.
 
         Raises:
             DeviceLostError: nothing can run in this process any more.
@@ -78,7 +78,7 @@ class Bench:
             self.leave_out(f"for lack of time: {', '.join(waiting)}")
 
     def row(self, **cells: Cell) -> None:
-        """Prints a row of the claim's table, under a header where the columns are new."""
+        """Prints a row of the claim's table, after a header if the columns are new."""
         lines = []
         if list(cells) != self._columns:
             self._columns = list(cells)
@@ -93,23 +93,23 @@ class Bench:
         self._send("note", sentence)
 
     def expect(self, holds: bool, sentence: str) -> None:
-        """Makes the claim fail with `sentence`, which says what is wrong, unless it `holds`; the claim goes on."""
+        """Makes the claim fail with the error `sentence` if `holds` is false. The claim continues."""
         if not holds:
             self._send("failure", sentence, "")
 
     def leave_out(self, reason: str) -> None:
-        """Says of what is not measured why."""
+        """Prints what is not measured and why."""
         self._columns = []
         self._send("left_out", f"left out, {reason}")
 
     def free(self) -> None:
-        """Gives back all memory of the device that nothing refers to."""
+        """Frees all unused memory of the device."""
         gc.collect()
         if self.on_gpu:
             torch.cuda.empty_cache()
 
     def synchronize(self) -> None:
-        """Waits until the device has done what it was told."""
+        """Waits until the device has finished its work."""
         if self.on_gpu:
             torch.cuda.synchronize()
 
@@ -121,7 +121,7 @@ class Bench:
 
 
 def serve(pipe: Connection, settings: Settings) -> None:
-    """Works off the orders that come through `pipe`, one claim after another, and sends back what they find."""
+    """Runs the claims that come through `pipe`, one after another, and sends their findings."""
 
     def send(*message: Any) -> None:
         pipe.send(message)
@@ -131,7 +131,7 @@ def serve(pipe: Connection, settings: Settings) -> None:
         drawn = [sys.executable, "-m", "benchmarks.gpu_claims.drawn", str(settings.folder)]
         subprocess.Popen(drawn, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "2"})
     send("facts", facts(settings.memory_gb))
-    with suppress(EOFError):  # the one who gives orders is gone
+    with suppress(EOFError):  # the other process has ended
         while order := pipe.recv():
             bench = Bench(settings, order, send)
             try:
@@ -139,7 +139,7 @@ def serve(pipe: Connection, settings: Settings) -> None:
                 getattr(importlib.import_module(module), function)(bench)
             except DeviceLostError as error:
                 send("lost", str(error))
-                os._exit(1)  # a dead context makes an ordinary end hang or crash
+                os._exit(1)  # with a dead context, a normal exit hangs or crashes
             except Exception as error:
                 send("failure", _first_line(error), traceback.format_exc())
             bench.free()
@@ -147,13 +147,13 @@ def serve(pipe: Connection, settings: Settings) -> None:
 
 
 def cap_memory(memory_gb: float) -> None:
-    """Lets the tensors of this process have as much as a card of `memory_gb` has for them."""
+    """Limits the tensors of this process to the memory that a card of `memory_gb` has for them."""
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, max(memory_gb - CONTEXT_GB, 0.1) * GIB / total))
 
 
 def facts(memory_gb: float) -> dict[str, Any]:
-    """Returns what tells this machine from others, with the version of everything that the project depends on."""
+    """Returns the facts of this machine, and the version of every package that the project depends on."""
     found: dict[str, Any] = {"device": f"CPU, {torch.get_num_threads()} threads", "gpu": torch.cuda.is_available()}
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
@@ -170,7 +170,7 @@ def facts(memory_gb: float) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Returns the version of each package that pyproject.toml names, "absent" where it is not there."""
+    """Returns the version of each package that pyproject.toml names, or "absent" if it is not installed."""
     import tomllib
     from importlib.metadata import PackageNotFoundError, version
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu_claims.drawn FOLDER
 
-makes the larger ones, while the first claims keep the GPU busy.
+makes the larger dataset and its backbone while the first claims use the GPU.
 """
 
 import os
@@ -15,7 +15,7 @@ from benchmarks.gpu_claims.bench import Bench
 from data.synthetic import SyntheticSpec, generate
 from prepare_checkpoints import prepare
 
-# Large enough that R@1 says something, small enough for seconds; without a GPU, as small as can be.
+# Large enough for a meaningful R@1 and small enough to train in seconds; without a GPU, as small as possible.
 LARGE, LARGE_STEPS = SyntheticSpec(train=600, val=60, test=100), 150
 TINY, TINY_STEPS = SyntheticSpec(train=16, val=4, test=5, images_per_identity=2, height=64, width=32), 2
 BACKBONE = "tiny_siglip"

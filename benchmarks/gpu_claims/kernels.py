@@ -1,4 +1,4 @@
-"""Claim: attention runs in a fused kernel, matrix products and attention fill the step, and it waits for nothing."""
+"""Claim: attention is fused, matrix products and attention take most of a step, and a step never waits for the GPU."""
 
 import re
 import warnings
@@ -16,14 +16,14 @@ from benchmarks.gpu_claims.bench import Bench
 from benchmarks.gpu_claims.steps import Recipe, Trainee, seconds_each, some_recipes
 
 STEPS: Final = 3
-ATTENTION: Final = {  # operator -> the form of attention that it is
+ATTENTION: Final = {  # operator -> form of attention
     "aten::_scaled_dot_product_flash_attention": "flash",
     "aten::_scaled_dot_product_efficient_attention": "memory-efficient",
     "aten::_scaled_dot_product_cudnn_attention": "cuDNN",
     "aten::_scaled_dot_product_flash_attention_for_cpu": "flash on the CPU",
     "aten::_scaled_dot_product_attention_math": "plain",
 }
-KINDS: Final = (  # of a kernel, by its name: the first that matches
+KINDS: Final = (  # kind of a kernel, pattern of its name; the first match decides
     ("attention", re.compile(r"flash|fmha|attention|sdpa", re.I)),
     ("matrix products", re.compile(r"gemm|nvjet|xmma|cutlass|cublas|gemv|splitk", re.I)),
     ("copies", re.compile(r"memcpy|memset", re.I)),
@@ -34,7 +34,7 @@ ROOT: Final = Path(__file__).parents[2]
 
 
 class Kernel(NamedTuple):
-    """What ran on the GPU, from `start` to `end` in nanoseconds."""
+    """A kernel that ran on the GPU from `start` to `end`, in nanoseconds."""
 
     name: str
     start: int
@@ -42,7 +42,7 @@ class Kernel(NamedTuple):
 
 
 def kernels(bench: Bench) -> None:
-    """Profiles some steps of two recipes; counts what waits for the device."""
+    """Profiles some steps of two recipes, and counts synchronizations with the device."""
     if not bench.on_gpu:
         bench.leave_out("because it needs a GPU: kernels, idle time and synchronisations")
     bench.parts({recipe.label: partial(_profile, bench, recipe) for recipe in some_recipes(bench)})
@@ -88,7 +88,7 @@ def _profile(bench: Bench, recipe: Recipe) -> None:
 
 
 def is_on_gpu(event: Any) -> bool:
-    """Whether an event of the profiler is work of a GPU, not a range of time that is shown there as well."""
+    """Returns whether a profiler event is work of a GPU, and not only a time range shown on the GPU's track."""
     return event.device_type() == torch.autograd.DeviceType.CUDA and not event.name().startswith(
         ("ProfilerStep", "aten::", "Optimizer.")
     )
@@ -104,7 +104,7 @@ def shares_by_kind(ran: Iterable[Kernel]) -> Mapping[str, float]:
 
 
 def busy_time(ran: Iterable[Kernel]) -> int:
-    """Returns the nanoseconds in which at least one kernel ran."""
+    """Returns the nanoseconds during which at least one kernel ran."""
     busy, until = 0, 0
     for _, start, end in sorted(ran, key=lambda kernel: kernel.start):
         busy += max(0, end - max(start, until))
@@ -113,7 +113,7 @@ def busy_time(ran: Iterable[Kernel]) -> int:
 
 
 def longest(ran: Iterable[Kernel], steps: int, count: int = 10) -> list[str]:
-    """Returns the `count` kernels that took most, each with its milliseconds a step."""
+    """Returns the `count` kernels that took the most time, each with its milliseconds per step."""
     times: Counter[str] = Counter()
     for kernel in ran:
         times[kernel.name] += kernel.end - kernel.start
@@ -122,7 +122,7 @@ def longest(ran: Iterable[Kernel], steps: int, count: int = 10) -> list[str]:
 
 @contextmanager
 def counted_synchronizations() -> Iterator[Counter[str]]:
-    """Counts, by line of code, what waits for the GPU inside; nothing without a GPU."""
+    """Counts synchronizations with the GPU in its context, by line of code. Without a GPU it counts nothing."""
     places: Counter[str] = Counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -137,6 +137,6 @@ def counted_synchronizations() -> Iterator[Counter[str]]:
 
 
 def place_of(warning: warnings.WarningMessage) -> str:
-    """Returns the file and line of a warning, below the project's folder where it lies there."""
+    """Returns the file and line of a warning, relative to the project's folder if the file is inside it."""
     path = Path(warning.filename)
     return f"{path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}:{warning.lineno}"

@@ -1,4 +1,4 @@
-"""Claims on what is optional: GradCache, 8-bit optimizer states, compiled towers."""
+"""Claims about options: GradCache, 8-bit optimizer states, compiled towers."""
 
 from functools import partial
 from importlib.util import find_spec
@@ -13,13 +13,13 @@ from benchmarks.gpu_claims.steps import Recipe, Trainee, seconds_each, some_reci
 from benchmarks.grad_cache import BASE, TINY, Cost, measure
 from lightning_plan import trace_step
 
-FLAT: Final = 1.1  # times the smallest peak that the largest may be
-LOSS: Final = {True: 1e-2, False: 1e-4}  # by which losses may differ, relatively: on the GPU bf16, else fp32
-AGREE: Final = (0.85, 1.1)  # of the planned peak that may be allocated
+FLAT: Final = 1.1  # largest allowed ratio of the largest peak to the smallest peak
+LOSS: Final = {True: 1e-2, False: 1e-4}  # on a GPU (bf16) or not (fp32) -> allowed relative difference of losses
+AGREE: Final = (0.85, 1.1)  # allowed ratio of the allocated peak to the planned peak
 
 
 def grad_cache(bench: Bench) -> None:
-    """Takes a step of hybrid_circle's losses at growing batches, under GradCache and, where they are small, plain."""
+    """Takes a step of hybrid_circle's losses at growing batches, with GradCache and, for small batches, without."""
     micro_batch, plain, cached = (64, (32, 64), (64, 256, 512)) if bench.on_gpu else (4, (8,), (8, 16))
     peaks: dict[int, int] = {}
     losses: dict[int, float] = {}
@@ -60,7 +60,7 @@ def _grad_cache_row(bench: Bench, batch: int, micro_batch: int | None, cost: Cos
 
 
 def adamw8bit(bench: Bench) -> None:
-    """Trains a recipe with 8-bit states beside the usual ones."""
+    """Trains a recipe with 8-bit states and with the usual states."""
     if not bench.on_gpu:
         bench.leave_out("because it needs a GPU")
     elif find_spec("bitsandbytes") is None:
@@ -91,7 +91,7 @@ def _optimize(bench: Bench, algorithm: str) -> None:
 
 
 def compiled(bench: Bench) -> None:
-    """Takes steps with both towers compiled beside plain ones, and encodes for evaluation in between."""
+    """Takes steps with compiled towers and with plain towers, and encodes for evaluation between them."""
     if not bench.on_gpu:
         bench.leave_out("because it needs a GPU")
         return

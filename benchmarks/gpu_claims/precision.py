@@ -1,4 +1,4 @@
-"""Claim: fp16 with its scaler, bf16 and fp32 train the same model, and have nearly the same gradients."""
+"""Claim: fp16 with a scaler, bf16 and fp32 train the same model and have nearly the same gradients."""
 
 from functools import partial
 
@@ -8,16 +8,16 @@ from torch import Tensor, nn
 from benchmarks.gpu_claims.bench import Bench
 from benchmarks.gpu_claims.steps import Recipe, Trainee, seconds_each, some_recipes
 
-PRECISIONS = {"32-true": 1.0, "bf16-mixed": 0.97, "16-mixed": 0.99}  # -> least cosine of all gradients to those of fp32
+PRECISIONS = {"32-true": 1.0, "bf16-mixed": 0.97, "16-mixed": 0.99}  # -> smallest allowed cosine to fp32's gradients
 FIRST, *_, LAST = PRECISIONS
-PAIRS = 16  # fp32 has to fit too
-WEIGHTY = 1e-3  # of the norm of all gradients, that of a tensor which is looked at alone
+PAIRS = 16  # small enough for fp32
+WEIGHTY = 1e-3  # a tensor is compared alone if its gradient has this share of the norm of all gradients
 
 Gradients = dict[str, Tensor]
 
 
 def precision(bench: Bench) -> None:
-    """Compares gradients at the same weights, then takes steps under each precision."""
+    """Compares gradients at the same weights, and then takes steps in each precision."""
     parts = {}
     for recipe in some_recipes(bench):
         exact: Gradients = {}
@@ -27,10 +27,10 @@ def precision(bench: Bench) -> None:
 
 
 def _compare(bench: Bench, recipe: Recipe, name: str, exact: Gradients) -> None:
-    """Measures one precision beside the gradients of fp32, which `exact` holds from the first to the last one on."""
+    """Compares one precision with fp32, whose gradients the first call stores in `exact` and the last call removes."""
     trainee = Trainee(recipe.compose(f"trainer.precision={name}"), bench.device, PAIRS if bench.on_gpu else 8)
     for dropout in (part for part in trainee.module.modules() if isinstance(part, nn.Dropout)):
-        dropout.p = 0.0  # precisions draw it differently
+        dropout.p = 0.0  # dropout would differ between precisions
     found = _gradients(trainee)
     if name == FIRST:
         exact |= found
@@ -58,7 +58,7 @@ def _compare(bench: Bench, recipe: Recipe, name: str, exact: Gradients) -> None:
 
 
 def _gradients(trainee: Trainee) -> Gradients:
-    """Returns the gradients at the first weights; fp16's are scaled down until all are finite, as a scaler would."""
+    """Returns the gradients at the initial weights. As a scaler does, it lowers fp16's scale until all are finite."""
     scale = 2.0**16 if trainee.scaler.is_enabled() else 1.0
     while True:
         trainee.module.zero_grad()
@@ -71,7 +71,7 @@ def _gradients(trainee: Trainee) -> Gradients:
 
 
 def _cosines(found: Gradients, exact: Gradients) -> tuple[float, tuple[float, str]]:
-    """Returns the cosine of all gradients together, and the lowest of a tensor that weighs something, with its name."""
+    """Returns the cosine of all gradients together, and the lowest cosine of a tensor above `WEIGHTY` with its name."""
     products = {name: _products(found[name], gradient) for name, gradient in exact.items()}
     dot, own, other = (sum(values) for values in zip(*products.values(), strict=True))
     alone = [(d / (a * b) ** 0.5, name) for name, (d, a, b) in products.items() if a and b > WEIGHTY**2 * other]

@@ -1,8 +1,8 @@
-"""Claim: two processes on one card, each with half of a batch, have the gradients of one with all of it.
+"""Claim: two processes on one card, each with half of a batch, have the same gradients as one with the whole batch.
 
     torchrun --nproc-per-node=2 -m benchmarks.gpu_claims.processes FOLDER
 
-is the two of them: what they find goes to FOLDER/gradients-RANK.pt. FOLDER/problem-RANK.txt tells what did not work.
+runs the two processes, which write FOLDER/gradients-RANK.pt, and errors to FOLDER/problem-RANK.txt.
 """
 
 import os
@@ -29,15 +29,15 @@ from utils.training.gather import gather_rows
 
 ROOT: Final = Path(__file__).parents[2]
 PAIRS: Final = 8
-# In fp64 nothing is left but what is wrong. N-ITC of two views, C-ITC, and Circle losses over all pairs.
+# In fp64, differences come only from errors. Losses: N-ITC of two views, C-ITC, and Circle losses over all pairs.
 OVERRIDES: Final = ("loss=hybrid_circle", "~loss.terms.simclr", *TINY, "trainer.precision=32-true")
-EQUAL: Final = 1e-6  # of the largest gradient
+EQUAL: Final = 1e-6  # allowed difference, relative to the largest gradient
 
 Gather = Callable[[Tensor], Tensor]
 
 
 def processes(bench: Bench) -> None:
-    """Tries gloo as it is, then with rows that are gathered on the CPU, in case it cannot gather on a GPU."""
+    """Tries gloo directly, and then with rows gathered on the CPU, because gloo may not gather on a GPU."""
     ways = {"gloo": "device"}
     if bench.on_gpu:
         ways |= {"gloo, rows gathered on the CPU": "cpu", "nccl": "nccl"}
@@ -69,7 +69,7 @@ def _compare(bench: Bench, name: str, way: str) -> None:
 
 
 def _run(line: list[str], seconds: float) -> tuple[int | str, str]:
-    """Returns the status and what was printed of a command, which ends by itself when it is told to."""
+    """Returns the exit status and the output of a command. If the time is over, it is terminated, not killed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     both = subprocess.STDOUT
     with subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=both, text=True) as process:
@@ -77,13 +77,13 @@ def _run(line: list[str], seconds: float) -> tuple[int | str, str]:
             text = process.communicate(timeout=seconds)[0]
             return process.returncode, text
         except subprocess.TimeoutExpired:
-            process.terminate()  # torchrun ends its processes then; killed, it would leave them behind
+            process.terminate()  # lets torchrun end its processes, which a kill would leave running
             text, _ = process.communicate()
             return "timeout", f"{text}\nno end within {seconds:.0f} s"
 
 
 class Whole(nn.Module):
-    """The loss of a batch as the forward pass of a module, which DDP wraps."""
+    """A module whose forward pass is the loss of a batch, so that DDP can wrap it."""
 
     def __init__(self, trainee: Trainee, gather: Gather) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ def _trainee(device: torch.device) -> Trainee:
 def _gradients(
     trainee: Trainee, gather: Callable[[Tensor], Tensor], wrap: Callable[..., nn.Module]
 ) -> dict[str, Tensor]:
-    model = wrap(trainee, gather)  # has to live until gradients are exchanged
+    model = wrap(trainee, gather)  # has to exist until gradients are exchanged
     model(trainee.batch).backward()
     return {name: p.grad for name, p in trainee.module.named_parameters() if p.grad is not None}
 

@@ -1,4 +1,4 @@
-"""Claims: ranking keeps the pace of the bare matrix product; CPCL's pseudo labels are those of the CPU."""
+"""Claims: ranking is nearly as fast as the matrix product, and CPCL's pseudo labels equal those of the CPU."""
 
 import time
 from collections.abc import Callable
@@ -16,16 +16,16 @@ from utils.ranking.retrieval import full_precision
 
 DIM: Final = 512
 RANKINGS: Final = ("product", "t2i", "i2t", "both")
-CLOSE: Final = 0.02  # points by which figures may differ where scores differ in their last digit
-PACE: Final = 3.0  # times the product that both directions may take
-ALIKE: Final = 0.995  # share of the samples whose pseudo label has to be the CPU's
+CLOSE: Final = 0.02  # allowed difference of figures in points, because scores differ in the last digit
+PACE: Final = 3.0  # allowed ratio of the time for both directions to that of the matrix product
+ALIKE: Final = 0.995  # smallest share of samples whose pseudo label equals the CPU's
 TINY: Final = Size(400, 300, 50)
 
 Result = TypeVar("Result")
 
 
 def ranking(bench: Bench) -> None:
-    """Ranks ICFG-PEDES' size, with figures beside those of the CPU, then 100,000 x 100,000."""
+    """Ranks a set of the size of ICFG-PEDES and compares figures with the CPU's, and then ranks 100,000 x 100,000."""
     sizes = (SETS["icfg"], SETS["large"]) if bench.on_gpu else (TINY,)
     bench.parts({f"{size.texts:,} x {size.images:,}": partial(_rank, bench, size) for size in sizes})
 
@@ -37,7 +37,7 @@ def _rank(bench: Bench, size: Size) -> None:
     seconds: dict[str, float] = {}
     for form in RANKINGS:
         with full_precision(), torch.no_grad():
-            FORMS[form](*features)  # libraries take their workspace
+            FORMS[form](*features)  # libraries allocate their workspace
             bench.synchronize()
             before = torch.cuda.memory_allocated() if bench.on_gpu else 0
             if bench.on_gpu:
@@ -66,7 +66,7 @@ def _expect_close(bench: Bench, some: Figures, others: Figures, here: str, there
 
 
 def clustering(bench: Bench) -> None:
-    """Clusters and mines captions of half of CUHK-PEDES' number, and a quarter of it beside the CPU."""
+    """Clusters and mines half of CUHK-PEDES' number of captions, and a quarter of it also on the CPU."""
     counts = {17_027: True, 34_054: False} if bench.on_gpu else {600: True}
     bench.parts({f"{count:,} captions": partial(_cluster, bench, count, beside) for count, beside in counts.items()})
 
@@ -103,7 +103,7 @@ def _cluster(bench: Bench, count: int, beside_cpu: bool) -> None:
 
 
 def same_clusters(one: Tensor, other: Tensor) -> float:
-    """Returns the share of the samples whose cluster has the same members in both labellings; outliers are alone."""
+    """Returns the share of samples that are outliers in both labellings, or whose cluster has the same members."""
     pairs, members = torch.stack([one, other], dim=1).unique(dim=0, return_counts=True)
     sizes = [labels[labels >= 0].bincount(minlength=1) for labels in (one, other)]
     outliers = members[(pairs < 0).all(dim=1)].sum()

@@ -1,4 +1,4 @@
-"""Claim: every recipe of the table of planned peaks trains on the card, and takes the memory that is planned."""
+"""Claim: every recipe in the table of planned peaks trains on the card, and takes the planned memory."""
 
 import os
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -12,11 +12,11 @@ from benchmarks.gpu_claims.bench import GIB, Bench
 from benchmarks.gpu_claims.steps import Recipe, Trainee, all_recipes, seconds_each
 from lightning_plan import trace_step
 
-AGREE = (0.85, 1.1)  # of the planned peak that may be allocated
+AGREE = (0.85, 1.1)  # allowed ratio of the allocated peak to the planned peak
 
 
 def recipes(bench: Bench) -> None:
-    """Trains each recipe for some steps. Other processes, which do not see the GPU, plan meanwhile."""
+    """Trains each recipe for some steps. At the same time, other processes without the GPU compute the plans."""
     runs = all_recipes(bench)
     cores = os.cpu_count() or 1
     with ProcessPoolExecutor(max(1, min(6, cores // 2)), get_context("spawn"), _without_gpu) as pool:
@@ -28,7 +28,7 @@ def recipes(bench: Bench) -> None:
 
 
 def planned(recipe: Recipe) -> float:
-    """Returns the GiB that a step is planned to have at its peak, without the reserve."""
+    """Returns the planned peak of a step in GiB, without the reserve."""
     cfg = recipe.compose()
     return trace_step(cfg, cfg.dataset.batch_size).step.total / GIB
 
@@ -41,7 +41,7 @@ def _without_gpu() -> None:
 
 def _measure(bench: Bench, recipe: Recipe, plan: Future[float]) -> None:
     trainee = Trainee(recipe.compose(), bench.device)
-    trainee.step()  # now the optimizer has its state
+    trainee.step()  # creates the state of the optimizer
     allocated, reserved = trainee.peak()
     losses: list[torch.Tensor] = []
     problem = ""
@@ -49,7 +49,7 @@ def _measure(bench: Bench, recipe: Recipe, plan: Future[float]) -> None:
     loss = losses[-1].item()
     try:
         expected = plan.result(timeout=max(1.0, bench.left()))
-    except Exception as error:  # what is measured is told all the same
+    except Exception as error:  # the measured values are still printed
         expected, problem = None, repr(error)
     share = None if expected is None else allocated / expected
     bench.row(

@@ -1,4 +1,4 @@
-"""Runs claims in a process of their own, which is replaced when it dies, hangs or loses its device."""
+"""The runner of claims: a separate process, which is replaced when it dies, hangs or loses its device."""
 
 import multiprocessing
 import os
@@ -12,13 +12,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-GRACE: Final = 15.0  # seconds over its time after which a claim is ended
-START: Final = 180.0  # seconds in which a process must be there; imports can be slow
-TAIL: Final = 4_000  # characters of a dead process' last words
+GRACE: Final = 15.0  # seconds that a claim may exceed its time before it is ended
+START: Final = 180.0  # seconds in which a process has to start; imports can be slow
+TAIL: Final = 4_000  # number of last characters of a dead process' output to show
 
 
 class Claim(NamedTuple):
-    """A claim. sentence: what is claimed. seconds: that it usually may take. target: ``module:function``."""
+    """A claim. sentence: the claim in words. seconds: the time it usually gets. target: ``module:function``."""
 
     name: str
     sentence: str
@@ -27,14 +27,14 @@ class Claim(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """memory_gb: of the card that is stood in for. folder: for files of all claims, gone afterwards."""
+    """memory_gb: memory of the card to imitate. folder: temporary folder for files of all claims."""
 
     memory_gb: float
     folder: Path
 
 
 class Order(NamedTuple):
-    """A claim to work off within `seconds`. target: ``module:function``. done: names of parts to pass over."""
+    """An order to run a claim within `seconds`. target: ``module:function``. done: names of parts to skip."""
 
     target: str
     seconds: float
@@ -43,7 +43,7 @@ class Order(NamedTuple):
 
 @dataclass
 class Finding:
-    """What came of a claim. failures: (what is wrong, traceback or "")."""
+    """The result of a claim. failures: (error in words, traceback or "")."""
 
     status: str = "holds"
     seconds: float = 0.0
@@ -53,15 +53,15 @@ class Finding:
 
 
 class Runner:
-    """One process at a time that works off claims.
+    """One process at a time that runs claims.
 
-    Decision: one process for all claims, replaced only when it is of no more use, because a start costs ten seconds
-    of imports and a CUDA context. Within it, memory is freed and its peak reset before each measurement.
+    Decision: one process runs all claims and is replaced only when it no longer works, because a start costs ten
+    seconds of imports and a CUDA context. Before each measurement, memory is freed and its peak is reset.
 
     Args:
-        settings: of all claims.
-        log: file that takes what the process and its libraries print.
-        show: prints.
+        settings: settings of all claims.
+        log: file for the output of the process and its libraries.
+        show: prints a line.
     """
 
     def __init__(self, settings: Settings, log: Path, show: Callable[[str], None]) -> None:
@@ -73,10 +73,10 @@ class Runner:
         self._busy = True
 
     def start(self) -> dict[str, Any]:
-        """Starts the process; returns the facts of its machine.
+        """Starts the process and returns the facts of its machine.
 
         Raises:
-            RuntimeError: it does not start; with its last words.
+            RuntimeError: the process does not start. The message has the end of its output.
         """
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
@@ -92,7 +92,7 @@ class Runner:
         raise RuntimeError(f"the process that works does not start; its last words:\n{self._last_words()}")
 
     def run(self, claim: Claim, seconds: float) -> Finding:
-        """Returns what comes of `claim` within `seconds`; everything that is found is shown at once."""
+        """Runs `claim` for at most `seconds` and returns its result. Each finding is shown immediately."""
         finding, start = Finding(), time.monotonic()
         done: set[str] = set()
         while True:
@@ -111,11 +111,11 @@ class Runner:
         return finding
 
     def close(self) -> None:
-        """Ends the process with everything that it started."""
+        """Ends the process and all processes that it started."""
         if self._process is None:
             return
         with suppress(OSError):
-            if not self._busy:  # it waits for an order: let it end by itself
+            if not self._busy:  # the process waits for an order and can end by itself
                 self._pipe.send(None)
                 self._process.join(3)
         for end in (signal.SIGTERM, signal.SIGKILL):
@@ -128,10 +128,10 @@ class Runner:
         self._process = None
 
     def _run_once(self, claim: Claim, seconds: float, done: set[str], finding: Finding) -> str | None:
-        """Returns None when the claim has come to its end, or the part in which its process was lost.
+        """Returns None when the claim has ended, or the name of the part in which its process was lost.
 
         Args:
-            done: takes the parts that are begun, which are not begun again.
+            done: receives the names of started parts, which are not started again.
         """
         part: str | None = None
         try:
@@ -187,7 +187,7 @@ class Runner:
 
 
 def _work(pipe: Connection, settings: Settings, log: Path) -> None:
-    """Is the process: in a group of its own, with everything that is printed going to `log`."""
+    """Runs as the main function of the process, in a new process group, with all output going to `log`."""
     os.setsid()
     with log.open("ab") as file:
         for stream in (sys.stdout, sys.stderr):

@@ -1,4 +1,4 @@
-"""Training steps of a config as Lightning would take them: full-size models with random weights, drawn batches."""
+"""Training steps of a config as in Lightning, with full-size models, random weights and drawn batches."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ TINY: Final = ("img_size_str=64x32", "dataset.batch_size=8", "trainer=gpu", "dat
 
 
 class Recipe(NamedTuple):
-    """A primary config with overrides. size: further ones, that make it small."""
+    """A primary config with overrides. size: more overrides, which make it small."""
 
     name: str
     overrides: tuple[str, ...] = ()
@@ -44,14 +44,14 @@ class Recipe(NamedTuple):
 
 
 def composed(name: str, *overrides: str) -> DictConfig:
-    """Returns a config as `trainer.py` would have it."""
+    """Returns the config that `trainer.py` would compose."""
     register_resolvers()
     with initialize_config_dir(str(CONFIG), version_base="1.3"):
         return compose(name, overrides=["run_dir=.", *overrides])
 
 
 def all_recipes(bench: Bench) -> list[Recipe]:
-    """Returns the recipes of the table of planned peaks; without a GPU every kind of objective on tiny backbones."""
+    """Returns the recipes in the table of planned peaks. Without a GPU: every kind of objective on tiny backbones."""
     if bench.on_gpu:
         return [Recipe(*run) for run in RUNS]
     methods = (f"experiment={method}" for method in ("irra", "fmfa", "cpcl", "part_cmr"))
@@ -59,18 +59,18 @@ def all_recipes(bench: Bench) -> list[Recipe]:
 
 
 def some_recipes(bench: Bench) -> list[Recipe]:
-    """Returns two of them: CLIP, all weights, with tokens compared; mSigLIP, LoRA, four image views."""
+    """Returns two recipes: CLIP with all weights and losses on tokens, and mSigLIP with LoRA and four image views."""
     if bench.on_gpu:
         return [Recipe("clip", ("experiment=irra",)), Recipe("m_siglip", (HYBRID, LORA))]
     return [Recipe("demo", ("experiment=irra",), TINY), Recipe("demo", (LORA,), TINY)]
 
 
 class Trainee:
-    """A module that is trained: its weights, optimizer and batch are on the device, its steps are Lightning's.
+    """A module in training, with weights, optimizer and batch on the device. Its steps are as in Lightning.
 
     Args:
-        cfg: what is trained; its `trainer.precision` says how.
-        batch_size: pairs; None: those of `cfg`.
+        cfg: config of the training, `trainer.precision` included.
+        batch_size: number of pairs. None: as in `cfg`.
     """
 
     def __init__(self, cfg: DictConfig, device: torch.device, batch_size: int | None = None) -> None:
@@ -82,7 +82,7 @@ class Trainee:
         self._clip = cfg.trainer.gradient_clip_val
         identities = published_identities(cfg.dataset.name, cfg.dataset.proportion)
         before = requested(device)
-        with device:  # random numbers of 370 million weights take a GPU no time
+        with device:  # a GPU draws 370 million random weights quickly
             self.module = build_module(cfg, build_encoder(cfg, weights=False), identities).train()
         weights = [*self.module.parameters(), *self.module.buffers()]
         self.stray = requested(device) - before - size_of(weights) if device.type == "cuda" else 0
@@ -98,18 +98,18 @@ class Trainee:
 
     @property
     def pairs(self) -> int:
-        """Pairs of a step, over the batches whose gradients are accumulated."""
+        """Number of pairs of a step, over all batches whose gradients are accumulated."""
         return self.size * self._accumulated
 
     def loss(self, precision: str | None = None) -> tuple[Tensor, Features]:
-        """Returns the loss of the batch with its graph, under the AMP mode of `precision`, or that of the config."""
+        """Returns the loss of the batch with its graph, in the AMP mode of `precision`. None: as in the config."""
         dtype = AUTOCAST[precision or self.precision]
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             features = self.module.features(self.batch)
             return self.module.objective(features).total, features
 
     def step(self) -> Tensor:
-        """Takes a step; returns the loss of its last batch."""
+        """Takes a step and returns the loss of its last batch."""
         for _ in range(self._accumulated):
             loss, features = self.loss()
             self.scaler.scale(loss / self._accumulated).backward()
@@ -125,7 +125,7 @@ class Trainee:
         return loss.detach()
 
     def peak(self) -> tuple[float, float | None]:
-        """Returns the GiB that one more step has at its peak: allocated, and reserved by the allocator of a GPU."""
+        """Takes a step and returns its peak in GiB: allocated, and reserved by the allocator of a GPU."""
         if self.device.type == "cpu":
             states = [leaf for leaf in tree_leaves(list(self.optimizer.state.values())) if isinstance(leaf, Tensor)]
             inputs = [leaf for leaf in tree_leaves(self.batch) if isinstance(leaf, Tensor)]
@@ -139,7 +139,7 @@ class Trainee:
 
 
 def seconds_each(bench: Bench, work: Callable[[], object], most: float) -> float:
-    """Returns the seconds of a call of `work`, over as many as fit in `most` seconds, at least 2 and at most 20."""
+    """Returns the seconds of a call of `work`, over 2 to 20 calls, as many as fit in `most` seconds."""
     calls, taken = 0, 0.0
     bench.synchronize()
     start = time.perf_counter()
@@ -151,7 +151,7 @@ def seconds_each(bench: Bench, work: Callable[[], object], most: float) -> float
 
 
 def drawn_batch(cfg: DictConfig, module: LitTBPS, size: int, device: torch.device) -> Batch:
-    """Returns a batch of `size` pairs, two of each person, with pixels and words drawn; captions fill all positions."""
+    """Returns a batch of `size` pairs, two per person, with random pixels and words. Captions fill all positions."""
     draw = torch.Generator().manual_seed(1)
     batch = blank_batch(module.objective.needs, size, cfg.img_size, cfg.backbone.max_length)
     words = module.encoder.backbone.vocab_size
@@ -176,5 +176,5 @@ def size_of(tensors: Sequence[Tensor]) -> int:
 
 
 def requested(device: torch.device) -> int:
-    """Returns the bytes that tensors on a GPU have asked for, 0 for a CPU."""
+    """Returns the bytes that tensors on a GPU have requested, or 0 on a CPU."""
     return torch.cuda.memory_stats()["requested_bytes.all.current"] if device.type == "cuda" else 0

@@ -1,4 +1,4 @@
-"""Claim: the drawn default trains on the GPU; killed and continued it ends in the same weights; R@1 is the CPU's."""
+"""Claim: the drawn default trains on the GPU; a killed and continued run has the same weights; R@1 equals the CPU's."""
 
 import json
 import os
@@ -17,14 +17,14 @@ from benchmarks.gpu_claims.drawn import drawn_root
 from utils.checkpoints.weights import read_checkpoint
 
 ROOT: Final = Path(__file__).parents[2]
-PATIENCE: Final = 0.02  # seconds between looks at a run that is to be killed
-R1_GAP: Final = 5.0  # points of R@1 by which the CPU may differ, on the captions of 100 persons
+PATIENCE: Final = 0.02  # seconds between two checks of a run that will be killed
+R1_GAP: Final = 5.0  # allowed difference to the CPU in points of R@1, on the captions of 100 persons
 KERNELS: Final = {"deterministic": ("trainer.deterministic=true",), "default": ()}
 SYNCHRONIZATIONS: Final = "benchmarks.gpu_claims.training_run.CountSynchronizations"
 
 
 class Trained(NamedTuple):
-    """A finished run: its folder, what it found, and the step of the checkpoint that it was continued from."""
+    """A finished run: its folder, its findings, and the step of the checkpoint from which it was continued."""
 
     folder: Path
     found: dict[str, Any]
@@ -36,7 +36,7 @@ class Trained(NamedTuple):
 
 
 class Runs:
-    """Trainings of the drawn default, side by side, each a process."""
+    """Trainings of the drawn default that run at the same time, each in a separate process."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
@@ -44,13 +44,13 @@ class Runs:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def undisturbed(self, name: str, overrides: Sequence[str] = (), **environment: str) -> Trained:
-        """Returns a run from start to end."""
+        """Returns a run that was not interrupted."""
         folder = self._bench.folder / name
         self._wait(folder, self._start(folder, overrides, **environment))
         return Trained(folder, self._found(folder))
 
     def killed(self, name: str, overrides: Sequence[str] = ()) -> Trained:
-        """Returns a run that is killed after its first checkpoint within the epoch, and continued from there."""
+        """Returns a run that was killed after its first checkpoint within the epoch, and continued from there."""
         folder = self._bench.folder / name
         last = folder / "checkpoints" / "last.ckpt"
         process = self._start(folder, overrides)
@@ -65,7 +65,7 @@ class Runs:
         return Trained(folder, self._found(folder), step)
 
     def close(self) -> None:
-        """Ends whatever is still running."""
+        """Ends all runs that are still running."""
         for process in self._processes:
             process.kill()
             process.wait()
@@ -83,7 +83,7 @@ class Runs:
             *(() if self._bench.on_gpu else tiny),
             *overrides,
         ]
-        # Without the first, cuBLAS refuses deterministic kernels; the second, because many run at once.
+        # cuBLAS needs the first for deterministic kernels. The second limits threads, because many runs share the CPU.
         own = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "OMP_NUM_THREADS": "2" if self._bench.on_gpu else "1"}
         with (folder / "log.txt").open("ab") as log:
             process = subprocess.Popen(line, cwd=ROOT, env=os.environ | own | environment, stdout=log, stderr=log)
@@ -103,7 +103,7 @@ class Runs:
 
 
 def training(bench: Bench) -> None:
-    """Trains undisturbed, and killed and continued: by deterministic kernels alone, and on a GPU as it is too."""
+    """Trains with and without a kill: with deterministic kernels, and on a GPU also with the default kernels."""
     runs = Runs(bench)
     with ThreadPoolExecutor(8) as pool:
         begin = pool.submit
@@ -125,7 +125,7 @@ def training(bench: Bench) -> None:
 
 
 def _continued(bench: Bench, name: str, started: dict[str, Future[Trained]]) -> None:
-    """Compares the weights of a continued run with those of an undisturbed one, and these with another such."""
+    """Compares the weights of a continued run with an undisturbed run, and those with a second undisturbed run."""
     runs = {run: started[key].result() for run in ("whole", "cut", "again") if (key := f"{name}, {run}") in started}
     whole = runs.pop("whole")
     gaps = {run: _gap(whole.weights, trained.weights) for run, trained in runs.items()}
@@ -153,7 +153,7 @@ def _beside_cpu(bench: Bench, started: dict[str, Future[Trained]]) -> None:
 
 
 def _tell_synchronizations(bench: Bench, found: dict[str, Any]) -> None:
-    """Tells what waited for the GPU in steps that log nothing, Lightning's loop and the loading of data included."""
+    """Reports synchronizations with the GPU in steps without logging, Lightning's loop and data loading included."""
     if not found["pictures"]:
         bench.note("matplotlib is not installed: the runs end without their report")
     if not bench.on_gpu:
@@ -167,11 +167,11 @@ def _tell_synchronizations(bench: Bench, found: dict[str, Any]) -> None:
 
 
 def _gap(one: dict[str, Any], other: dict[str, Any]) -> float:
-    """Returns the largest difference of a weight."""
+    """Returns the largest absolute difference of a weight between `one` and `other`."""
     return max(float((one[name].double() - other[name].double()).abs().max()) for name in one if one[name].numel())
 
 
 def _last_words(folder: Path) -> str:
-    """Returns the last line that a run has printed, and below it the last 40."""
+    """Returns the last line of a run's output, and below it the last 40 lines."""
     lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
     return "\n".join([lines[-1], *lines[-40:]])

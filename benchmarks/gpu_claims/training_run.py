@@ -1,8 +1,8 @@
-"""One training of the drawn default, as a process that can be killed.
+"""A training of the drawn default in a process that can be killed.
 
     python -m benchmarks.gpu_claims.training_run MEMORY_GB RUN_DIR [any Hydra overrides...]
 
-What it finds goes to RUN_DIR/found.json: the metrics, and what waited for the GPU between logging steps.
+It writes RUN_DIR/found.json: the metrics, and the synchronizations with the GPU between logging steps.
 """
 
 import json
@@ -24,7 +24,7 @@ from benchmarks.gpu_claims.steps import composed
 
 
 class CountSynchronizations(Callback):
-    """Counts what waits for the GPU from the start of a batch to that of the next, where nothing is logged."""
+    """A callback that counts synchronizations with the GPU from batch to batch, in steps without logging."""
 
     steps: ClassVar[int] = 0
     places: ClassVar[Counter[str]] = Counter()
@@ -40,7 +40,7 @@ class CountSynchronizations(Callback):
             self._counted = self._watch.__enter__()
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-        self._stop(keep=False)  # the epoch's end is no part of a step
+        self._stop(keep=False)  # the end of the epoch does not belong to a step
 
     def _stop(self, keep: bool = True) -> None:
         if self._watch is None:
@@ -53,7 +53,7 @@ class CountSynchronizations(Callback):
 
 
 def without_pictures(*_: Any) -> None:
-    """Stands in for the report of a run, which draws."""
+    """Replaces the report of a run, which would draw plots."""
 
 
 def main(memory_gb: float, run_dir: Path, overrides: list[str]) -> None:

@@ -87,8 +87,8 @@ class Backbone(nn.Module):
         """Raises `UserError` if the token table has no row `largest`, which would cause NaN or a device assert."""
         if largest >= self.vocab_size:
             raise UserError(
-                f"token id {largest} lies outside the backbone's table of {self.vocab_size} tokens: "
-                "tokenizer and weights in the checkpoint folder do not belong together; fill it again."
+                f"token id {largest} is outside the backbone's table of {self.vocab_size} tokens: the tokenizer and "
+                "the weights in the checkpoint folder do not match; run prepare_checkpoints.py again."
             )
 
     @torch.no_grad()

@@ -73,7 +73,7 @@ def load_backbone(
         native = read_positions(folder)
     positions = config.text_config.max_position_embeddings
     if max_length > positions:
-        raise UserError(f"backbone.max_length: {max_length} asked for, but {name!r} has {positions} text positions")
+        raise UserError(f"backbone.max_length: {max_length} given, but {name!r} has {positions} text positions")
     patch = getattr(config.vision_config, "patch_size", RESNET_STRIDE)
     if img_size[0] % patch or img_size[1] % patch:
         raise UserError(

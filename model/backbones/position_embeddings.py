@@ -72,7 +72,7 @@ def native_positions(native: Positions | None, own: Positions) -> Positions:
     )
     if (found, found_prefix) != (width, prefix):
         raise UserError(
-            f"{FILE} has positions of width {found}, {found_prefix} of them before the patches; those of the model are "
-            f"{width} wide, {prefix} before"
+            f"{FILE} has positions of width {found}, {found_prefix} of them before the patches; the model needs width "
+            f"{width}, {prefix} before"
         )
     return native

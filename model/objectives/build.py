@@ -61,8 +61,8 @@ def _build_term(name: str, settings: Mapping[str, Any], spec: ModelSpec) -> Loss
     if "_target_" not in settings:
         term, given = f"loss.terms.{name}", " ".join(f"loss.terms.{name}.{k}={value}" for k, value in settings.items())
         raise UserError(
-            f"{term} cannot be built: there is no such loss in this composition, only settings for it; add it with "
-            f"'+loss/term@{term}={name} {given}', or drop the settings with '~{term}'"
+            f"{term} cannot be built: there is no such loss in this composition, but there are settings for it; add it "
+            f"with '+loss/term@{term}={name} {given}', or drop the settings with '~{term}'"
         )
     try:
         built = instantiate({key: value for key, value in settings.items() if key not in OF_EVERY_TERM})(spec=spec)

@@ -105,11 +105,11 @@ class Labeler(Resizable):
             after = Labels(*mined)
         if self.oplm == "two_stage" and not _clustered(after, text_images).any():
             warnings.warn(
-                f"pseudo_label={self.name} leaves no pair with both sides in a cluster: this epoch trains pairs alone",
+                f"pseudo_label={self.name} finds no clustered pair: this epoch trains only pairs with an outlier",
                 stacklevel=2,
             )
         elif max(labels.max() for labels in after) == 0:
-            warnings.warn(f"pseudo_label={self.name} finds one single cluster, which tells nothing apart", stacklevel=2)
+            warnings.warn(f"pseudo_label={self.name} finds only one cluster, which separates nothing", stacklevel=2)
         return ClusteringResult(before, after)
 
     def take(self, found: ClusteringResult, text_images: Tensor) -> None:
@@ -121,7 +121,7 @@ class Labeler(Resizable):
         if self.oplm != "two_stage" and not _clustered(found.after, text_images).any():
             raise UserError(
                 f"pseudo_label={self.name} with oplm={self.oplm} leaves no pair to train: each of {len(text_images)} "
-                "has an outlier on either side; raise eps, lower min_samples, or set pseudo_label.oplm=two_stage"
+                "has an outlier; raise eps, lower min_samples, or set pseudo_label.oplm=two_stage"
             )
         device = self.history.device
         self.image_labels = found.after.images[text_images].to(device)

@@ -21,7 +21,7 @@ from utils.errors import UserError
 SCALE_OF_SDM: Final = log(50)  # tau = 0.02: IRRA and FMFA use this fixed value and learn no scale
 SELECTION_HEADS: Final = "token_selection."
 RANKED_WITHOUT: Final = (
-    "RDE's published ranking adds the cosine of its token-selection heads; this one is by the global embedding alone"
+    "RDE's published ranking adds the cosine of its token-selection heads; this one uses only the global embedding"
 )
 
 
@@ -57,7 +57,7 @@ class Published:
         kept = Counter(name.split(".")[0] for name in self.weights if "vision_model.embeddings.position" not in name)
         for part in ("vision_model", "visual_projection", "text_model", "text_projection"):
             table.add_row([part, kept[part], "used"])
-        exact = "used" if rows == columns else f"used, and resized to {side} x {side} for programs that want a square"
+        exact = "used" if rows == columns else f"used, and resized to {side} x {side} for programs that need a square"
         table.add_row(["image positions", 1, f"{rows} x {columns}: {exact}"])
         table.add_row(["temperature", 1, "made: scale 50, that of SDM" if self.scale_made else "used"])
         resized = "bilinear" if self.settings.resample == BILINEAR else "bicubic"
@@ -70,9 +70,9 @@ class Published:
             if tensors:
                 table.add_row([f"head of {term}", len(tensors), names])
         if selection := [name for name in self.heads if name.startswith(SELECTION_HEADS)]:
-            table.add_row(["token selection", len(selection), "kept; ranking does without it"])
+            table.add_row(["token selection", len(selection), "kept; ranking does not use it"])
         for prefix, number in sorted(self.dropped.items()):
-            table.add_row([f"{prefix}*", number, "dropped: no part of this project has it"])
+            table.add_row([f"{prefix}*", number, "dropped: not used in this project"])
         return "\n".join([str(table), *([RANKED_WITHOUT] if selection else [])])
 
 
@@ -104,7 +104,7 @@ def convert(
         elif (head := of_heads(name)) is not None:
             heads[head] = tensor
         elif name.startswith(OF_OPENAI):
-            raise UserError(f"{source} has {name!r}, which the towers of CLIP have not: it is another model")
+            raise UserError(f"{source} has {name!r}, which the towers of CLIP do not have; expected a ViT of CLIP")
         else:
             dropped[name.split(".")[0]] += 1
     patch = weights[NEEDED[0].transformers].shape[-1]
@@ -135,7 +135,7 @@ def _grid(patches: int, patch: int, img_size: tuple[int, int] | None, source: Pa
         if ratio * columns * columns == patches:
             return (ratio * columns, columns)
     raise UserError(
-        f"{source} has positions for {patches} patches, of a grid unknown; give --img-size HEIGHTxWIDTH to "
+        f"{source} has positions for {patches} patches of an unknown grid; give --img-size HEIGHTxWIDTH to "
         "prepare_checkpoints.py"
     )
 

@@ -56,7 +56,7 @@ def read_state(path: Path) -> State:
     for name, tensor in weights.items():
         bare = PREFIXES.sub("", name)
         if bare in state:
-            raise UserError(f"{path} has two tensors that are {bare!r}, the second is {name!r}; expected one model")
+            raise UserError(f"{path} has two tensors named {bare!r}, the second is {name!r}; expected one model")
         state[bare] = tensor.float()
     check_finite(state, str(path))
     return state

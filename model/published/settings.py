@@ -93,7 +93,7 @@ def _of_open_clip(path: Path) -> Settings:
         value = model[section].get(name) if isinstance(model.get(section), dict) else None
         if value and value != usual:
             raise UserError(
-                f"{path}: {section}.{name} is {str(value)[:50]!r}, of CLIP {usual!r}; expected a ViT-B-16 of CLIP"
+                f"{path}: {section}.{name} is {str(value)[:50]!r}, CLIP has {usual!r}; expected a ViT-B-16 of CLIP"
             )
     quick = model.get("quick_gelu", False)
     resample = {"bilinear": BILINEAR, "bicubic": BICUBIC}.get(str(pixels.get("interpolation", "bicubic")))

@@ -154,9 +154,9 @@ def test_a_header_that_lies(folder: Path) -> None:
 
 def test_positions_of_another_model(folder: Path) -> None:
     write_positions(folder, torch.zeros(8, 24), (4, 2))
-    refused(folder, "has positions of width 24, 0 of them before the patches; those of the model are 32 wide, 0 before")
+    refused(folder, "has positions of width 24, 0 of them before the patches; the model needs width 32, 0 before")
     write_positions(folder, torch.zeros(9, 32), (4, 2))
-    refused(folder, "1 of them before the patches; those of the model are 32 wide, 0 before")
+    refused(folder, "1 of them before the patches; the model needs width 32, 0 before")
     write_positions(folder, torch.zeros(8, 32), (100, 2))
     refused(folder, r"has positions of shape \(8, 32\) for 100 x 2 patches")
     save_file({"x": torch.zeros(1)}, folder / "positions.safetensors")

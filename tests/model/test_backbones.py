@@ -140,7 +140,7 @@ def test_errors_are_sentences(hub_folders: dict[str, Path], tmp_path: Path) -> N
         load(hub_folders, "siglip", (800_000, 800_000))
     with pytest.raises(UserError, match=r"backbone.pos_interpolation=linear is unknown; expected bilinear or bicubic"):
         load(hub_folders, "siglip", pos_interpolation="linear")
-    with pytest.raises(UserError, match=r"backbone.max_length: 77 asked for, but 'small' has 12 text positions"):
+    with pytest.raises(UserError, match=r"backbone.max_length: 77 given, but 'small' has 12 text positions"):
         load_backbone("small", "clip", hub_folders["clip"], (32, 32), sigmoid=False, max_length=77)
     with pytest.raises(UserError, match=r"does not exist; run 'uv run prepare_checkpoints.py clip'"):
         load_backbone("clip", "clip", tmp_path / "none", (32, 32), sigmoid=False, max_length=12)
@@ -187,5 +187,5 @@ def test_a_grown_token_table_keeps_its_rows_and_encodes_as_before(
 def test_the_token_table_must_reach_the_largest_id(hub_folders: dict[str, Path]) -> None:
     backbone = load(hub_folders, FAMILIES[0])
     backbone.check_token_id(39)
-    with pytest.raises(UserError, match="token id 40 lies outside the backbone's table of 40 tokens"):
+    with pytest.raises(UserError, match="token id 40 is outside the backbone's table of 40 tokens"):
         backbone.check_token_id(40)

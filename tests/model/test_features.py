@@ -115,9 +115,9 @@ def test_a_first_access_under_no_grad_is_refused_a_second_is_not(encoder: Counti
     features = make(encoder)
     with torch.no_grad():
         for access in (features.image, features.text):
-            with pytest.raises(RuntimeError, match="first asked for under no_grad"):
+            with pytest.raises(RuntimeError, match="first requested under no_grad"):
                 access()
-        with pytest.raises(RuntimeError, match="'image_aug' was first asked for under no_grad"):
+        with pytest.raises(RuntimeError, match="'image_aug' was first requested under no_grad"):
             features.embedding("image_aug")
     assert calls == Calls()
     trained = features.embedding("image")

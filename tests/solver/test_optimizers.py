@@ -119,7 +119,7 @@ def test_nothing_is_fused_where_scaled_gradients_are_clipped():
     assert can_fuse(None, "16-mixed", 1.0) is False
     assert [can_fuse(None, "16-mixed", None), can_fuse(None, "bf16-mixed", 1.0)] == [None, None]
     assert can_fuse(True, "bf16-mixed", 1.0) is True
-    with pytest.raises(UserError, match=r"optimizer\.fused=true cannot be with trainer\.gradient_clip_val=0\.5"):
+    with pytest.raises(UserError, match=r"optimizer\.fused=true does not work with trainer\.gradient_clip_val=0\.5"):
         can_fuse(True, "16-mixed", 0.5)
 
 
@@ -128,5 +128,5 @@ def test_groups_of_an_earlier_version_are_not_continued_under_those_of_today():
     saved = optimizer.state_dict()
     assert under_settings_of(optimizer, saved)["param_groups"][0]["name"] == "default"
     saved["param_groups"][1]["name"] = "default/no_decay"
-    with pytest.raises(UserError, match=r"is of an earlier version of this project, whose"):
+    with pytest.raises(UserError, match=r"is of an earlier version of this project, in which"):
         under_settings_of(optimizer, saved)

@@ -138,7 +138,7 @@ def test_labels_and_history_travel_in_the_state() -> None:
 
 def test_all_outliers_train_pairs_alone_with_a_warning_or_stop_with_a_sentence() -> None:
     nothing = fixed([-1])
-    with pytest.warns(UserWarning, match="pseudo_label=test leaves no pair with both sides in a cluster: this epoch"):
+    with pytest.warns(UserWarning, match="pseudo_label=test finds no clustered pair: this epoch"):
         made = relabeled(labeler(nothing, nothing))
     assert made.stages.tolist() == [2] * TEXTS
     for oplm in ("none", "one_stage"):
@@ -147,7 +147,7 @@ def test_all_outliers_train_pairs_alone_with_a_warning_or_stop_with_a_sentence()
 
 
 def test_one_single_cluster_is_said() -> None:
-    with pytest.warns(UserWarning, match="finds one single cluster, which tells nothing apart"):
+    with pytest.warns(UserWarning, match="finds only one cluster, which separates nothing"):
         made = relabeled(labeler(fixed([0]), fixed([0])))
     assert made.stages.tolist() == [1] * TEXTS
 
@@ -162,7 +162,7 @@ def test_fewer_samples_than_neighbours() -> None:
     two = features(2, 1, per_person=1)
     cluster = JaccardDBSCAN(k1=20, k2=6, eps=0.5, min_samples=2)
     made = labeler(cluster, cluster)
-    with pytest.warns(UserWarning, match="one single cluster"):
+    with pytest.warns(UserWarning, match="only one cluster"):
         found = made.find(two, two, torch.arange(2), seed=0)
     assert found.after.images.tolist() == found.after.texts.tolist() == [0, 0]
 

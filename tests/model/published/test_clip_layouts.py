@@ -148,8 +148,8 @@ def test_person_search_is_resized_bilinearly_and_needs_no_word_on_its_activation
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_cfg": {"text_cfg": {"no_causal_mask": True}}}, r"text_cfg.no_causal_mask is 'True', of CLIP False"),
-        ({"model_cfg": {"vision_cfg": {"pool_type": "avg"}}}, r"vision_cfg.pool_type is 'avg', of CLIP 'tok'"),
+        ({"model_cfg": {"text_cfg": {"no_causal_mask": True}}}, r"text_cfg.no_causal_mask is 'True', CLIP has False"),
+        ({"model_cfg": {"vision_cfg": {"pool_type": "avg"}}}, r"vision_cfg.pool_type is 'avg', CLIP has 'tok'"),
         ({"model_cfg": []}, "has no 'model_cfg' and 'preprocess_cfg' as open_clip writes them"),
         ({"model_cfg": {"quick_gelu": "no"}}, "quick_gelu has to be true or false"),
         ({"preprocess_cfg": {"interpolation": "random"}}, "interpolation bilinear or bicubic"),
@@ -170,7 +170,7 @@ def test_towers_that_clip_does_not_have_are_one_sentence(tmp_path: Path) -> None
     for name, message in {
         "visual.trunk.blocks.0.weight": r"has an image tower of timm",
         "transformer.resblocks.0.ls_1.gamma": r"has 'transformer.resblocks.0.ls_1.gamma', which the towers of CLIP",
-        "visual.attn_pool.query": r"has 'visual.attn_pool.query', which the towers of CLIP have not",
+        "visual.attn_pool.query": r"has 'visual.attn_pool.query', which the towers of CLIP do not have",
     }.items():
         with pytest.raises(UserError, match=message):
             convert(state | {name: torch.zeros(4)}, source=source, activation="gelu")

@@ -220,7 +220,7 @@ def test_the_heads_of_rde_are_kept_and_named_and_their_absence_from_the_ranking_
         torch.testing.assert_close(out.amax(dim=0), head(tokens), rtol=1e-5, atol=1e-5)
 
     for told in (published.report(), *ranking_notes(tmp_path / "converted", 3)):
-        assert "token-selection heads; this one is by the global embedding alone" in told
+        assert "token-selection heads; this one uses only the global embedding" in told
     assert len(ranking_notes(tmp_path / "converted", 3)) == 1
 
 
@@ -311,7 +311,7 @@ def test_safetensors_are_read_as_well(irra: Irra, tmp_path: Path) -> None:
 def test_two_models_in_one_file_and_weights_that_are_not_finite_are_refused(irra: Irra, tmp_path: Path) -> None:
     bare = irra.base_model.state_dict()
     torch.save({**bare, "module.visual.proj": bare["visual.proj"]}, tmp_path / "a.pth")
-    with pytest.raises(UserError, match=r"has two tensors that are 'visual.proj', the second is 'module.visual.proj'"):
+    with pytest.raises(UserError, match=r"has two tensors named 'visual.proj', the second is 'module.visual.proj'"):
         read_state(tmp_path / "a.pth")
     bare["ln_final.weight"][3] = float("nan")
     torch.save({"model": bare}, tmp_path / "b.pth")
@@ -371,7 +371,7 @@ def test_other_architectures_and_grids_are_one_sentence(irra: Irra, tmp_path: Pa
     with pytest.raises(UserError, match=r"--img-size 16x16: that is 16 patches of 4 pixels, .* positions for 12"):
         convert(state, source=source, img_size=(16, 16))
     assert convert(state, source=source, img_size=(16, 12)).grid == (4, 3)
-    with pytest.raises(UserError, match=r"positions for 10 patches, of a grid unknown; give --img-size"):
+    with pytest.raises(UserError, match=r"positions for 10 patches of an unknown grid; give --img-size"):
         convert(state | {"visual.positional_embedding": torch.zeros(11, 64)}, source=source)
     del state["ln_final.weight"]
     with pytest.raises(UserError, match=r"is not a whole CLIP ViT \(Missing key\(s\).*final_layer_norm.weight"):
