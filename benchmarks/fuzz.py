@@ -90,7 +90,7 @@ class Fuzz:
         for kind in KINDS.values():
             _, outcome = self.attempt(kind)
             if outcome.end != "accepted" or outcome.canaries:
-                raise RuntimeError(f"{kind.name}: what is sound is not accepted: {outcome}")
+                raise RuntimeError(f"{kind.name}: a valid file is not accepted: {outcome}")
 
     def _make_sound(self) -> str:
         self.work.mkdir()

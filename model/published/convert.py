@@ -59,7 +59,7 @@ class Published:
             table.add_row([part, kept[part], "used"])
         exact = "used" if rows == columns else f"used, and resized to {side} x {side} for programs that need a square"
         table.add_row(["image positions", 1, f"{rows} x {columns}: {exact}"])
-        table.add_row(["temperature", 1, "made: scale 50, that of SDM" if self.scale_made else "used"])
+        table.add_row(["temperature", 1, "made: scale 50, as in SDM" if self.scale_made else "used"])
         resized = "bilinear" if self.settings.resample == BILINEAR else "bicubic"
         table.add_row(["activation", "", f"{self.settings.activation}: {self.settings.told_by}"])
         table.add_row(["images", "", f"resized {resized} for training and testing"])

@@ -62,7 +62,7 @@ def settings_of(state: State, layout: Layout, source: Path, given: Activation | 
         UserError: the activation is unknown, or the config beside the file is not of a CLIP.
     """
     if "logit_scale" not in state or any(of_heads(name) for name in state):
-        found = Settings("quick_gelu", "that of OpenAI's CLIP, which IRRA and its successors start from", BILINEAR)
+        found = Settings("quick_gelu", "as in OpenAI's CLIP, from which IRRA and its successors start", BILINEAR)
     elif (source.parent / OPEN_CLIP).is_file() and layout == "openai":
         found = _of_open_clip(source.parent / OPEN_CLIP)
     elif (source.parent / "config.json").is_file() and layout == "transformers":

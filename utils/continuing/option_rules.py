@@ -40,13 +40,13 @@ RULES: Final = (
         ),
         continued="here",
         changes_result=False,
-        note="where things lie on this machine; a file never says where to write",
+        note="folders and files on this machine; a checkpoint never decides where a run writes",
     ),
     Rule(
         keys=("backbone.description.*", "dataset.description.*"),
         continued="here",
         changes_result=False,
-        note="what a backbone and a dataset are: as their YAML says, and no option of a run",
+        note="facts of a backbone or dataset; only their YAML sets them",
     ),
     Rule(
         keys=(
@@ -66,7 +66,7 @@ RULES: Final = (
         ),
         continued="free",
         changes_result=False,
-        note="how fast and in how much memory; results agree up to rounding",
+        note="speed and memory; results agree up to rounding",
     ),
     Rule(
         keys=(
@@ -92,34 +92,34 @@ RULES: Final = (
         ),
         continued="free",
         changes_result=False,
-        note="what is logged, saved and shown, and how things are called; of img_size_str, img_size counts",
+        note="logging, saving, display and names; img_size_str itself is a name, img_size is what counts",
     ),
     Rule(
         keys=("trainer.max_*", "trainer.min_*"),
         continued="free",
         changes_result=True,
-        note="the schedule follows the new length; the first lines say where the learning rate was and goes on",
+        note="the schedule uses the new length; the first lines print the learning rate before and after",
     ),
     Rule(
         keys=("optimizer.param_groups.*", "scheduler.*", "optimizer"),
         continued="free",
         changes_result=True,
-        note="moments and step counts come from the checkpoint, rates and decay from the options",
+        note="the optimizer state comes from the checkpoint, rates and decay from the options",
     ),
     Rule(
         keys=("backbone.folder",),
         continued="free",
         changes_result=True,
-        note="where the backbone lies; it has to be the same one, frozen weights are read from it",
+        note="the folder must contain the same backbone: frozen weights are read from it",
     ),
     Rule(
         keys=("callbacks.*", "evaluation.*", "trainer.limit_val_batches", "trainer.limit_test_batches", "trainer"),
         continued="free",
         changes_result=True,
-        note="when training stops, how it is ranked, what checkpoint wins; trainer=OPTION: each key by its own rule",
+        note="end of training, evaluation, choice of the checkpoint; for trainer=OPTION each key has its own rule",
     ),
 )
-OTHERS: Final = Rule((), "fixed", True, "model, data, losses, batches, precision, seed: another value is another run")
+OTHERS: Final = Rule((), "fixed", True, "model, data, losses, batches, precision, seed: a run with another value is another run")
 
 # Option -> the value of runs before it existed. Checkpoints without it are continued and tested with this value.
 BEFORE: Final = {
@@ -131,9 +131,9 @@ BEFORE: Final = {
 GROUPS_BEFORE: Final = {"evaluation": "default"}
 
 _CONTINUED: Final = {
-    "here": "this command's, never the checkpoint's",
-    "free": "the checkpoint's; one that is given is applied in full",
-    "fixed": "the checkpoint's; another one is refused",
+    "here": "the command's value, never the checkpoint's",
+    "free": "the checkpoint's value; a value given on the command replaces it",
+    "fixed": "the checkpoint's value; another value is refused",
 }
 
 
