@@ -119,7 +119,7 @@ RULES: Final = (
         note="end of training, evaluation, choice of the checkpoint; for trainer=OPTION each key has its own rule",
     ),
 )
-OTHERS: Final = Rule((), "fixed", True, "model, data, losses, batches, precision, seed: another value makes another run")
+OTHERS: Final = Rule((), "fixed", True, "model, data, losses, batches, precision, seed: a new value needs a new run")
 
 # Option -> the value of runs before it existed. Checkpoints without it are continued and tested with this value.
 BEFORE: Final = {
