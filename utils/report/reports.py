@@ -118,5 +118,6 @@ def main() -> None:
         return
     try:
         write_whole(options.out, f"{text}\n")
-    except OSError as error:
-        raise UserError(f"--out {options.out} cannot be written ({error.strerror}): name another file") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--out {options.out} cannot be written ({reason}): name another file") from error

@@ -25,7 +25,7 @@ class CompareRuns(Callback):
     Each folder in `hydra.sweep.dir` is a job. A job without metrics.json has failed, and the process ends with
     status 1. When all jobs have run, sweepers raise the error of the first failed job, and Hydra does not call
     `on_multirun_end`; then the table is printed when the process exits. The W&B run of a job ends with the job, as
-    failed or not.
+    failed or not. The table shows differences to `baseline`, else to `itc`, if one of them is a row.
     """
 
     def __init__(self) -> None:

@@ -22,7 +22,6 @@ LATEX: Final = {
     "^": r"\textasciicircum{}",
     "~": r"\textasciitilde{}",
     "[": "{[}",
-    "--": "-{}-",
     "*": "$^*$",
     "†": r"$^\dagger$",
     "‡": r"$^\ddagger$",
@@ -190,7 +189,8 @@ def _markdown(text: str) -> str:
 def _latex(text: str) -> str:
     """Returns `text` as it is to be read, on one line of LaTeX; signed numbers have a minus instead of a hyphen."""
     special = re.compile("|".join([r"(?<![\w.])[+-]\d+\.\d+", *map(re.escape, LATEX)]))
-    return special.sub(lambda found: LATEX.get(found[0], f"${found[0]}$"), " ".join(text.split()))
+    text = special.sub(lambda found: LATEX.get(found[0], f"${found[0]}$"), " ".join(text.split()))
+    return re.sub("-(?=-)", "-{}", text)  # or they would be one dash
 
 
 def _not_averaged(groups: Sequence[Group]) -> str:
