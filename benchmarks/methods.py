@@ -12,23 +12,20 @@ method for the number of expectations. Metrics are those of captions that look f
 import argparse
 import os
 import shlex
-import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import numpy as np
-from numpy.typing import NDArray
 from prettytable import PrettyTable, TableStyle
 
-from utils.ranking.metrics import STANDARD
-from utils.ranking.positives import RANKS_FILE, load_ranks
-from utils.ranking.significance import PairedTest, holm, values_test
+from utils.ranking.positives import RANKS_FILE
+from utils.ranking.significance import SIGNIFICANT, PairedTest, corrected
+from utils.report.comparison.differences import Measured, compare_means, mean_over_seeds, measure_queries
+from utils.report.comparison.groups import Spread
 
 ROOT: Final = Path(__file__).parents[1]
 SHOWN: Final = ("R1", "R5", "mAP")
@@ -94,53 +91,33 @@ def train(row: str, seed: int, out: Path) -> int:
     return status
 
 
-def found(row: str, out: Path) -> tuple[list[dict[str, NDArray[Any]]], NDArray[Any]]:
-    """Returns for each run of a row its metrics of every query in points, and the identities of the queries."""
-    runs, pids = [], np.zeros(0)
-    for file in sorted((out / row).glob(f"*/{RANKS_FILE}")):
-        ranks, pids = load_ranks(file)["t2i"]
-        runs.append({name: 100 * np.asarray(STANDARD[name](ranks), dtype=np.float64) for name in SHOWN})
-    return runs, pids
+def found(row: str, out: Path, metric: str) -> list[Measured]:
+    """Returns the metric of every query for each run of a row."""
+    return [measure_queries(file, metric)["t2i"] for file in sorted((out / row).glob(f"*/{RANKS_FILE}"))]
 
 
 def compared(expected: Expectation, out: Path) -> PairedTest:
     """Returns how much better the row that should be better is, by its means over seeds."""
-    (better, pids), (worse, _) = found(expected.better, out), found(expected.worse, out)
-    a, b = (np.mean([run[expected.metric] for run in runs], axis=0) for runs in (worse, better))
-    return values_test(a, b, pids)
+    worse, better = (mean_over_seeds(found(row, out, expected.metric)) for row in (expected.worse, expected.better))
+    return compare_means(worse, better)
 
 
 def tables(out: Path) -> list[PrettyTable]:
     """Returns the table of the rows and that of the expectations, of what is there."""
-    runs = {row: found(row, out)[0] for row in ROWS}
+    runs = {row: [found(row, out, metric) for metric in SHOWN] for row in ROWS}
     rows = PrettyTable(["row", "command", "n", *SHOWN])
     for row, own in runs.items():
-        if own:
-            values = ([float(run[metric].mean()) for run in own] for metric in SHOWN)
-            rows.add_row([row, f"`{ROWS[row]}`", len(own), *map(_spread, values)])
-    judged = [expected for expected in EXPECTED if runs[expected.better] and runs[expected.worse]]
-    tests = [compared(expected, out) for expected in judged]
-    expectations = PrettyTable(["expected", "metric", "difference", "95 %", "p (Holm)", "shown"])
-    for expected, test, p in zip(judged, tests, holm([test.p_value for test in tests]), strict=True):
-        verdict = "no difference shown" if p >= 0.05 else "yes" if test.difference > 0 else "the opposite"
-        interval = f"{test.low:+.2f} to {test.high:+.2f}"
-        shown_p = "< 0.001" if p < 0.001 else f"{p:.3f}"
-        expectations.add_row(
-            [
-                f"{expected.better} > {expected.worse}",
-                expected.metric,
-                f"{test.difference:+.2f}",
-                interval,
-                shown_p,
-                verdict,
-            ]
-        )
+        if own[0]:
+            spreads = [Spread.of([float(run.values.mean()) for run in measured]) for measured in own]
+            rows.add_row([row, f"`{ROWS[row]}`", len(own[0]), *spreads])
+    judged = [expected for expected in EXPECTED if runs[expected.better][0] and runs[expected.worse][0]]
+    tests = corrected([compared(expected, out) for expected in judged])
+    expectations = PrettyTable(["expected", "metric", "difference [95 %], p (Holm)", "shown"])
+    for expected, test in zip(judged, tests, strict=True):
+        shown = test.p_value < SIGNIFICANT
+        verdict = "no difference shown" if not shown else "yes" if test.difference > 0 else "the opposite"
+        expectations.add_row([f"{expected.better} > {expected.worse}", expected.metric, test, verdict])
     return [rows, expectations]
-
-
-def _spread(values: Sequence[float]) -> str:
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{deviation}"
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from utils.config.dataset_name import dataset_name
 from utils.config.run_folders import run_dir
 from utils.errors import UserError
 
@@ -39,7 +40,7 @@ def run_info(cfg: DictConfig, *, language: str, val_is_test: bool, skipped: Mapp
     """
     return {
         "strategy": cfg.loss.name,
-        "dataset": f"{cfg.dataset.name}-{language}",
+        "dataset": dataset_name(cfg.dataset.name, language),
         "backbone": cfg.backbone.name,
         "lora": cfg.lora.name,
         "seed": cfg.seed,

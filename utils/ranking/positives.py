@@ -118,7 +118,8 @@ def _check(values: NDArray[Any], counts: NDArray[Any], pids: NDArray[Any]) -> No
     for array in (values, counts, pids):
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise ValueError(f"an array of {array.dtype} of shape {array.shape}, expected whole numbers in a row")
-    if len(counts) != len(pids) or counts.min(initial=0) < 0 or counts.sum() != len(values):
+    in_range = counts.min(initial=0) >= 0 and counts.max(initial=0) <= len(values)  # or their sum could overflow
+    if len(counts) != len(pids) or not in_range or counts.sum() != len(values):
         raise ValueError(f"{len(values)} ranks, {counts.sum()} counted, {len(counts)} queries, {len(pids)} identities")
     if values.min(initial=1) < 1:
         raise ValueError("a rank below 1")

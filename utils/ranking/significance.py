@@ -13,6 +13,7 @@ from utils.ranking.positives import Ranks
 
 DRAWS: Final = 10_000
 LEVEL: Final = 0.95
+SIGNIFICANT: Final = 0.05  # p-values below show a difference
 _BLOCK: Final = 2**22  # random numbers drawn at a time
 
 
@@ -96,6 +97,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
         corrected[index] = largest
     return corrected
+
+
+def corrected(tests: Sequence[PairedTest]) -> list[PairedTest]:
+    """Returns the tests with their p-values corrected for the number of tests, in the order given; see `holm`."""
+    p_values = holm([test.p_value for test in tests])
+    return [test._replace(p_value=p) for test, p in zip(tests, p_values, strict=True)]
 
 
 def _values(name: str, ranks: Sequence[ArrayLike], metric: str) -> NDArray[Any]:

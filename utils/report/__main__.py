@@ -1,4 +1,4 @@
-"""python -m utils.report FOLDER_OR_FILE...: compares finished runs over seeds."""
+"""python -m utils.report FOLDER_OR_FILE...: compares finished runs over seeds, and with a baseline."""
 
 from utils.errors import run_command
 from utils.report.reports import main

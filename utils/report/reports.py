@@ -14,8 +14,17 @@ from typing import Any
 from prettytable import PrettyTable
 
 from utils.checkpoints.disk import write_whole
+from utils.errors import UserError
 from utils.ranking.metrics import DIRECTIONS, RetrievalMetrics
-from utils.report.comparison import CHOSEN_ON_TEST, METRICS_FILE, as_csv, compare_runs, find_metrics
+from utils.report.comparison import (
+    CHOSEN_ON_TEST,
+    FORMATS,
+    METRICS_FILE,
+    as_csv,
+    compare_runs,
+    find_metrics,
+    with_differences,
+)
 
 
 def metrics_table(metrics: Mapping[str, RetrievalMetrics], run: Mapping[str, Any], *, split: str = "test") -> str:
@@ -85,15 +94,30 @@ def save_metrics(
 
 
 def main() -> None:
-    """Prints the comparison of the runs given on the command line."""
+    """Prints or writes the comparison of the runs given on the command line."""
     parser = argparse.ArgumentParser(prog="python -m utils.report", description="Compares runs over seeds.")
     parser.add_argument("paths", nargs="+", metavar="FOLDER_OR_FILE", help="folders of runs or metrics.json")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the comparison to FILE")
+    parser.add_argument(
+        "--baseline",
+        metavar="STRATEGY",
+        help="the row to which differences are tested, such as itc or 'itc gamma=64'; default: baseline or itc, if "
+        "there is one such row",
+    )
+    parser.add_argument("--metric", default="R1", help="the metric whose differences are tested (R1)")
     parser.add_argument(
         "--mixed", action="store_true", help="average runs over seeds also where code, data or options differ"
     )
+    parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the comparison to FILE, print nothing")
     options = parser.parse_args()
     comparison = compare_runs(find_metrics(options.paths), mixed=options.mixed)
-    if options.csv:
-        write_whole(options.csv, comparison.csv())
-    print(comparison)
+    comparison = with_differences(comparison, options.baseline, options.metric)
+    text = FORMATS[options.format](comparison).removesuffix("\n")
+    if options.out is None:
+        print(text)
+        return
+    try:
+        write_whole(options.out, f"{text}\n")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--out {options.out} cannot be written ({reason}): name another file") from error

@@ -11,7 +11,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from utils.report.comparison import METRICS_FILE, compare_runs, find_metrics
+from utils.report.comparison import METRICS_FILE, compare_runs, find_metrics, with_differences
 from utils.training.signals import stopping
 
 ERROR_FILE = "error.txt"
@@ -25,7 +25,7 @@ class CompareRuns(Callback):
     Each folder in `hydra.sweep.dir` is a job. A job without metrics.json has failed, and the process ends with
     status 1. When all jobs have run, sweepers raise the error of the first failed job, and Hydra does not call
     `on_multirun_end`; then the table is printed when the process exits. The W&B run of a job ends with the job, as
-    failed or not.
+    failed or not. The table shows differences to `baseline`, else to `itc`, if one of them is a row.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class CompareRuns(Callback):
         failed = [job for job in jobs if not (job / METRICS_FILE).exists()]
         files = find_metrics(job for job in jobs if job not in failed)
         if files:
-            comparison = compare_runs(files)
+            comparison = with_differences(compare_runs(files))
             (self._sweep / "comparison.txt").write_text(f"{comparison}\n", encoding="utf-8")
             (self._sweep / "comparison.csv").write_text(comparison.csv(), encoding="utf-8")
             print(f"\n{comparison}", flush=True)

@@ -99,10 +99,10 @@ def test_runs_without_some_images_are_marked_and_not_averaged_with_whole_ones(tm
         save_metrics(tmp_path / str(seed), level(10 * seed), facts(seed=seed, **skipped))
     compared = str(compare_runs(find_metrics([tmp_path])))
     assert [row[:3] for row in rows_of(compared)[1:3]] == [
-        ["hybrid_circle †", "2", "t2i"],
+        ["hybrid_circle ‡", "2", "t2i"],
         ["hybrid_circle", "2", "t2i"],
     ]
-    assert compared.splitlines()[-1] == "† test images left out because they cannot be read: 4"
+    assert compared.splitlines()[-1] == "‡ test images left out because they cannot be read: 4"
 
 
 def test_saved_metrics_keep_every_digit(tmp_path: Path) -> None:
@@ -289,10 +289,13 @@ def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def test_command_line(tmp_path: Path) -> None:
     save_metrics(tmp_path / "runs/1", level(10), facts(strategy="baseline"))
     other = save_metrics(tmp_path / "elsewhere", level(20), facts())
-    result = command(tmp_path / "runs", other, "--csv", tmp_path / "table.csv")
+    result = command(tmp_path / "runs", other)
     assert (result.returncode, result.stderr) == (0, "")
     assert [row[0] for row in rows_of(result.stdout)] == ["Strategy", *["hybrid_circle", "baseline"] * 2]
-    assert len((tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()) == 5
+    table = tmp_path / "new" / "table.csv"
+    result = command(tmp_path / "runs", other, "--format", "csv", "--out", table)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert len(table.read_text(encoding="utf-8").splitlines()) == 5
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ def test_a_sweep_ends_in_one_table(tmp_path: Path) -> None:
     result = run_app(tmp_path, "-m", "loss=baseline,hybrid_circle", "seed=1,2,3")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("20.00 ± 10.00") == 20
+    assert "difference to baseline (the default; --baseline names another)" in result.stdout
     assert "failed" not in result.stderr
     [sweep] = tmp_path.glob("sweep_*")
     assert (sweep / "comparison.txt").read_text(encoding="utf-8") in result.stdout

@@ -1,0 +1,205 @@
+"""The table of a comparison, for the terminal, as CSV, Markdown and LaTeX."""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from prettytable import PrettyTable, TableStyle
+
+from utils.ranking.metrics import DIRECTIONS, METRICS
+from utils.ranking.significance import SIGNIFICANT, PairedTest
+from utils.report.comparison.groups import Group, alike, columns
+from utils.report.comparison.records import SHOWN, SOURCES
+
+CHOSEN_ON_TEST = "checkpoint chosen on the test split (val_protocol=paper)"
+LATEX: Final = {
+    **{letter: f"\\{letter}" for letter in "#$%&_{}"},
+    **{sign: f"${sign}$" for sign in "<>|"},
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "[": "{[}",
+    "*": "$^*$",
+    "†": r"$^\dagger$",
+    "‡": r"$^\ddagger$",
+    "±": r"$\pm$",
+    "Δ": r"$\Delta$",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Groups of runs, in the order of the rows. As a string: one table.
+
+    older: the number of runs left out because a newer run has the same info and seed.
+    baseline, metric: the row to which differences are shown, and the metric that they are of; empty: none are shown.
+    note: what the differences are, or why there are none.
+    """
+
+    groups: list[Group]
+    older: int
+    baseline: str = ""
+    metric: str = ""
+    note: str = ""
+
+    def __str__(self) -> str:
+        table = PrettyTable(self._header(), align="r")
+        table.align.update({SHOWN[name]: "l" for name in columns(self.groups)})
+        for rows in self._blocks():
+            for row in rows:
+                table.add_row(row, divider=row is rows[-1])
+        return "\n".join([self._title(), str(table), *self._notes()])
+
+    def csv(self) -> str:
+        """Returns the table as CSV in full precision, with a line for each group and direction."""
+        blank = dict.fromkeys([*self.metrics, *(f"{metric}_std" for metric in self.metrics)])
+        return as_csv(
+            [
+                group.info
+                | {"task": direction, "n": len(group.seeds), "seeds": " ".join(map(str, group.seeds))}
+                | blank
+                | {metric: spread.mean for metric, spread in group.spreads[direction].items()}
+                | {f"{metric}_std": spread.deviation for metric, spread in group.spreads[direction].items()}
+                | (self._difference_columns(group.differences[direction]) if self.metric else {})
+                | group.sources
+                for direction in DIRECTIONS
+                for group in self.groups
+            ]
+        )
+
+    def markdown(self) -> str:
+        """Returns the table as Markdown, the best of each column in bold, with the notes as a list."""
+        table = PrettyTable(list(map(_markdown, self._header())), align="r")
+        table.align.update({SHOWN[name]: "l" for name in columns(self.groups)})
+        table.set_style(TableStyle.MARKDOWN)
+        table.add_rows([row for rows in self._blocks(_markdown, "**{}**") for row in rows])
+        notes = [f"- {_markdown(note)}" for note in self._notes()]
+        return "\n".join([_markdown(self._title()), "", str(table), *([""] if notes else []), *notes])
+
+    def latex(self) -> str:
+        r"""Returns the table as LaTeX for ``\usepackage{booktabs}``, the best of each column in bold."""
+        header, names = self._header(), columns(self.groups)
+        caption = _latex("; ".join([self._title(), *self._notes()]))
+        lines = [r"% \usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{caption}.}}"]
+        lines += [rf"\begin{{tabular}}{{{'l' * len(names)}{'r' * (len(header) - len(names))}}}", r"\toprule"]
+        lines.append(" & ".join(map(_latex, header)) + r" \\")
+        for rows in self._blocks(_latex, r"\textbf{{{}}}"):
+            lines += [r"\midrule", *(" & ".join(row) + r" \\" for row in rows)]
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics that any group has: first `METRICS`, then others in the order of the groups."""
+        found = {metric: None for group in self.groups for own in group.spreads.values() for metric in own}
+        return [*(metric for metric in METRICS if metric in found), *(m for m in found if m not in METRICS)]
+
+    def _header(self) -> list[str]:
+        difference = [f"Δ {self.metric} [95 %], p"] if self.metric else []
+        return [*(SHOWN[name] for name in columns(self.groups)), "n", "Task", *self.metrics, *difference]
+
+    def _blocks(self, escape: Callable[[str], str] = str, bold: str = "{}") -> list[list[list[str]]]:
+        """Returns for each direction its rows, with escaped cells, and the best of each column in bold."""
+        limits, blocks = self._limits(), []
+        for direction in DIRECTIONS:
+            rows = []
+            for group in self.groups:
+                names = [group.strategy, *(group.info[name] for name in columns(self.groups)[1:])]
+                names[0] += " ‡" if group.info["skipped_test"] else ""
+                names[0] += f" [{limits.index(group.info['limited']) + 1}]" if group.info["limited"] else ""
+                row = [escape(text) for text in (*names, str(len(group.seeds)), direction)]
+                for metric in self.metrics:
+                    cell = escape(str(group.spreads[direction].get(metric, "-")))
+                    row.append(bold.format(cell) if self._is_best(group, direction, metric) else cell)
+                if self.metric:
+                    row.append(escape(_shown(group.differences[direction])))
+                rows.append(row)
+            blocks.append(rows)
+        return blocks
+
+    def _is_best(self, group: Group, direction: str, metric: str) -> bool:
+        """Returns whether no other group with the same queries has a higher mean, of those shown."""
+        same = [other.spreads[direction] for other in self.groups if other.queries == group.queries]
+        means = [round(spreads[metric].mean, 2) for spreads in same if metric in spreads]
+        own = group.spreads[direction].get(metric)
+        return own is not None and len(means) > 1 and round(own.mean, 2) == max(means)
+
+    def _difference_columns(self, found: PairedTest | str) -> dict[str, Any]:
+        test = found._asdict() if isinstance(found, PairedTest) else dict.fromkeys(PairedTest._fields)
+        names = ("difference", "low", "high", "p_holm")
+        columns = dict(zip((f"{self.metric}_{name}" for name in names), test.values(), strict=True))
+        return {"baseline": self.baseline} | columns | {"no_difference": found if isinstance(found, str) else ""}
+
+    def _title(self) -> str:
+        shown = columns(self.groups)
+        common = [self.groups[0].info[name] for name in SHOWN if name not in shown]
+        return ", ".join([*filter(None, common), f"{' and '.join(self._values('split'))} split"])
+
+    def _values(self, name: str) -> list[str]:
+        return sorted({group.info[name] for group in self.groups})
+
+    def _limits(self) -> list[str]:
+        """Returns the texts that say how runs were limited, in the order of their marks [1], [2], ..."""
+        return [text for text in self._values("limited") if text]
+
+    def _notes(self) -> list[str]:
+        notes = [self.note] if self.note else []
+        if any(len(group.seeds) > 1 for group in self.groups):
+            notes.append("mean ± sample standard deviation over n seeds")
+        if "paper" in self._values("val_protocol"):
+            notes.append(f"* {CHOSEN_ON_TEST}")
+        if skipped := " or ".join(filter(None, self._values("skipped_test"))):
+            notes.append(f"‡ test images left out because they cannot be read: {skipped}")
+        notes += [f"[{number}] {text}" for number, text in enumerate(self._limits(), 1)]
+        notes += [_not_averaged(same) for same in alike(self.groups) if len(same) > 1]
+        if self.older:
+            notes.append(f"runs left out because a newer run has the same settings and seed: {self.older}")
+        return notes
+
+
+FORMATS: Final[Mapping[str, Callable[[Comparison], str]]] = {
+    "table": str,
+    "csv": Comparison.csv,
+    "markdown": Comparison.markdown,
+    "latex": Comparison.latex,
+}
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns rows with equal keys as CSV text, with the columns in the order of the keys."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _shown(difference: PairedTest | str) -> str:
+    significant = isinstance(difference, PairedTest) and difference.p_value < SIGNIFICANT
+    return f"{difference} †" if significant else str(difference)
+
+
+def _markdown(text: str) -> str:
+    """Returns `text` as it is to be read, on one line of Markdown."""
+    return re.sub(r"([\\`*_~|<>])", r"\\\1", " ".join(text.split()))
+
+
+def _latex(text: str) -> str:
+    """Returns `text` as it is to be read, on one line of LaTeX; signed numbers have a minus instead of a hyphen."""
+    special = re.compile("|".join([r"(?<![\w.])[+-]\d+\.\d+", *map(re.escape, LATEX)]))
+    text = special.sub(lambda found: LATEX.get(found[0], f"${found[0]}$"), " ".join(text.split()))
+    return re.sub("-(?=-)", "-{}", text)  # or they would be one dash
+
+
+def _not_averaged(groups: Sequence[Group]) -> str:
+    """Returns the note on groups with the same info: their marks, and the sources in which they differ."""
+    groups = sorted(groups, key=lambda group: (len(group.mark), group.mark))
+    marks = ", ".join(f"[{group.mark}] (seed {' '.join(map(str, group.seeds))})" for group in groups)
+    differ = [
+        f"{name} ({', '.join(group.sources[source] or 'not recorded' for group in groups)})"
+        for source, name in SOURCES.items()
+        if len({group.sources[source] for group in groups}) > 1
+    ]
+    return f"{marks} are not averaged, differing in {' and '.join(differ)}; python -m utils.report --mixed does"
