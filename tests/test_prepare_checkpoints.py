@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image
 from safetensors.numpy import save
 
@@ -23,6 +23,7 @@ from prepare_checkpoints import prepare, prepare_folder
 from tests.conftest import save_model, small_towers
 from tests.http_server import COMMIT, WebServer, web_server
 from tests.model.openai_clip import PATCH, TEXT_WIDTH, VOCABULARY, WIDTH, Irra
+from tests.small_backbone import SMALL, small
 from utils.checkpoints.folder import Architecture, check_folder
 from utils.continuing.composed import described
 from utils.errors import UserError
@@ -30,7 +31,6 @@ from utils.errors import UserError
 REPOSITORY = Path(prepare_checkpoints.__file__).parent
 REPO = "google/siglip-base-patch16-256-multilingual"
 CLIP_REPO = "openai/clip-vit-base-patch16"
-SMALL = Architecture("siglip", text_width=6, vision_width=4, patch=2, vocab=200_000)
 MODEL = {
     "config.json": b'{"model_type": "siglip"}',
     "preprocessor_config.json": b"{}",
@@ -53,21 +53,12 @@ WEIGHTS = "/cdn/model.safetensors"
 # The command line with an m_siglip that is small enough to serve.
 SMALL_COMMAND = """
 import prepare_checkpoints as command
-from tests.test_prepare_checkpoints import SMALL, small
+from tests.small_backbone import SMALL, small
 from utils.errors import run_command
 real = command.described
 command.described = lambda group, name: small(name, SMALL) if name == "m_siglip" else real(group, name)
 run_command(command.main)
 """
-
-
-def small(name: str, sizes: Architecture) -> DictConfig:
-    """The YAML of a backbone, with other sizes."""
-    backbone = described("backbone", name)
-    text, vision = (backbone.description.architecture[f"{tower}_config"] for tower in ("text", "vision"))
-    text.hidden_size, text.vocab_size, vision.hidden_size = sizes.text_width, sizes.vocab, sizes.vision_width
-    OmegaConf.update(vision, "patch_size", sizes.patch, force_add=True)
-    return backbone
 
 
 @pytest.fixture
