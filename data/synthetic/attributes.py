@@ -28,6 +28,7 @@ HAIR_COLOURS: Final[dict[str, RGB]] = {
     "grey": (176, 176, 178),
     "red": (166, 44, 26),
 }
+USUAL: Final[Weights] = {}
 PATTERN_COLOURS: Final = ("white", "black", "yellow", "red", "blue")
 HAND_CARRIED: Final = ("handbag", "suitcase")
 PATTERNS: Final[dict[str, Weights]] = {
@@ -162,12 +163,12 @@ def is_valid(person: Appearance) -> bool:
     return all(values[field] in options(field, values) for field in FIELDS)
 
 
-def sample_appearance(rng: random.Random) -> Appearance:
-    """Returns a random person."""
+def sample_appearance(rng: random.Random, habits: Weights) -> Appearance:
+    """Returns a random person; `habits` has how much oftener than usual a value is chosen (1 where it is missing)."""
     chosen: dict[str, Any] = {}
     for field in FIELDS:
         weights = options(field, chosen)
-        chosen[field] = rng.choices(list(weights), list(weights.values()))[0]
+        chosen[field] = rng.choices(list(weights), [w * habits.get(value, 1) for value, w in weights.items()])[0]
     return Appearance(**chosen)
 
 
@@ -182,12 +183,15 @@ def sample_twin(person: Appearance, rng: random.Random) -> Appearance:
     raise AssertionError("every appearance has a colour that can change")
 
 
-def sample_identities(sizes: Mapping[str, int], twin_share: float, rng: random.Random) -> list[Identity]:
+def sample_identities(
+    sizes: Mapping[str, int], twin_share: float, rng: random.Random, habits: Weights = USUAL
+) -> list[Identity]:
     """Returns the people of all splits with ids from 1, pairwise different in appearance.
 
     Args:
         sizes: number of identities per split name, in the order of the ids.
         twin_share: share of each split's identities that belong to a pair of near-twins.
+        habits: how much oftener than usual a value is chosen.
     """
     taken: set[Appearance] = set()
     identities: list[Identity] = []
@@ -197,16 +201,16 @@ def sample_identities(sizes: Mapping[str, int], twin_share: float, rng: random.R
         rng.shuffle(groups)
         for members in groups:
             first = len(identities) + 1
-            people = _new_people(members, taken, rng)
+            people = _new_people(members, taken, rng, habits)
             for pid, person in enumerate(people, start=first):
                 twin = first + members - 1 - (pid - first) if members == 2 else None
                 identities.append(Identity(pid, split, person, twin))
     return identities
 
 
-def _new_people(members: int, taken: set[Appearance], rng: random.Random) -> Iterable[Appearance]:
+def _new_people(members: int, taken: set[Appearance], rng: random.Random, habits: Weights) -> Iterable[Appearance]:
     while True:
-        person = sample_appearance(rng)
+        person = sample_appearance(rng, habits)
         people = (person,) if members == 1 else (person, sample_twin(person, rng))
         if taken.isdisjoint(people):
             taken.update(people)
@@ -222,11 +226,12 @@ def _other_colours(colour: str) -> Weights:
 
 
 def _contrasting(colour: str) -> Weights:
-    light = _luminance(colour)
-    return {name: 1 for name in PATTERN_COLOURS if abs(_luminance(name) - light) > 80}
+    light = luminance(colour)
+    return {name: 1 for name in PATTERN_COLOURS if abs(luminance(name) - light) > 80}
 
 
-def _luminance(colour: str) -> float:
+def luminance(colour: str) -> float:
+    """Returns how bright a colour is, from 0 to 255."""
     red, green, blue = COLOURS[colour]
     return 0.299 * red + 0.587 * green + 0.114 * blue
 

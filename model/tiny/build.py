@@ -33,7 +33,7 @@ from utils.checkpoints.disk import scratch_folder
 WIDTH: Final = 128
 PATCH_SIZE: Final = 16
 IMAGE_SIZE: Final = 128
-TEXT_LENGTH: Final = 48
+TEXT_LENGTH: Final = 40
 TEXT_POSITIONS: Final = {"siglip": 64, "clip": 77, "bert": 64}
 VOCAB_SIZE: Final = 2000
 _TOWER: Final[dict[str, Any]] = {

@@ -78,7 +78,8 @@ class Phrases:
     def _colour(self, field: str) -> str:
         if field not in self.said:
             return ""
-        return self._colour_form.format(self._rng.choice(self._lexicon.colours[self.said[field]]))
+        word = self._rng.choice(self._lexicon.colours[self.said[field]])
+        return word if self.said[field] in ("dark", "light") else self._colour_form.format(word)
 
     def _fill(self, templates: Sequence[str], **words: str) -> str:
         return " ".join(self._rng.choice(templates).format(**words).split())
