@@ -66,8 +66,8 @@ CHECKPOINTS: Final = {
         Architecture("vision-text-dual-encoder", 768, 768, 16, 30_522),
         vision="google/vit-base-patch16-224",
     ),
-    "tiny_siglip": Checkpoint(None, Architecture("siglip", 128, 128, 16, None), kind="tiny_siglip", steps=400),
-    "tiny_clip": Checkpoint(None, Architecture("clip", 128, 128, 16, None), kind="tiny_clip", steps=400),
+    "tiny_siglip": Checkpoint(None, Architecture("siglip", 128, 128, 16, None), kind="tiny_siglip", steps=300),
+    "tiny_clip": Checkpoint(None, Architecture("clip", 128, 128, 16, None), kind="tiny_clip", steps=300),
     "tiny_clip_100steps": Checkpoint(None, Architecture("clip", 128, 128, 16, None), kind="tiny_clip", steps=100),
     "tiny_resnet_bert": Checkpoint(
         None, Architecture("vision-text-dual-encoder", 128, 128, 7, None), kind="tiny_resnet_bert", steps=120
@@ -318,7 +318,7 @@ def main() -> None:
     parser.add_argument(
         "--steps",
         type=int,
-        help="pre-training of a tiny backbone (default: 400; tiny_clip_100steps 100, tiny_resnet_bert 120)",
+        help="pre-training of a tiny backbone (default: 300; tiny_clip_100steps 100, tiny_resnet_bert 120)",
     )
     args = parser.parse_args()
     names = args.names or ["m_siglip"]

@@ -32,14 +32,14 @@ USUAL: Final[Weights] = {}
 PATTERN_COLOURS: Final = ("white", "black", "yellow", "red", "blue")
 HAND_CARRIED: Final = ("handbag", "suitcase")
 PATTERNS: Final[dict[str, Weights]] = {
-    "t-shirt": {"plain": 4, "striped": 2, "print": 2, "dotted": 1},
-    "shirt": {"plain": 3, "checked": 3, "pinstriped": 2},
-    "sweater": {"plain": 3, "striped": 3},
-    "hoodie": {"plain": 3, "print": 2},
+    "t-shirt": {"plain": 3, "striped": 2, "print": 2, "dotted": 1},
+    "shirt": {"plain": 2, "checked": 3, "pinstriped": 2},
+    "sweater": {"plain": 2, "striped": 3},
+    "hoodie": {"plain": 2, "print": 2},
     "jacket": {"plain": 1},
-    "coat": {"plain": 3, "checked": 1},
-    "tank top": {"plain": 3, "striped": 1},
-    "dress": {"plain": 3, "dotted": 2, "striped": 1, "checked": 1},
+    "coat": {"plain": 2, "checked": 1},
+    "tank top": {"plain": 2, "striped": 1},
+    "dress": {"plain": 2, "dotted": 2, "striped": 1, "checked": 1},
 }
 
 
@@ -95,7 +95,7 @@ def options(field: str, person: Mapping[str, Any]) -> Weights:
         case "gender":
             return {"man": 1, "woman": 1}
         case "headwear":
-            return {None: 24, "cap": 3, "beanie": 2, "wide hat": 2, "helmet": 2, "conical hat": 1}
+            return {None: 10, "cap": 3, "beanie": 2, "wide hat": 2, "helmet": 2, "conical hat": 1}
         case "headwear_colour":
             return _any_colour() if person["headwear"] not in (None, "conical hat") else {None: 1}
         case "hair":
@@ -132,21 +132,21 @@ def options(field: str, person: Mapping[str, Any]) -> Weights:
         case "shoes":
             return {"trainers": 5, "sandals": 1.5} | ({} if person["lower"] == "long skirt" else {"boots": 2.5})
         case "bag":
-            return {None: 10, "backpack": 4, "shoulder bag": 3, "handbag": 2.5, "suitcase": 1.5}
+            return {None: 5, "backpack": 4, "shoulder bag": 3, "handbag": 2.5, "suitcase": 1.5}
         case "bag_colour":
             return _any_colour() if person["bag"] else {None: 1}
         case "bag_side":
             return {"left": 1, "right": 1} if person["bag"] not in (None, "backpack") else {None: 1}
         case "scarf_colour":
             bare = person["upper"] in ("hoodie", "tank top", "t-shirt")
-            return {None: 1} if bare else {None: 100} | _other_colours(person["upper_colour"])
+            return {None: 1} if bare else {None: 30} | _other_colours(person["upper_colour"])
         case "eyewear":
-            return {None: 9, "sunglasses": 1}
+            return {None: 5, "sunglasses": 1}
         case "mask_colour":
-            return {None: 40, "white": 1, "blue": 1, "black": 1, "pink": 1}
+            return {None: 20, "white": 1, "blue": 1, "black": 1, "pink": 1}
         case "held":
             shelter: Weights = {} if person["headwear"] else {"umbrella": 2}
-            return {None: 20, "phone": 2} | shelter
+            return {None: 10, "phone": 2} | shelter
         case "held_colour":
             return _any_colour() if person["held"] == "umbrella" else {None: 1}
         case "held_side":

@@ -26,9 +26,9 @@ PARTS: Final[tuple[tuple[tuple[str, ...], dict[tuple[str, ...], float], float], 
     (("mask_colour",), {}, 0.9),
     (("held",), {("held_colour",): 0.96, ("held_side",): 0.5}, 0.92),
 )
-CARE: Final = {1.0: 8, 0.7: 1, 0.25: 1}  # how much of a full caption an annotator writes, and how often
-ADAPTATION: Final = 0.75  # how far the eye makes up for the light: 0 not at all, 1 wholly
-DOUBT: Final = 34.0  # distance of two colours, of 256 levels, over which their names are sometimes mistaken
+CARE: Final = {1.0: 10, 0.7: 1, 0.25: 1}  # how much of a full caption an annotator writes, and how often
+ADAPTATION: Final = 0.8  # how far the eye makes up for the light: 0 not at all, 1 wholly
+DOUBT: Final = 32.0  # distance of two colours, of 256 levels, over which their names are sometimes mistaken
 
 
 @dataclass(frozen=True)
