@@ -42,11 +42,9 @@ def prepare(cfg: DictConfig, *, is_new: bool = True) -> None:
     for folder in (root, *Path(cfg.run_dir).parent.glob("*/checkpoints")):
         sweep(folder)
     if cfg.dataset.name == "drawn":
-        from data.synthetic import FOLDER, generate
+        from data.synthetic import generate_once
 
-        if not (root / FOLDER).exists():
-            print(f"draws   {root / FOLDER}, once", flush=True)
-            generate(root)
+        generate_once(root)
     cfg.backbone.folder = str(prepare_folder(cfg.backbone, root))
 
 

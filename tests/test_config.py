@@ -352,6 +352,6 @@ def test_a_loss_without_circle_works_under_the_primary_of_the_circle_strategies(
 
 
 def test_overrides_of_single_terms() -> None:
-    cfg = composed("loss.terms.cross_modal_circle.gamma=64", "~loss.terms.citc")
+    cfg = composed("loss=hybrid_circle", "loss.terms.cross_modal_circle.gamma=64", "~loss.terms.citc")
     assert cfg.loss.terms.cross_modal_circle.gamma == 64
     assert set(cfg.loss.terms) == {"nitc", "cross_modal_circle", "simclr"}
