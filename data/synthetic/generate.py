@@ -7,12 +7,14 @@ import random
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from filelock import FileLock
@@ -32,8 +34,9 @@ IMAGES: Final = "imgs"
 ANNOTATIONS: Final = "data_captions.json"
 STAMP: Final = "synthetic.json"
 GENERATOR: Final = "data.synthetic"
-VERSION: Final = 3  # raise it whenever the same specification would give another dataset
+VERSION: Final = 4  # raise it whenever the same specification would give another dataset
 PRETRAIN: Final = "pretrain"  # folder in FOLDER of the strangers whom tiny backbones are pre-trained on
+TIMED: Final = 20  # persons who are drawn to estimate how long drawing takes
 CAPTION_KEYS: Final = {"captions": "vi", "en_captions": "en"}
 
 Record = dict[str, Any]
@@ -128,6 +131,18 @@ def generate_once(root: Path) -> None:
     if not folder.exists() or (stamp is not None and stamp.get("version") != VERSION):
         print(f"draws   {folder}, once", flush=True)
         generate(root)
+
+
+def drawing_seconds(spec: SyntheticSpec = DEFAULT_SPEC) -> float:
+    """Returns about how long drawing takes with all cores: a few persons are drawn, timed and thrown away."""
+    people = spec.identities()[:TIMED]
+    with TemporaryDirectory() as folder:
+        (Path(folder) / IMAGES).mkdir()
+        start = time.monotonic()
+        for identity in people:
+            _draw_identity(spec, PEDESTRIANS, Path(folder) / IMAGES, identity)
+        seconds = time.monotonic() - start
+    return seconds / len(people) * (sum(spec.splits.values()) + spec.pretrain) / _cores()
 
 
 def _read_stamp(folder: Path) -> Any:

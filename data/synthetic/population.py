@@ -46,12 +46,12 @@ PEDESTRIANS: Final = Population(
         "conical hat": 0.5, "suitcase": 0.6, "wide hat": 0.5,
     },
     cameras=(
-        Camera({"front": 1}, (1.0, 1.0, 1.0), "street", {None: 8, "pole": 1, "board": 1}),
-        Camera({"back": 1}, (0.96, 1.0, 0.96), "park", {None: 8, "bush": 1}),
-        Camera({"left": 2, "front": 1}, (1.05, 0.98, 0.86), "hall", {None: 4, "waist": 1}),
-        Camera({"right": 2, "back": 1}, (0.72, 0.74, 0.8), "street", {None: 6, "crate": 1}),
-        Camera({"front": 3, "right": 1}, (0.9, 0.98, 1.08), "hall", {None: 4, "waist": 1, "counter": 1}),
-        Camera({"back": 2, "front": 1}, (0.84, 0.78, 0.68), "park", {None: 5, "counter": 1}),
+        Camera({"front": 1}, (1.0, 1.0, 1.0), "street", {None: 10, "pole": 1, "board": 1}),
+        Camera({"back": 1}, (0.97, 1.0, 0.97), "park", {None: 10, "bush": 1}),
+        Camera({"left": 2, "front": 1}, (1.04, 0.98, 0.9), "hall", {None: 8, "waist": 1}),
+        Camera({"right": 2, "back": 1}, (0.82, 0.84, 0.88), "street", {None: 10, "crate": 1}),
+        Camera({"front": 3, "right": 1}, (0.94, 0.98, 1.05), "hall", {None: 10, "waist": 1, "counter": 1}),
+        Camera({"back": 2, "front": 1}, (0.92, 0.88, 0.8), "park", {None: 10, "counter": 1}),
     ),
     styles=("terse", "flowing"),
 )
