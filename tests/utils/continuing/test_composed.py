@@ -57,7 +57,8 @@ def test_what_changes_a_result_is_in_the_variant() -> None:
 
 
 def test_a_continued_run_has_the_overrides_of_all_its_starts() -> None:
-    before = Composed("demo", {"optimizer": "tiny"}, ["lora.r=0", "trainer.max_epochs=2", "~loss.terms.cross_modal_circle"])
+    begun_with = ["lora.r=0", "trainer.max_epochs=2", "~loss.terms.cross_modal_circle"]
+    before = Composed("demo", {"optimizer": "tiny"}, begun_with)
     assert variant("~loss.terms.cross_modal_circle", "trainer.max_epochs=4", before=before) == (
         "lora.r=0 trainer.max_epochs=4 ~loss.terms.cross_modal_circle"
     )

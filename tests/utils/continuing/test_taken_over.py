@@ -72,7 +72,7 @@ def plain() -> dict[str, Any]:
         (SMALL, SMALL),
         (("experiment=fmfa", "dataset=icfg_pedes", "~loss.terms.efa"), ()),
         (("experiment=cpcl", "pseudo_label=kmeans", "pseudo_label.images.clusters=5"), ("experiment=cpcl",)),
-        (("loss=hybrid_circle", "~loss/term@loss.terms.citc", "+loss/term@loss.terms.more=sdm", "callbacks=early_stopping"), ()),
+        (("~loss/term@loss.terms.nitc", "+loss/term@loss.terms.more=sdm", "callbacks=early_stopping"), ()),
         (("~optimizer.param_groups.adapters", "head=part_baseline", "head.coarse=2", "aug.image_aug=null"), ()),
     ],
     ids=lambda texts: " ".join(texts)[:30],
@@ -172,7 +172,7 @@ def test_what_a_backbone_and_a_dataset_are_is_never_taken_from_a_checkpoint(plai
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("loss.terms.cross_modal_circle.weight=3", r"^loss\.terms\.cross_modal_circle\.weight=3: .*last\.ckpt was trained with 0\.1,"),
+        ("loss.terms.nitc.weight=3", r"^loss\.terms\.nitc\.weight=3: .*last\.ckpt was trained with 1\.0,"),
         ("img_size_str=32x32", r"^img_size=\[32, 32\]: .* was trained with \[64, 32\] \(1 more"),
         ("dataset.batch_size=4", r"^dataset\.batch_size=4: .* was trained with 8,"),
         ("seed=7", r"^seed=7: .* was trained with 42,"),
@@ -180,7 +180,7 @@ def test_what_a_backbone_and_a_dataset_are_is_never_taken_from_a_checkpoint(plai
         ("loss=irra", r"^loss=irra: .* was trained with loss=hybrid_circle,"),
         ("experiment=irra", r"^experiment=irra: .* was trained with experiment=tiny,"),
         ("backbone=clip", r"^backbone=clip: .* was trained with backbone=tiny_siglip,"),
-        ("~loss.terms.cross_modal_circle", r"^loss\.terms\.cross_modal_circle\._partial_: .* was trained with True and this"),
+        ("~loss.terms.cross_modal_circle", r"^loss\.terms\.cross_modal_circle\._partial_: .* was trained with True"),
         ("+loss/term@loss.terms.id=id", r"^loss/term@loss\.terms\.id=id: .* was trained with loss/term@.*=None"),
         ("+aug.sharp=1", r"^aug\.sharp=1: .* was trained with nothing of the kind"),
         ("optimizer=irra_no_decay", r"^optimizer\.algorithm=adam: .* was trained with muon,"),
