@@ -105,15 +105,7 @@ def options(field: str, person: Mapping[str, Any]) -> Weights:
         case "hair_color":
             return dict.fromkeys(HAIR_COLORS, 1.0) if person["hair"] != "shaved" else {None: 1}
         case "upper":
-            both = {
-                "t-shirt": 4,
-                "shirt": 4,
-                "sweater": 3,
-                "hoodie": 3,
-                "jacket": 4,
-                "coat": 2,
-                "tank top": 1.5,
-            }
+            both = {"t-shirt": 4, "shirt": 4, "sweater": 3, "hoodie": 3, "jacket": 4, "coat": 2, "tank top": 1.5}
             return both | ({"dress": 5} if person["gender"] == "woman" else {})
         case "upper_color" | "shoes_color":
             return _any_color()

@@ -29,7 +29,6 @@ from utils.errors import UserError
 from utils.training.progress import Bar
 
 FOLDER: Final = "DRAWN-PEDES"
-OLD_FOLDER: Final = "SYNTH-PEDES"  # its first name, which is that of another, published dataset
 IMAGES: Final = "imgs"
 ANNOTATIONS: Final = "data_captions.json"
 STAMP: Final = "synthetic.json"
@@ -99,16 +98,13 @@ def generate(root: Path, spec: SyntheticSpec = DEFAULT_SPEC, workers: int | None
     """
     if workers is not None and workers < 1:
         raise UserError(f"workers={workers} cannot draw the dataset: at least 1 is needed.")
-    folder, old = root / FOLDER, root / OLD_FOLDER
+    folder = root / FOLDER
     stamp = {"generator": GENERATOR, "version": VERSION, "spec": asdict(spec)}
     if _read_stamp(folder) == stamp:
         return folder
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{FOLDER}.lock"):
-            if not os.path.lexists(folder) and _read_stamp(old) is not None:
-                old.rename(folder)
-                print(f"{old} is renamed to {folder}, because another, published dataset is called {OLD_FOLDER}")
             if os.path.lexists(folder) and _read_stamp(folder) is None:
                 raise UserError(
                     f"{folder} exists but has no {STAMP} of the generator of drawn pedestrians, which will not "

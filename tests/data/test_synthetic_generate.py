@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from data.synthetic import FOLDER, SyntheticSpec, generate
-from data.synthetic.generate import ANNOTATIONS, IMAGES, OLD_FOLDER, PRETRAIN, STAMP
+from data.synthetic.generate import ANNOTATIONS, IMAGES, PRETRAIN, STAMP, drawing_seconds
 from utils.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -66,21 +67,6 @@ def test_neither_runs_nor_workers_change_a_byte(tmp_path: Path) -> None:
     assert contents(one) == contents(again) == contents(three)
     other = generate(tmp_path / "d", SyntheticSpec(**{**vars(SPEC), "seed": 1}), workers=1)
     assert records_of(other) != records_of(one)
-
-
-def test_a_folder_under_the_old_name_is_renamed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    old = generate(tmp_path, SPEC, workers=1).rename(tmp_path / OLD_FOLDER)
-    (old / IMAGES / "mark").touch()
-    folder = generate(tmp_path, SPEC, workers=1)
-    assert (folder / IMAGES / "mark").exists()
-    assert not old.exists()
-    assert f"{old} is renamed to {folder}" in capsys.readouterr().out
-
-
-def test_another_dataset_of_the_old_name_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / OLD_FOLDER / "imgs").mkdir(parents=True)
-    assert generate(tmp_path, SPEC, workers=1).name == FOLDER
-    assert os.listdir(tmp_path / OLD_FOLDER) == ["imgs"]
 
 
 def test_the_same_specification_is_built_once(tmp_path: Path) -> None:
@@ -171,3 +157,7 @@ def test_the_command_line_builds_what_it_says(tmp_path: Path) -> None:
     refused = run("--train", "-1")
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: train=-1")
+
+
+def test_the_time_that_drawing_takes_grows_with_the_number_of_persons() -> None:
+    assert 0 < drawing_seconds(SPEC) < drawing_seconds(replace(SPEC, pretrain=10_000))
