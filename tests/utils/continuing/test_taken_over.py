@@ -223,7 +223,7 @@ def test_a_checkpoint_that_does_not_say_how_it_was_composed_goes_on_with_the_opt
     older = {key: value for key, value in config.items() if key != "composed"}
     found, differences = continued(older, *overrides, "trainer.max_epochs=7")
     assert {key: value for key, value in found.items() if key != "composed"} == put(older, "trainer.max_epochs", 7)
-    assert differences == ["trainer.max_epochs=7, the checkpoint has 2"]
+    assert differences == ["trainer.max_epochs=7, the checkpoint has 1"]
     with pytest.raises(UserError, match=r"^loss=sdm: .* was trained with loss=irra"):
         continued(older, "experiment=irra", "loss=sdm")
 
