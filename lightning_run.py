@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -30,11 +31,14 @@ from utils.report.tested import Plot, Tested
 from utils.training.callbacks import NoSignals
 from utils.training.log_filters import quiet_libraries
 from utils.training.precision import encoding_precision
+from utils.training.progress import clock_time
 
 
 def prepare(cfg: DictConfig, *, is_new: bool = True) -> None:
     """Sets the seed, creates the run's folder and, if absent, the embedded dataset and the folder of the backbone."""
     quiet_libraries()
+    if is_new:
+        _announce_time(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     if is_new:
         settle(cfg)
@@ -42,12 +46,34 @@ def prepare(cfg: DictConfig, *, is_new: bool = True) -> None:
     for folder in (root, *Path(cfg.run_dir).parent.glob("*/checkpoints")):
         sweep(folder)
     if cfg.dataset.name == "drawn":
-        from data.synthetic import FOLDER, generate
+        from data.synthetic import generate_once
 
-        if not (root / FOLDER).exists():
-            print(f"draws   {root / FOLDER}, once", flush=True)
-            generate(root)
+        generate_once(root)
     cfg.backbone.folder = str(prepare_folder(cfg.backbone, root))
+
+
+@rank_zero_only
+def _announce_time(cfg: DictConfig) -> None:
+    """Prints how long drawing, pre-training and, with one view of an image, training will take, if they are to come."""
+    steps = cfg.backbone.description.steps
+    if cfg.task != "train" or cfg.dataset.name != "drawn" or steps is None:
+        return
+    from data.synthetic import FOLDER
+    from data.synthetic.generate import drawing_seconds
+    from model.tiny.pretrain import BATCH_SIZE
+    from model.tiny.speed import seconds_per_pair
+
+    pair, parts = seconds_per_pair(), {}
+    if not (Path(cfg.dataset_root_dir) / FOLDER).exists():
+        parts["drawing"] = drawing_seconds()
+    if not Path(cfg.backbone.folder).exists():
+        parts["pre-training"] = steps * BATCH_SIZE * pair
+    one_view = all(term.get("views") == ["image"] for term in cfg.loss.terms.values())
+    if one_view and cfg.debug is None and not torch.cuda.is_available():
+        parts["training"] = cfg.trainer.max_epochs * cfg.dataset.description.official.train.captions * pair
+    if parts:
+        told = ", ".join(f"{name} {clock_time(seconds)}" for name, seconds in parts.items())
+        print(f"time    about {clock_time(sum(parts.values()))} on this machine as it is now: {told}", flush=True)
 
 
 def build_trainer(cfg: DictConfig, data: TBPSDataModule, record: RunRecord | None = None) -> L.Trainer:

@@ -124,7 +124,7 @@ def prepare_folder(backbone: DictConfig, root: Path) -> Path:
         )
     with FileLock(root / f".{name}_checkpoints.lock"):  # other jobs and processes wait for the first
         if not place.exists():
-            prepare(backbone, root)
+            prepare(name, root)  # by its own YAML: what is made does not depend on the options of a run
     return place
 
 
@@ -214,21 +214,20 @@ def _add_tokenizer(repo: str, folders: list[Path], staging: Path) -> None:
 
 
 def _make(backbone: DictConfig, folder: Path, root: Path, steps: int) -> None:
-    """Makes a tiny backbone and pre-trains it on the training split of the embedded dataset, in both languages."""
+    """Makes a tiny backbone and pre-trains it on the strangers of the embedded dataset, in both languages."""
     import torch
 
-    from data.annotations import read_dataset
     from data.batch import Tokens
     from data.images.read import Resize, read_image
-    from data.synthetic import FOLDER, generate
+    from data.synthetic import generate_once
+    from data.synthetic.strangers import read_strangers
     from data.text.tokens import Tokenize, load_tokenizer
     from model.backbones import load_backbone, save_backbone
     from model.tiny.build import IMAGE_SIZE, make_tiny
     from model.tiny.pretrain import pretrain
 
-    if not (root / FOLDER).exists():
-        generate(root)
-    languages = [read_dataset("drawn", root, language=language).train for language in ("en", "vi")]
+    generate_once(root)
+    languages = [read_strangers(root, language) for language in ("en", "vi")]
     print(f"{backbone.name}: making {folder} from scratch, {steps} steps of pre-training")
     with (
         scratch_folder(folder) as temporary,

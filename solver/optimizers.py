@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from solver.groups import DEFAULT, ParamGroup, split_parameters
+from solver.muon import MuonAdamW
 from utils.errors import UserError, nearest
 
 
@@ -25,7 +26,8 @@ def build_optimizer(
 
     Args:
         name: name of the recipe in `config/optimizer/`.
-        algorithm: "adamw", "adam", or "adamw8bit" (bitsandbytes).
+        algorithm: "adamw", "adam", "adamw8bit" (bitsandbytes), or "muon"
+            (with adamw for all but matrices of layers).
         param_groups: see `solver.groups.split_parameters`.
         fused: whether one kernel updates all parameters. None: true if all are on a CUDA device. See `can_fuse`.
 
@@ -171,4 +173,5 @@ ALGORITHMS: dict[str, Callable[[list[dict[str, Any]], bool | None], Optimizer]] 
     "adamw": _adamw,
     "adam": _adam,
     "adamw8bit": _adamw8bit,
+    "muon": lambda groups, _: MuonAdamW(groups),
 }

@@ -92,7 +92,7 @@ def hub_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def small_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A `dataset_root_dir` with 12 + 4 + 4 drawn persons, two pictures of each, and the tiny backbones."""
     folder = tmp_path_factory.mktemp("root")
-    spec = SyntheticSpec(train=12, val=4, test=4, images_per_identity=2, height=64, width=32)
+    spec = SyntheticSpec(train=12, val=4, test=4, pretrain=12, images_per_identity=2, height=64, width=32)
     generate(folder, spec, workers=1)
     for name in ("tiny_siglip", "tiny_clip", "tiny_resnet_bert"):
         prepare(name, folder, steps=1)

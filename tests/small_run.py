@@ -17,7 +17,7 @@ ANY_METHOD = (
     "scheduler.warmup_epochs=0.5",
     "shown_queries=2",
 )
-SMALL = (*ANY_METHOD, "loss.terms.simclr.hidden_dim=16")
+SMALL = (*ANY_METHOD, "loss=hybrid_circle", "loss.terms.simclr.hidden_dim=16", "trainer.max_epochs=1")
 
 
 @contextmanager

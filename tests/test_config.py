@@ -167,7 +167,7 @@ def test_every_experiment_composes_with_every_backbone_and_dataset(experiment: s
     cfg = composed(f"experiment={experiment}", f"dataset={dataset}", name=primary)
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert cfg.dataset.name == dataset
-    embedded = {"cpcl": "tiny_clip_100steps", "fmfa": "tiny_clip_100steps", "irra": "tiny_clip_100steps"}
+    embedded = {"cpcl": "tiny_clip", "fmfa": "tiny_clip", "irra": "tiny_clip"}
     embedded["part_cmr"] = "tiny_resnet_bert"
     assert cfg.backbone.name == {"demo": embedded.get(experiment, "tiny_siglip")}.get(primary, primary)
     needs = build_objective(cfg.loss.terms, SPEC).needs & set(VIEWS)
@@ -352,6 +352,6 @@ def test_a_loss_without_circle_works_under_the_primary_of_the_circle_strategies(
 
 
 def test_overrides_of_single_terms() -> None:
-    cfg = composed("loss.terms.cross_modal_circle.gamma=64", "~loss.terms.citc")
+    cfg = composed("loss=hybrid_circle", "loss.terms.cross_modal_circle.gamma=64", "~loss.terms.citc")
     assert cfg.loss.terms.cross_modal_circle.gamma == 64
     assert set(cfg.loss.terms) == {"nitc", "cross_modal_circle", "simclr"}

@@ -94,13 +94,18 @@ def write(folder: Path, files: Mapping[str, bytes]) -> Path:
 
 
 def write_synthetic(root: Path) -> None:
-    """An embedded dataset of four records, of which two may be trained on."""
-    (root / "DRAWN-PEDES" / "imgs").mkdir(parents=True)
-    rows = [("train", 1), ("train", 2), ("validate", 3), ("test", 4)]
+    """An embedded dataset of four records, and two of pre-training."""
+    folder = root / "DRAWN-PEDES"
+    write_records(folder, [("train", 1), ("train", 2), ("validate", 3), ("test", 4)])
+    write_records(folder / "pretrain", [("stranger", 1), ("stranger", 2)])
+
+
+def write_records(folder: Path, rows: list[tuple[str, int]]) -> None:
+    (folder / "imgs").mkdir(parents=True)
     records = [
         {
             "id": identity,
-            "split": split,
+            "split": split.replace("stranger", "train"),
             "file_path": f"{identity}.jpg",
             "captions": [f"Người phụ nữ {split} mặc áo đỏ số {identity}."],
             "en_captions": [f"A {split} woman wears red shirt number {identity}."],
@@ -108,8 +113,8 @@ def write_synthetic(root: Path) -> None:
         for split, identity in rows
     ]
     for _, identity in rows:
-        Image.new("RGB", (64, 128), (40 * identity, 90, 90)).save(root / "DRAWN-PEDES" / "imgs" / f"{identity}.jpg")
-    (root / "DRAWN-PEDES" / "data_captions.json").write_text(json.dumps(records), encoding="utf-8")
+        Image.new("RGB", (64, 128), (40 * identity, 90, 90)).save(folder / "imgs" / f"{identity}.jpg")
+    (folder / "data_captions.json").write_text(json.dumps(records), encoding="utf-8")
 
 
 def refused_endpoint() -> str:
@@ -281,14 +286,14 @@ def test_without_network_a_joined_backbone_says_what_to_do(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["tiny_siglip", "tiny_clip", "tiny_resnet_bert"])
-def test_a_tiny_model_is_made_once_and_learns_words_from_train_alone(name: str, tmp_path: Path) -> None:
+def test_a_tiny_model_is_made_once_and_learns_words_from_strangers_alone(name: str, tmp_path: Path) -> None:
     write_synthetic(tmp_path)
     folder = prepare(name, tmp_path, steps=2)
     assert folder == tmp_path / f"{name}_checkpoints"
     check_folder(folder, Architecture.described(described("backbone", name)))
     vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-    assert {"▁train", "▁phụ", "▁nữ", "▁woman"} <= vocabulary.keys()
-    assert not {"▁test", "▁validate"} & vocabulary.keys()
+    assert {"▁stranger", "▁phụ", "▁nữ", "▁woman"} <= vocabulary.keys()
+    assert not {"▁train", "▁test", "▁validate"} & vocabulary.keys()
 
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert prepare(name, tmp_path, steps=2) == folder

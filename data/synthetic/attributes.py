@@ -28,17 +28,18 @@ HAIR_COLORS: Final[dict[str, RGB]] = {
     "grey": (176, 176, 178),
     "red": (166, 44, 26),
 }
+USUAL: Final[Weights] = {}
 PATTERN_COLORS: Final = ("white", "black", "yellow", "red", "blue")
 HAND_CARRIED: Final = ("handbag", "suitcase")
 PATTERNS: Final[dict[str, Weights]] = {
-    "t-shirt": {"plain": 4, "striped": 2, "print": 2, "dotted": 1},
-    "shirt": {"plain": 3, "checked": 3, "pinstriped": 2},
-    "sweater": {"plain": 3, "striped": 3},
-    "hoodie": {"plain": 3, "print": 2},
+    "t-shirt": {"plain": 3, "striped": 2, "print": 2, "dotted": 1},
+    "shirt": {"plain": 2, "checked": 3, "pinstriped": 2},
+    "sweater": {"plain": 2, "striped": 3},
+    "hoodie": {"plain": 2, "print": 2},
     "jacket": {"plain": 1},
-    "coat": {"plain": 3, "checked": 1},
-    "tank top": {"plain": 3, "striped": 1},
-    "dress": {"plain": 3, "dotted": 2, "striped": 1, "checked": 1},
+    "coat": {"plain": 2, "checked": 1},
+    "tank top": {"plain": 2, "striped": 1},
+    "dress": {"plain": 2, "dotted": 2, "striped": 1, "checked": 1},
 }
 
 
@@ -94,7 +95,7 @@ def options(field: str, person: Mapping[str, Any]) -> Weights:
         case "gender":
             return {"man": 1, "woman": 1}
         case "headwear":
-            return {None: 24, "cap": 3, "beanie": 2, "wide hat": 2, "helmet": 2, "conical hat": 1}
+            return {None: 10, "cap": 3, "beanie": 2, "wide hat": 2, "helmet": 2, "conical hat": 1}
         case "headwear_color":
             return _any_color() if person["headwear"] not in (None, "conical hat") else {None: 1}
         case "hair":
@@ -104,15 +105,7 @@ def options(field: str, person: Mapping[str, Any]) -> Weights:
         case "hair_color":
             return dict.fromkeys(HAIR_COLORS, 1.0) if person["hair"] != "shaved" else {None: 1}
         case "upper":
-            both = {
-                "t-shirt": 4,
-                "shirt": 4,
-                "sweater": 3,
-                "hoodie": 3,
-                "jacket": 4,
-                "coat": 2,
-                "tank top": 1.5,
-            }
+            both = {"t-shirt": 4, "shirt": 4, "sweater": 3, "hoodie": 3, "jacket": 4, "coat": 2, "tank top": 1.5}
             return both | ({"dress": 5} if person["gender"] == "woman" else {})
         case "upper_color" | "shoes_color":
             return _any_color()
@@ -131,21 +124,21 @@ def options(field: str, person: Mapping[str, Any]) -> Weights:
         case "shoes":
             return {"trainers": 5, "sandals": 1.5} | ({} if person["lower"] == "long skirt" else {"boots": 2.5})
         case "bag":
-            return {None: 10, "backpack": 4, "shoulder bag": 3, "handbag": 2.5, "suitcase": 1.5}
+            return {None: 5, "backpack": 4, "shoulder bag": 3, "handbag": 2.5, "suitcase": 1.5}
         case "bag_color":
             return _any_color() if person["bag"] else {None: 1}
         case "bag_side":
             return {"left": 1, "right": 1} if person["bag"] not in (None, "backpack") else {None: 1}
         case "scarf_color":
             bare = person["upper"] in ("hoodie", "tank top", "t-shirt")
-            return {None: 1} if bare else {None: 100} | _other_colors(person["upper_color"])
+            return {None: 1} if bare else {None: 30} | _other_colors(person["upper_color"])
         case "eyewear":
-            return {None: 9, "sunglasses": 1}
+            return {None: 5, "sunglasses": 1}
         case "mask_color":
-            return {None: 40, "white": 1, "blue": 1, "black": 1, "pink": 1}
+            return {None: 20, "white": 1, "blue": 1, "black": 1, "pink": 1}
         case "held":
             shelter: Weights = {} if person["headwear"] else {"umbrella": 2}
-            return {None: 20, "phone": 2} | shelter
+            return {None: 10, "phone": 2} | shelter
         case "held_color":
             return _any_color() if person["held"] == "umbrella" else {None: 1}
         case "held_side":
@@ -162,12 +155,12 @@ def is_valid(person: Appearance) -> bool:
     return all(values[field] in options(field, values) for field in FIELDS)
 
 
-def sample_appearance(rng: random.Random) -> Appearance:
-    """Returns a random person."""
+def sample_appearance(rng: random.Random, habits: Weights) -> Appearance:
+    """Returns a random person; `habits` has how much oftener than usual a value is chosen (1 where it is missing)."""
     chosen: dict[str, Any] = {}
     for field in FIELDS:
         weights = options(field, chosen)
-        chosen[field] = rng.choices(list(weights), list(weights.values()))[0]
+        chosen[field] = rng.choices(list(weights), [w * habits.get(value, 1) for value, w in weights.items()])[0]
     return Appearance(**chosen)
 
 
@@ -182,12 +175,15 @@ def sample_twin(person: Appearance, rng: random.Random) -> Appearance:
     raise AssertionError("every appearance has a colour that can change")
 
 
-def sample_identities(sizes: Mapping[str, int], twin_share: float, rng: random.Random) -> list[Identity]:
+def sample_identities(
+    sizes: Mapping[str, int], twin_share: float, rng: random.Random, habits: Weights = USUAL
+) -> list[Identity]:
     """Returns the people of all splits with ids from 1, pairwise different in appearance.
 
     Args:
         sizes: number of identities per split name, in the order of the ids.
         twin_share: share of each split's identities that belong to a pair of near-twins.
+        habits: how much oftener than usual a value is chosen.
     """
     taken: set[Appearance] = set()
     identities: list[Identity] = []
@@ -197,16 +193,16 @@ def sample_identities(sizes: Mapping[str, int], twin_share: float, rng: random.R
         rng.shuffle(groups)
         for members in groups:
             first = len(identities) + 1
-            people = _new_people(members, taken, rng)
+            people = _new_people(members, taken, rng, habits)
             for pid, person in enumerate(people, start=first):
                 twin = first + members - 1 - (pid - first) if members == 2 else None
                 identities.append(Identity(pid, split, person, twin))
     return identities
 
 
-def _new_people(members: int, taken: set[Appearance], rng: random.Random) -> Iterable[Appearance]:
+def _new_people(members: int, taken: set[Appearance], rng: random.Random, habits: Weights) -> Iterable[Appearance]:
     while True:
-        person = sample_appearance(rng)
+        person = sample_appearance(rng, habits)
         people = (person,) if members == 1 else (person, sample_twin(person, rng))
         if taken.isdisjoint(people):
             taken.update(people)
@@ -222,11 +218,12 @@ def _other_colors(color: str) -> Weights:
 
 
 def _contrasting(color: str) -> Weights:
-    light = _luminance(color)
-    return {name: 1 for name in PATTERN_COLORS if abs(_luminance(name) - light) > 80}
+    light = luminance(color)
+    return {name: 1 for name in PATTERN_COLORS if abs(luminance(name) - light) > 80}
 
 
-def _luminance(color: str) -> float:
+def luminance(color: str) -> float:
+    """Returns how bright a colour is, from 0 to 255."""
     red, green, blue = COLORS[color]
     return 0.299 * red + 0.587 * green + 0.114 * blue
 

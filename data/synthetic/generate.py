@@ -7,12 +7,14 @@ import random
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from filelock import FileLock
@@ -20,7 +22,8 @@ from filelock import FileLock
 from data.synthetic.attributes import Identity, sample_identities
 from data.synthetic.captions.annotators import annotate
 from data.synthetic.drawing.picture import draw_picture
-from data.synthetic.shot import sample_shot, sample_views
+from data.synthetic.population import PEDESTRIANS, STRANGERS, Population
+from data.synthetic.shot import sample_shot
 from utils.checkpoints.disk import scratch_folder
 from utils.errors import UserError
 from utils.training.progress import Bar
@@ -31,7 +34,9 @@ IMAGES: Final = "imgs"
 ANNOTATIONS: Final = "data_captions.json"
 STAMP: Final = "synthetic.json"
 GENERATOR: Final = "data.synthetic"
-VERSION: Final = 2  # raise it whenever the same specification would give another dataset
+VERSION: Final = 4  # raise it whenever the same specification would give another dataset
+PRETRAIN: Final = "pretrain"  # folder in FOLDER of the strangers whom tiny backbones are pre-trained on
+TIMED: Final = 20  # persons who are drawn to estimate how long drawing takes
 CAPTION_KEYS: Final = {"captions": "vi", "en_captions": "en"}
 
 Record = dict[str, Any]
@@ -46,8 +51,9 @@ class SyntheticSpec:
     """
 
     train: int = field(default=1600, metadata={"help": "training identities"})
-    val: int = field(default=100, metadata={"help": "validation identities"})
+    val: int = field(default=200, metadata={"help": "validation identities"})
     test: int = field(default=200, metadata={"help": "test identities"})
+    pretrain: int = field(default=600, metadata={"help": "identities of others, for pre-training"})
     images_per_identity: int = field(default=3, metadata={"help": "pictures of each identity"})
     captions_per_image: int = field(default=2, metadata={"help": "captions of each picture, per language"})
     height: int = field(default=128, metadata={"help": "picture height in pixels"})
@@ -70,7 +76,13 @@ class SyntheticSpec:
 
     def identities(self) -> list[Identity]:
         """Returns the people of the dataset, ids from 1, split by split."""
-        return sample_identities(self.splits, self.twin_share, random.Random(f"{self.seed}/identities"))
+        rng = random.Random(f"{self.seed}/identities")
+        return sample_identities(self.splits, self.twin_share, rng, PEDESTRIANS.habits)
+
+    def strangers(self) -> list[Identity]:
+        """Returns the people of pre-training, ids from 1."""
+        rng = random.Random(f"{self.seed}/strangers")
+        return sample_identities({"train": self.pretrain}, self.twin_share, rng, STRANGERS.habits)
 
 
 DEFAULT_SPEC: Final = SyntheticSpec()
@@ -87,13 +99,14 @@ def generate(root: Path, spec: SyntheticSpec = DEFAULT_SPEC, workers: int | None
     """
     if workers is not None and workers < 1:
         raise UserError(f"workers={workers} cannot draw the dataset: at least 1 is needed.")
-    folder, old = root / FOLDER, root / OLD_FOLDER
+    folder = root / FOLDER
     stamp = {"generator": GENERATOR, "version": VERSION, "spec": asdict(spec)}
     if _read_stamp(folder) == stamp:
         return folder
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{FOLDER}.lock"):
+            old = root / OLD_FOLDER
             if not os.path.lexists(folder) and _read_stamp(old) is not None:
                 old.rename(folder)
                 print(f"{old} is renamed to {folder}, because another, published dataset is called {OLD_FOLDER}")
@@ -112,6 +125,27 @@ def generate(root: Path, spec: SyntheticSpec = DEFAULT_SPEC, workers: int | None
     return folder
 
 
+def generate_once(root: Path) -> None:
+    """Draws the dataset where there is none, or one of an earlier version of the generator."""
+    folder = root / FOLDER
+    stamp = _read_stamp(folder)
+    if not folder.exists() or (stamp is not None and stamp.get("version") != VERSION):
+        print(f"draws   {folder}, once", flush=True)
+        generate(root)
+
+
+def drawing_seconds(spec: SyntheticSpec = DEFAULT_SPEC) -> float:
+    """Returns about how long drawing takes with all cores: a few persons are drawn, timed and thrown away."""
+    people = spec.identities()[:TIMED]
+    with TemporaryDirectory() as folder:
+        (Path(folder) / IMAGES).mkdir()
+        start = time.monotonic()
+        for identity in people:
+            _draw_identity(spec, PEDESTRIANS, Path(folder) / IMAGES, identity)
+        seconds = time.monotonic() - start
+    return seconds / len(people) * (sum(spec.splits.values()) + spec.pretrain) / _cores()
+
+
 def _read_stamp(folder: Path) -> Any:
     """Returns the stamp of `folder`, or None if this generator did not write it."""
     try:
@@ -124,22 +158,27 @@ def _read_stamp(folder: Path) -> Any:
 def _build(folder: Path, spec: SyntheticSpec, stamp: Record, workers: int) -> None:
     with scratch_folder(folder) as temporary:
         building = temporary / FOLDER
-        images = building / IMAGES
-        images.mkdir(parents=True)
-        records = [record for records in _draw_all(spec, images, workers) for record in records]
-        for name, content in ((ANNOTATIONS, records), (STAMP, stamp)):
-            (building / name).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+        for place, population, people in (
+            (building, PEDESTRIANS, spec.identities()),
+            (building / PRETRAIN, STRANGERS, spec.strangers()),
+        ):
+            (place / IMAGES).mkdir(parents=True)
+            drawn = _draw_all(partial(_draw_identity, spec, population, place / IMAGES), people, place.name, workers)
+            _write(place / ANNOTATIONS, [record for records in drawn for record in records])
+        _write(building / STAMP, stamp)
         if folder.exists():
             folder.rename(temporary / "old")
         building.rename(folder)
 
 
-def _draw_all(spec: SyntheticSpec, images: Path, workers: int) -> Iterable[list[Record]]:
+def _write(file: Path, content: Any) -> None:
+    file.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def _draw_all(draw: Any, identities: list[Identity], title: str, workers: int) -> Iterable[list[Record]]:
     """Yields the records of each identity in turn, its pictures written; shows a progress bar on a terminal."""
-    identities = spec.identities()
-    draw = partial(_draw_identity, spec, images)
     drawn = map(draw, identities) if workers == 1 else _in_processes(draw, identities, workers)
-    yield from Bar(drawn, desc=FOLDER, total=len(identities), unit="person")
+    yield from Bar(drawn, desc=title, total=len(identities), unit="person")
 
 
 def _in_processes(draw: Any, identities: list[Identity], workers: int) -> Iterator[list[Record]]:
@@ -169,22 +208,23 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _draw_identity(spec: SyntheticSpec, images: Path, identity: Identity) -> list[Record]:
-    """Writes the pictures of `identity` and returns their records."""
+def _draw_identity(spec: SyntheticSpec, population: Population, images: Path, identity: Identity) -> list[Record]:
+    """Writes the pictures of `identity`, each from another camera while there are any, and returns their records."""
     person, pid = identity.appearance, identity.pid
-    views = sample_views(spec.images_per_identity, random.Random(f"{spec.seed}/{pid}/views"))
+    seed = f"{spec.seed}/{images.parent.name}/{pid}"
+    cameras = random.Random(f"{seed}/cameras").sample(population.cameras, len(population.cameras))
     records: list[Record] = []
-    for index, view in enumerate(views):
-        rng = random.Random(f"{spec.seed}/{pid}/{index}")
-        shot = sample_shot(person, view, rng)
-        looks = random.Random(f"{spec.seed}/{pid}/looks")
+    for index in range(spec.images_per_identity):
+        rng = random.Random(f"{seed}/{index}")
+        shot = sample_shot(person, cameras[index % len(cameras)], rng)
+        looks = random.Random(f"{seed}/looks")
         picture = draw_picture(person, shot, (spec.width, spec.height), looks, rng)
         name = f"{pid:05d}_{index}.jpg"
         picture.save(images / name, quality=rng.randint(60, 95))
         record: Record = {"id": pid, "file_path": name, "split": identity.split}
         for key, language in CAPTION_KEYS.items():
-            words = random.Random(f"{spec.seed}/{pid}/{index}/{language}")
-            captions = annotate(person, shot, language, spec.captions_per_image, words)
+            words = random.Random(f"{seed}/{index}/{language}")
+            captions = annotate(person, shot, language, spec.captions_per_image, words, population.styles)
             record[key] = [caption.text for caption in captions]
         records.append(record)
     return records

@@ -1,13 +1,23 @@
-"""How a person is photographed, and what of them such a picture shows."""
+"""How a camera photographs a person, and what of them such a picture shows."""
 
 import random
 from dataclasses import dataclass
 from typing import Final
 
 from data.synthetic.attributes import Appearance
+from data.synthetic.population import Camera, Light
 
-VIEWS: Final = {"front": 9, "back": 5, "left": 3, "right": 3}
-SHOES: Final = {"shoes", "shoes_color"}
+VIEWS: Final = ("front", "back", "left", "right")
+# What hides the lower body, and the height up to which it does, in body heights: the frame, or a thing in front.
+CUTS: Final = {
+    None: 0.0, "pole": 0.0, "shins": 0.2, "bush": 0.2, "crate": 0.2, "board": 0.2, "waist": 0.42, "counter": 0.42,
+}  # fmt: skip
+FRAMED: Final = ("shins", "waist")
+# Field, and the height that must be in sight for it to be read.
+LOWEST: Final = {
+    "lower": 0.4, "lower_color": 0.4, "shoes": 0.1, "shoes_color": 0.1,
+    "suitcase": 0.1, "handbag": 0.4, "shoulder bag": 0.45,
+}  # fmt: skip
 BAG: Final = {"bag", "bag_color", "bag_side"}
 HELD: Final = {"held", "held_color", "held_side"}
 
@@ -22,9 +32,11 @@ class Shot:
         stride: phase of the step, from -1 to 1 (0 for feet together).
         turn: how far a front or back view is turned away from frontal, from -1 to 1.
         height: body height as a share of the frame's height.
-        centre: where the body stands, as a share of the frame's width.
+        center: where the body stands, as a share of the frame's width.
         ground: where the feet stand, as a share of the frame's height; above 1 the frame cuts them off.
-        occluder: what stands before the shins (bush, crate, board), or before nothing that counts (pole), or None.
+        cut: what hides the lower body, a key of `CUTS`.
+        light: what multiplies red, green and blue.
+        scene: what lies behind.
     """
 
     view: str
@@ -34,7 +46,9 @@ class Shot:
     height: float
     center: float
     ground: float
-    occluder: str | None
+    cut: str | None
+    light: Light
+    scene: str
 
     @property
     def sideways(self) -> bool:
@@ -42,35 +56,37 @@ class Shot:
         return self.view in ("left", "right")
 
 
-def sample_shot(person: Appearance, view: str, rng: random.Random) -> Shot:
-    """Returns a random shot of `person` from `view`."""
+def sample_shot(person: Appearance, camera: Camera, rng: random.Random) -> Shot:
+    """Returns a random shot of `person` by `camera`."""
     walking = rng.random() < 0.75
-    occluder = rng.choices((None, "pole", "bush", "crate", "board"), (82, 6, 4, 4, 4))[0]
+    cut = rng.choices(list(camera.cuts), list(camera.cuts.values()))[0]
     top = 1.1 if person.held == "umbrella" else 1.05
-    height = rng.uniform(0.91, 0.95) / top
-    ground = rng.uniform(0.96, 0.985)
-    if occluder is None and rng.random() < 0.05:
-        ground = rng.uniform(1.03, 1.05)
+    height, ground = rng.uniform(0.84, 0.95) / top, rng.uniform(0.96, 0.985)
+    if cut in FRAMED:
+        height = min(1.2, rng.uniform(0.9, 0.96) / (top - CUTS[cut]))
+        ground = 1 + CUTS[cut] * height
+    dim = rng.uniform(0.9, 1.1)
+    red, green, blue = camera.light
+    warm = rng.uniform(0.95, 1.05)
     return Shot(
-        view=view,
+        view=rng.choices(list(camera.views), list(camera.views.values()))[0],
         walking=walking,
         stride=rng.choice((-1, 1)) * (rng.uniform(0.45, 1) if walking else rng.uniform(0, 0.15)),
         turn=rng.uniform(-1, 1),
         height=height,
-        center=0.5 + rng.uniform(-0.04, 0.04),
+        center=0.5 + rng.uniform(-0.06, 0.06),
         ground=ground,
-        occluder=occluder,
+        cut=cut,
+        light=(red * dim * warm, green * dim, blue * dim / warm),
+        scene=camera.scene,
     )
-
-
-def sample_views(count: int, rng: random.Random) -> list[str]:
-    """Returns `count` views; people are seen from the front most often."""
-    return rng.choices(list(VIEWS), list(VIEWS.values()), k=count)
 
 
 def visible_fields(person: Appearance, shot: Shot) -> frozenset[str]:
     """Returns the fields of `person` that are not None and can be read off the picture."""
-    hidden: set[str] = set()
+    hidden = {field for field, height in LOWEST.items() if CUTS[shot.cut] > height}
+    if person.bag in hidden:
+        hidden |= BAG
     if person.headwear and person.hair in ("short", "shaved"):
         hidden |= {"hair", "hair_color"}
     if shot.view != "front":
@@ -85,8 +101,4 @@ def visible_fields(person: Appearance, shot: Shot) -> frozenset[str]:
         hidden |= {"bag_side"} if person.bag == "suitcase" else BAG
     if shot.sideways and person.held_side not in (None, shot.view):
         hidden |= {"held_side"} if person.held == "umbrella" else HELD
-    if shot.ground > 1 or shot.occluder not in (None, "pole"):
-        hidden |= SHOES
-        if person.bag == "suitcase":
-            hidden |= BAG
     return frozenset(field for field, value in vars(person).items() if value is not None) - hidden

@@ -25,7 +25,7 @@ WARMUP_STEPS = 25
 def pretrain(
     backbone: Backbone, images: Tensor, texts: Sequence[tuple[Tensor, Tensor]], *, steps: int, seed: int = 0
 ) -> None:
-    """Trains `backbone` in place with ITC, each image against a caption of every language.
+    """Trains `backbone` in place with ITC, each image against a caption of any language.
 
     It sees pairs and no identities, so that methods which do without them can start from it.
 
@@ -44,19 +44,17 @@ def pretrain(
     schedules = [LambdaLR(optimizer, lambda step: _rate(step, steps)) for optimizer in optimizers]
     random = torch.Generator().manual_seed(seed)
     order = torch.empty(0, dtype=torch.long)
+    ids, masks = (torch.cat(parts, dim=1) for parts in zip(*texts, strict=True))
     for _ in Bar(range(steps), desc="pre-training", unit="step"):
         if len(order) < BATCH_SIZE:
             order = torch.randperm(len(images), generator=random)
         rows, order = order[:BATCH_SIZE], order[BATCH_SIZE:]
         image = encoder.encode_image(images[rows]).embedding
         scale, _ = encoder.logit_scale_and_bias()
-        losses = []
-        for ids, mask in texts:
-            chosen = torch.randint(ids.shape[1], rows.shape, generator=random)
-            text = encoder.encode_text(ids[rows, chosen], mask[rows, chosen]).embedding
-            losses.append(itc(image, text, scale))
+        chosen = torch.randint(ids.shape[1], rows.shape, generator=random)
+        text = encoder.encode_text(ids[rows, chosen], masks[rows, chosen]).embedding
         backbone.zero_grad()
-        torch.stack(losses).sum().backward()
+        itc(image, text, scale).backward()
         nn.utils.clip_grad_norm_(backbone.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()

@@ -5,6 +5,7 @@ import pytest
 
 from data.synthetic.attributes import (
     FIELDS,
+    USUAL,
     Appearance,
     Identity,
     is_valid,
@@ -59,7 +60,7 @@ def test_the_same_seed_gives_the_same_people(identities: list[Identity]) -> None
 def test_people_and_twins_obey_the_rules() -> None:
     rng = random.Random(1)
     for _ in range(300):
-        person = sample_appearance(rng)
+        person = sample_appearance(rng, USUAL)
         twin = sample_twin(person, rng)
         assert is_valid(person)
         assert is_valid(twin)
@@ -72,8 +73,16 @@ def test_people_and_twins_obey_the_rules() -> None:
                 assert one.held_side != one.bag_side
 
 
+def test_habits_make_a_value_common_or_impossible() -> None:
+    people = [sample_appearance(random.Random(seed), {"black": 20, "red": 0, "coat": 0}) for seed in range(200)]
+    colors = Counter(person.upper_color for person in people)
+    assert colors.most_common(1)[0][0] == "black"
+    assert not {"red", "coat"} & {value for person in people for value in vars(person).values() if value != "red"}
+    assert colors["red"] == 0
+
+
 def test_twins_differ_in_many_kinds_of_attribute() -> None:
     rng = random.Random(2)
-    people = [sample_appearance(rng) for _ in range(300)]
+    people = [sample_appearance(rng, USUAL) for _ in range(300)]
     changed = {differences(person, sample_twin(person, rng))[0] for person in people}
     assert {"upper_color", "lower_color", "shoes_color", "bag_color", "bag_side", "hair_color"} <= changed

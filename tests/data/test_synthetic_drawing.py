@@ -8,6 +8,7 @@ from PIL import Image
 
 from data.synthetic.attributes import COLORS, Appearance, is_valid
 from data.synthetic.drawing.picture import draw_picture
+from data.synthetic.population import PEDESTRIANS, STRANGERS
 from data.synthetic.shot import VIEWS, Shot, sample_shot
 
 PERSON = Appearance(
@@ -17,7 +18,7 @@ PERSON = Appearance(
     bag=None, bag_color=None, bag_side=None, scarf_color=None, eyewear=None, mask_color=None,
     held=None, held_color=None, held_side=None,
 )  # fmt: skip
-STANDING = Shot("front", False, 0.1, 0.0, 0.87, 0.5, 0.97, None)
+STANDING = Shot("front", False, 0.1, 0.0, 0.87, 0.5, 0.97, None, (1.0, 1.0, 1.0), "street")
 
 
 def draw(person: Appearance, shot: Shot, size: tuple[int, int] = (64, 128), seed: int = 0) -> Image.Image:
@@ -47,7 +48,7 @@ def test_any_size_and_view_can_be_drawn(size: tuple[int, int], view: str) -> Non
 
 @pytest.mark.parametrize("color", ["black", "white", "red", "yellow", "green", "blue", "pink"])
 @pytest.mark.parametrize(("field", "rows"), [("upper_color", slice(48, 68)), ("lower_color", slice(76, 100))])
-def test_garments_have_the_colour_that_they_are_called(color: str, field: str, rows: slice) -> None:
+def test_garments_have_the_color_that_they_are_called(color: str, field: str, rows: slice) -> None:
     person = replace(PERSON, **{field: color})
     region = np.mean([np.asarray(draw(person, STANDING, seed=seed))[rows, 26:38] for seed in range(6)], axis=(0, 1, 2))
     nearest = min(COLORS, key=lambda name: float(np.abs(region - np.array(COLORS[name])).sum()))
@@ -86,10 +87,29 @@ def test_every_attribute_shows_in_a_front_view(change: dict[str, str]) -> None:
     assert (np.abs(pixels[0] - pixels[1]).sum(axis=2) > 60).sum() >= 10
 
 
-def test_shots_keep_the_figure_in_the_frame() -> None:
+@pytest.mark.parametrize("cut", ["waist", "counter", "shins", "bush", "crate", "board", "pole"])
+def test_what_is_cut_off_does_not_show(cut: str) -> None:
+    framed = {"waist": (1.4, 1.644), "shins": (1.1, 1.22)}
+    shot = replace(STANDING, cut=cut)
+    if cut in framed:
+        shot = replace(shot, height=framed[cut][0], ground=framed[cut][1])
+    pair = [np.asarray(draw(replace(PERSON, shoes_color=shoes), shot), np.int32) for shoes in ("black", "red")]
+    assert ((np.abs(pair[0] - pair[1]).sum(axis=2) > 60).sum() > 10) == (cut == "pole")
+
+
+def test_light_and_scene_change_the_picture() -> None:
+    plain = np.asarray(draw(PERSON, STANDING), np.float32)
+    dark = np.asarray(draw(PERSON, replace(STANDING, light=(0.5, 0.5, 0.5))), np.float32)
+    assert dark.mean() < 0.65 * plain.mean()
+    for scene in ("park", "hall"):
+        assert draw(PERSON, replace(STANDING, scene=scene)).tobytes() != draw(PERSON, STANDING).tobytes()
+
+
+def test_shots_keep_the_head_in_the_frame() -> None:
     tall = replace(PERSON, held="umbrella", held_color="red", held_side="left")
     for seed in range(200):
-        for person, top in ((PERSON, 1.02), (tall, 1.1)):
-            shot = sample_shot(person, "front", random.Random(seed))
-            assert shot.ground - shot.height * top > -0.01
-            assert abs(shot.center - 0.5) <= 0.04
+        for camera in (*PEDESTRIANS.cameras, *STRANGERS.cameras):
+            for person, top in ((PERSON, 1.02), (tall, 1.1)):
+                shot = sample_shot(person, camera, random.Random(seed))
+                assert shot.ground - shot.height * top > -0.01
+                assert abs(shot.center - 0.5) <= 0.06

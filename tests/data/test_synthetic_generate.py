@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import pytest
 from PIL import Image
 
 from data.synthetic import FOLDER, SyntheticSpec, generate
-from data.synthetic.generate import ANNOTATIONS, IMAGES, OLD_FOLDER, STAMP
+from data.synthetic.generate import ANNOTATIONS, IMAGES, OLD_FOLDER, PRETRAIN, STAMP, drawing_seconds
 from utils.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
-SPEC = SyntheticSpec(train=6, val=2, test=4, images_per_identity=2, height=64, width=32)
+SPEC = SyntheticSpec(train=6, val=2, test=4, pretrain=2, images_per_identity=2, height=64, width=32)
 
 
 def records_of(folder: Path) -> list[dict[str, Any]]:
@@ -51,6 +52,14 @@ def test_splits_share_no_identity(tmp_path: Path) -> None:
     for record in records_of(generate(tmp_path, SPEC, workers=1)):
         splits.setdefault(record["split"], set()).add(record["id"])
     assert splits == {"train": set(range(1, 7)), "validate": {7, 8}, "test": set(range(9, 13))}
+
+
+def test_strangers_lie_apart_and_are_no_record_of_the_dataset(tmp_path: Path) -> None:
+    folder = generate(tmp_path, SPEC, workers=1)
+    strangers = records_of(folder / PRETRAIN)
+    assert [(record["id"], record["split"]) for record in strangers] == [(pid, "train") for pid in (1, 1, 2, 2)]
+    assert sorted(record["file_path"] for record in strangers) == sorted(os.listdir(folder / PRETRAIN / IMAGES))
+    assert {record["id"] for record in records_of(folder)} == set(range(1, 13))
 
 
 def test_neither_runs_nor_workers_change_a_byte(tmp_path: Path) -> None:
@@ -155,11 +164,15 @@ def test_the_command_line_builds_what_it_says(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "data.synthetic", "--root", str(tmp_path), *options]
         return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
-    sizes = ("--train", "3", "--val", "1", "--test", "2", "--images-per-identity", "1", "--workers", "1")
-    done = run(*sizes)
+    sizes = ("--train", "3", "--val", "1", "--test", "2", "--pretrain", "1", "--images-per-identity", "1")
+    done = run(*sizes, "--workers", "1")
     assert done.returncode == 0
     assert done.stdout.strip() == str(tmp_path / FOLDER)
     assert len(records_of(tmp_path / FOLDER)) == 6
     refused = run("--train", "-1")
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: train=-1")
+
+
+def test_the_time_that_drawing_takes_grows_with_the_number_of_persons() -> None:
+    assert 0 < drawing_seconds(SPEC) < drawing_seconds(replace(SPEC, pretrain=10_000))

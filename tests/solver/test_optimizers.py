@@ -72,6 +72,34 @@ def test_a_step_equals_one_of_torch_over_groups_made_by_hand(algorithm: str, tor
         torch.testing.assert_close(mine, other, rtol=0, atol=0)
 
 
+def test_muon_moves_the_matrices_of_layers_as_torch_does_and_the_rest_by_adamw():
+    groups = {"default": GROUPS["default"], "vectors": {"kind": "bias", "weight_decay": 0.0}}
+    ours, theirs = (nn.ModuleDict({"layers": nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 8))}) for _ in range(2))
+    ours["end"], theirs["end"] = nn.Linear(8, 1), nn.Linear(8, 1)
+    theirs.load_state_dict(ours.state_dict())
+    named = [(f"tower.{name}", parameter) for name, parameter in ours.named_parameters()]
+    optimizer = build_optimizer(named, name="test", algorithm="muon", param_groups=groups)
+    layers = [parameter for name, parameter in theirs.named_parameters() if "layers" in name and parameter.ndim == 2]
+    vectors = [parameter for parameter in theirs.parameters() if parameter.ndim < 2]
+    references = [
+        torch.optim.Muon(layers, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([theirs["end"].weight], lr=1e-2, weight_decay=0.1, betas=(0.9, 0.98), eps=1e-6),
+        torch.optim.AdamW(vectors, lr=1e-2, weight_decay=0.0, betas=(0.9, 0.98), eps=1e-6),
+    ]
+    batch = torch.randn(5, 6)
+    for _ in range(3):
+        for network, steppers in ((ours, [optimizer]), (theirs, references)):
+            network.zero_grad()
+            network["end"](network["layers"](batch)).square().sum().backward()
+            for stepper in steppers:
+                stepper.step()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=2e-2, atol=2e-3)  # torch orthogonalizes in bfloat16
+    again = build_optimizer(named, name="test", algorithm="muon", param_groups=groups)
+    again.load_state_dict(optimizer.state_dict())
+    assert again.state[ours["layers"][0].weight]["momentum"].any()
+
+
 def test_state_loads_into_a_new_optimizer_of_the_same_model():
     network = model()
     optimizer = build(network)

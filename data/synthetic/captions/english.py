@@ -23,6 +23,8 @@ LEXICON: Final = Lexicon(
         "purple": ("purple", "violet"),
         "pink": ("pink",),
         "brown": ("brown",),
+        "dark": ("dark", "dark-colored"),
+        "light": ("light", "light-colored"),
     },
     hair_colors={
         "black": ("black",),

@@ -14,8 +14,8 @@ class Lexicon:
     """The words of a language. Several entries under one key are synonyms.
 
     Attributes:
-        colours, hair_colors: names of colours.
-        colour_forms: how a colour is attached, around ``{}``; one form serves a whole caption.
+        colors, hair_colors: names of colours.
+        color_forms: how a colour is attached, around ``{}``; one form serves a whole caption.
         things: phrase for each kind of hair, garment, bag, ..., with ``{c}`` where its colour goes.
         patterns: phrase for an upper garment ``{n}`` of color ``{c}`` with a pattern of color ``{p}``.
         layers: phrase for an open jacket ``{x}`` over something of color ``{c}``.
@@ -78,7 +78,8 @@ class Phrases:
     def _color(self, field: str) -> str:
         if field not in self.said:
             return ""
-        return self._color_form.format(self._rng.choice(self._lexicon.colors[self.said[field]]))
+        word = self._rng.choice(self._lexicon.colors[self.said[field]])
+        return word if self.said[field] in ("dark", "light") else self._color_form.format(word)
 
     def _fill(self, templates: Sequence[str], **words: str) -> str:
         return " ".join(self._rng.choice(templates).format(**words).split())

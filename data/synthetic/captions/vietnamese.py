@@ -21,6 +21,8 @@ LEXICON: Final = Lexicon(
         "purple": ("tím",),
         "pink": ("hồng",),
         "brown": ("nâu",),
+        "dark": ("tối màu", "màu tối"),
+        "light": ("sáng màu", "màu sáng"),
     },
     hair_colors={
         "black": ("đen",),
@@ -139,10 +141,10 @@ def write_flowing(said: Said, scene: Scene, rng: random.Random) -> str:
     head, shoes, carried = (_actions(things, rng) for things in _rest(phrases))
     who = f"một {rng.choice(SUBJECTS[gender])}"
     if hair and (said["hair"] == "shaved" or rng.random() < 0.4):
-        who += " " + _owned(hair.pop(), rng)
+        who += " " + _owned(hair.pop(), ("có mái {}", "để {}", "{}"), rng)
     clothes = listed(phrases.upper() + phrases.thing("lower"), rng.choice(("và", "cùng", "với")))
     sentences = [_opening(who, clothes, scene, rng)]
-    rest = [_owned(look, rng) for look in hair]
+    rest = [_owned(look, ("có mái {}", "để {}"), rng) for look in hair]
     rest += (head + shoes if rng.random() < 0.3 else shoes + head) + carried
     split = rng.randint(1, 3) if len(rest) > 3 else len(rest)
     for actions in (rest[:split], rest[split:]):
@@ -165,8 +167,8 @@ def _actions(things: list[Thing], rng: random.Random) -> list[str]:
     return [rng.choice(VERBS[verb]).format(x=thing) for verb, thing in things]
 
 
-def _owned(hair: str, rng: random.Random) -> str:
-    return rng.choice(("có mái {}", "để {}", "{}")).format(hair) if hair.startswith("tóc") else hair
+def _owned(hair: str, forms: tuple[str, ...], rng: random.Random) -> str:
+    return rng.choice(forms).format(hair) if hair.startswith("tóc") else hair
 
 
 def _opening(who: str, clothes: str, scene: Scene, rng: random.Random) -> str:

@@ -1,9 +1,11 @@
-"""Turns a drawn figure and a backdrop into a photograph: light, shadow, colour cast, blur, noise."""
+"""Turns a drawn figure and a backdrop into a photograph: light, shadow, blur, noise."""
 
 import random
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+
+from data.synthetic.population import Light
 
 FRAME = 128  # picture height in pixels at which lengths below are given
 
@@ -30,17 +32,14 @@ def cast_shadow(scene: Image.Image, feet: tuple[float, float], body: float, rng:
     scene.paste((20, 20, 26), mask=shadow.filter(ImageFilter.GaussianBlur(0.012 * body)))
 
 
-def photograph(scene: Image.Image, rng: random.Random) -> Image.Image:
-    """Returns the RGB `scene` as one of many cameras sees it: soft or coarse, bright or dim, warm or cold, noisy."""
+def photograph(scene: Image.Image, light: Light, rng: random.Random) -> Image.Image:
+    """Returns the RGB `scene` as a camera sees it in that light: soft or coarse, noisy."""
     if rng.random() < 0.3:
         share = rng.uniform(0.65, 0.9)
         coarse = scene.resize((round(scene.width * share), round(scene.height * share)), Image.Resampling.BILINEAR)
         scene = coarse.resize(scene.size, Image.Resampling.BILINEAR)
     else:
         scene = scene.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.6) * scene.height / FRAME))
-    exposure, contrast, haze = rng.uniform(0.76, 1.14), rng.uniform(0.88, 1.1), rng.uniform(0, 12)
-    warmth, green = rng.uniform(-0.06, 0.06), rng.uniform(-0.025, 0.025)
-    gains = np.array([1 + warmth, 1 + green, 1 - warmth], np.float32) * exposure
     noise = np.random.default_rng(rng.getrandbits(64)).standard_normal((scene.height, scene.width, 3), np.float32)
-    pixels = (np.asarray(scene, np.float32) * gains - 118) * contrast + 118 + haze + noise * rng.uniform(1.5, 7)
+    pixels = np.asarray(scene, np.float32) * np.array(light, np.float32) + rng.uniform(0, 8) + noise * rng.uniform(2, 7)
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))

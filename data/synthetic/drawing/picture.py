@@ -15,10 +15,9 @@ from data.synthetic.drawing.head import draw_hair_behind, draw_head
 from data.synthetic.drawing.legs import draw_hips, draw_leg
 from data.synthetic.drawing.pose import SIDES, pose_of
 from data.synthetic.drawing.torso import draw_arm, draw_scarf, draw_torso
-from data.synthetic.shot import Shot
+from data.synthetic.shot import CUTS, FRAMED, Shot
 
 SUPERSAMPLING: Final = 3
-SHINS: Final = 0.2  # height up to which a low occluder hides the body
 SKINS: Final[tuple[RGB, ...]] = (
     (236, 196, 164),
     (222, 176, 140),
@@ -46,11 +45,12 @@ def draw_picture(
     _draw_figure(Figure(canvas, person, pose_of(person, shot), Fabric(looks.choice(SKINS)), _tints(looks)))
     drawn, relief = (layer.resize(size, Image.Resampling.BOX) for layer in (canvas.image, canvas.relief))
     figure = light_figure(drawn, relief, rng)
-    scene = draw_backdrop(size, rng)
+    scene = draw_backdrop(size, shot.scene, rng)
     cast_shadow(scene, (x, y), body, rng)
     scene.paste(figure, mask=figure)
-    draw_occluder(scene, shot.occluder, y - SHINS * body, rng)
-    return photograph(scene, rng)
+    if shot.cut not in FRAMED:
+        draw_occluder(scene, shot.cut, y - CUTS[shot.cut] * body, rng)
+    return photograph(scene, shot.light, rng)
 
 
 def _draw_figure(figure: Figure) -> None:

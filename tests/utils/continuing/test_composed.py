@@ -23,12 +23,12 @@ def variant(*overrides: str, before: Composed | None = None) -> str:
 
 
 SAME = [
-    ("loss.terms.citc.weight=0.0001", "optimizer=cir", "img_size_str=64x32"),
-    ("img_size_str='(64,32)'", "optimizer=cir", "++loss.terms.citc.weight=1e-4"),
-    ("optimizer=cir", "loss.terms.citc.weight=1.0e-04", "img_size_str=\"'(64, 32)'\"", "dataset.num_workers=3"),
+    ("loss.terms.nitc.weight=0.0001", "optimizer=cir", "img_size_str=64x32"),
+    ("img_size_str='(64,32)'", "optimizer=cir", "++loss.terms.nitc.weight=1e-4"),
+    ("optimizer=cir", "loss.terms.nitc.weight=1.0e-04", "img_size_str=\"'(64, 32)'\"", "dataset.num_workers=3"),
     (
         *(
-            "loss.terms.citc.weight=${optimizer.param_groups.default.lr}",
+            "loss.terms.nitc.weight=${optimizer.param_groups.default.lr}",
             "trainer.devices=2",
             "logger=csv",
             "output_dir=/x",
@@ -42,24 +42,25 @@ SAME = [
 
 @pytest.mark.parametrize("overrides", SAME)
 def test_the_variant_has_one_form_whatever_the_order_spelling_and_machine(overrides: tuple[str, ...]) -> None:
-    assert variant(*overrides) == "img_size_str=64x32 loss.terms.citc.weight=0.0001 optimizer=cir"
+    assert variant(*overrides) == "img_size_str=64x32 loss.terms.nitc.weight=0.0001 optimizer=cir"
 
 
 def test_what_changes_a_result_is_in_the_variant() -> None:
     overrides = (
-        *("~loss.terms.simclr", "+loss/term@loss.terms.more=id", "trainer.max_epochs=3", "aug.image=[]"),
+        *("~loss.terms.cross_modal_circle", "+loss/term@loss.terms.more=id", "trainer.max_epochs=3", "aug.image=[]"),
         *("callbacks=early_stopping", "backbone.folder=/x/irra_checkpoints", "lora=default", "lora.r=4"),
     )
     assert variant(*overrides) == (
         "aug.image=[] backbone.folder=irra_checkpoints callbacks=early_stopping lora.r=4 "
-        "loss/term@loss.terms.more=id trainer.max_epochs=3 ~loss.terms.simclr"
+        "loss/term@loss.terms.more=id trainer.max_epochs=3 ~loss.terms.cross_modal_circle"
     )
 
 
 def test_a_continued_run_has_the_overrides_of_all_its_starts() -> None:
-    before = Composed("demo", {"optimizer": "tiny"}, ["lora.r=0", "trainer.max_epochs=2", "~loss.terms.simclr"])
-    assert variant("~loss.terms.simclr", "trainer.max_epochs=4", before=before) == (
-        "lora.r=0 trainer.max_epochs=4 ~loss.terms.simclr"
+    begun_with = ["lora.r=0", "trainer.max_epochs=2", "~loss.terms.cross_modal_circle"]
+    before = Composed("demo", {"optimizer": "tiny"}, begun_with)
+    assert variant("~loss.terms.cross_modal_circle", "trainer.max_epochs=4", before=before) == (
+        "lora.r=0 trainer.max_epochs=4 ~loss.terms.cross_modal_circle"
     )
 
 
@@ -71,7 +72,7 @@ def test_the_hash_of_options_is_that_of_what_changes_a_result() -> None:
     expected = hash_of(*SAME[0])
     assert hash_of(*SAME[1]) == hash_of(*SAME[2]) == expected
     assert hash_of(*SAME[0], "seed=9", "dataset_root_dir=/elsewhere", "logger=none") == expected
-    assert hash_of(*SAME[0], "loss.terms.citc.inmodal_weight=0.3") != expected
+    assert hash_of(*SAME[0], "loss.terms.cross_modal_circle.gamma=3") != expected
     assert hash_of(*SAME[0], "dataset.proportion=0.5") != expected
     assert hash_of(name="clip") != hash_of(name="m_siglip")
 

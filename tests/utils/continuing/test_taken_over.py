@@ -72,7 +72,7 @@ def plain() -> dict[str, Any]:
         (SMALL, SMALL),
         (("experiment=fmfa", "dataset=icfg_pedes", "~loss.terms.efa"), ()),
         (("experiment=cpcl", "pseudo_label=kmeans", "pseudo_label.images.clusters=5"), ("experiment=cpcl",)),
-        (("~loss/term@loss.terms.citc", "+loss/term@loss.terms.more=sdm", "callbacks=early_stopping"), ()),
+        (("~loss/term@loss.terms.nitc", "+loss/term@loss.terms.more=sdm", "callbacks=early_stopping"), ()),
         (("~optimizer.param_groups.adapters", "head=part_baseline", "head.coarse=2", "aug.image_aug=null"), ()),
     ],
     ids=lambda texts: " ".join(texts)[:30],
@@ -95,15 +95,15 @@ def test_an_option_with_another_default_by_now_keeps_the_checkpoints_value(
 ) -> None:
     def later(*arguments: Any, **options: Any) -> DictConfig:
         config = compose_options(*arguments, **options)
-        OmegaConf.update(config, "loss.terms.citc.weight", 9.0)
+        OmegaConf.update(config, "loss.terms.nitc.weight", 9.0)
         OmegaConf.update(config, "optimizer.param_groups.default.lr", 9.0)
         OmegaConf.update(config, "trainer.check_val_every_n_epoch", 9)
-        OmegaConf.update(config, "loss.terms.citc.new_option", 1, force_add=True)
+        OmegaConf.update(config, "loss.terms.nitc.new_option", 1, force_add=True)
         return config
 
     monkeypatch.setattr(taken_over, "compose_options", later)
     config, differences = continued(plain)
-    assert config == put(plain, "loss.terms.citc.new_option", 1)
+    assert config == put(plain, "loss.terms.nitc.new_option", 1)
     assert differences == []
 
 
@@ -129,7 +129,7 @@ def test_options_that_are_free_are_applied_in_full_and_said(plain: dict[str, Any
 def test_a_free_group_is_exchanged_as_a_whole(plain: dict[str, Any]) -> None:
     config, differences = continued(plain, "callbacks=early_stopping", "scheduler=constant", "logger=none")
     assert config["callbacks"]["early_stopping"]["patience"] == 10
-    assert config["scheduler"] == {**plain["scheduler"], "name": "constant", "warmup_epochs": 0.2}
+    assert config["scheduler"] == {**plain["scheduler"], "name": "constant", "warmup_epochs": "10%"}
     assert config["logger"]["name"] == "none"
     assert "scheduler.name=constant, the checkpoint has cosine" in differences
     assert (config["composed"]["choices"]["callbacks"], config["composed"]["choices"]["loss"]) == (
@@ -172,7 +172,7 @@ def test_what_a_backbone_and_a_dataset_are_is_never_taken_from_a_checkpoint(plai
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("loss.terms.citc.weight=3", r"^loss\.terms\.citc\.weight=3: .*last\.ckpt was trained with 0\.1,"),
+        ("loss.terms.nitc.weight=3", r"^loss\.terms\.nitc\.weight=3: .*last\.ckpt was trained with 1\.0,"),
         ("img_size_str=32x32", r"^img_size=\[32, 32\]: .* was trained with \[64, 32\] \(1 more"),
         ("dataset.batch_size=4", r"^dataset\.batch_size=4: .* was trained with 8,"),
         ("seed=7", r"^seed=7: .* was trained with 42,"),
@@ -180,10 +180,10 @@ def test_what_a_backbone_and_a_dataset_are_is_never_taken_from_a_checkpoint(plai
         ("loss=irra", r"^loss=irra: .* was trained with loss=hybrid_circle,"),
         ("experiment=irra", r"^experiment=irra: .* was trained with experiment=tiny,"),
         ("backbone=clip", r"^backbone=clip: .* was trained with backbone=tiny_siglip,"),
-        ("~loss.terms.citc", r"^loss\.terms\.citc\._partial_: .* was trained with True, but this command has no such"),
+        ("~loss.terms.cross_modal_circle", r"^loss\.terms\.cross_modal_circle\._partial_: .* was trained with True"),
         ("+loss/term@loss.terms.id=id", r"^loss/term@loss\.terms\.id=id: .* was trained with loss/term@.*=None"),
         ("+aug.sharp=1", r"^aug\.sharp=1: .* was trained with nothing of the kind"),
-        ("optimizer=irra_no_decay", r"^optimizer\.algorithm=adam: .* was trained with adamw,"),
+        ("optimizer=irra_no_decay", r"^optimizer\.algorithm=adam: .* was trained with muon,"),
         ("trainer=gpu", r"^trainer\.gradient_clip_val=None: .* was trained with 1\.0 \(2 more options differ, such as"),
     ],
 )
@@ -223,7 +223,7 @@ def test_a_checkpoint_that_does_not_say_how_it_was_composed_goes_on_with_the_opt
     older = {key: value for key, value in config.items() if key != "composed"}
     found, differences = continued(older, *overrides, "trainer.max_epochs=7")
     assert {key: value for key, value in found.items() if key != "composed"} == put(older, "trainer.max_epochs", 7)
-    assert differences == ["trainer.max_epochs=7, the checkpoint has 2"]
+    assert differences == ["trainer.max_epochs=7, the checkpoint has 1"]
     with pytest.raises(UserError, match=r"^loss=sdm: .* was trained with loss=irra"):
         continued(older, "experiment=irra", "loss=sdm")
 

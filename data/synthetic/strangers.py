@@ -1,0 +1,17 @@
+"""The annotations that tiny backbones are pre-trained on: people whom the dataset does not show."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from data.annotations import Record
+from data.annotations.layouts import IMAGE_FOLDER, layout_of
+from data.annotations.records import load_annotations
+from data.synthetic.generate import FOLDER, PRETRAIN
+
+
+def read_strangers(root: Path, language: str) -> list[Record]:
+    """Returns the records of pre-training below `root`, in one language."""
+    layout = replace(layout_of("drawn", language), folder=f"{FOLDER}/{PRETRAIN}")
+    annotations = load_annotations("drawn", layout, root)
+    images = annotations.folder / IMAGE_FOLDER
+    return [Record(one.pid, number, images / one.path, one.captions) for number, one in enumerate(annotations.images)]
