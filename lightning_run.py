@@ -63,14 +63,17 @@ def _announce_time(cfg: DictConfig) -> None:
     from model.tiny.pretrain import BATCH_SIZE
     from model.tiny.speed import seconds_per_pair
 
-    pair, parts = seconds_per_pair(), {}
+    parts, pairs = {}, {}
     if not (Path(cfg.dataset_root_dir) / FOLDER).exists():
         parts["drawing"] = drawing_seconds()
     if not Path(cfg.backbone.folder).exists():
-        parts["pre-training"] = steps * BATCH_SIZE * pair
+        pairs["pre-training"] = steps * BATCH_SIZE
     one_view = all(term.get("views") == ["image"] for term in cfg.loss.terms.values())
     if one_view and cfg.debug is None and not torch.cuda.is_available():
-        parts["training"] = cfg.trainer.max_epochs * cfg.dataset.description.official.train.captions * pair
+        pairs["training"] = cfg.trainer.max_epochs * cfg.dataset.description.official.train.captions
+    if pairs:
+        pair = seconds_per_pair()
+        parts |= {name: count * pair for name, count in pairs.items()}
     if parts:
         told = ", ".join(f"{name} {clock_time(seconds)}" for name, seconds in parts.items())
         print(f"time    about {clock_time(sum(parts.values()))} on this machine as it is now: {told}", flush=True)
