@@ -32,7 +32,7 @@ class Line(LossTerm):
     needs = frozenset({"image"})
 
     def __init__(self, weights: nn.Parameter, bad_from: float) -> None:
-        super().__init__(spec=ModelSpec(1, 1, 1, 1), weight=1.0)
+        super().__init__(spec=ModelSpec(1, 1, 1, 1))
         self.weights = weights
         self.bad_from = bad_from
         self.told: list[float] = []

@@ -314,7 +314,7 @@ def test_an_annotation_file_that_is_a_folder_is_named(tmp_path: Path, entries: E
     file = write(tmp_path, entries)
     file.unlink()
     file.mkdir()
-    assert f"{file} cannot be read" in error(tmp_path)
+    assert f"{file} is not a file" in error(tmp_path)
 
 
 @pytest.mark.parametrize("link", ["imgs", "imgs/cam_a", "imgs/cam_a/9_0.jpg"])

@@ -11,7 +11,6 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from utils.report.comparison import METRICS_FILE, compare_runs, find_metrics, with_differences
 from utils.training.signals import stopping
 
 ERROR_FILE = "error.txt"
@@ -51,6 +50,8 @@ class CompareRuns(Callback):
 
     def _report(self) -> list[Path]:
         """Prints and saves the comparison and returns the folders of the failed jobs."""
+        from utils.report.comparison import METRICS_FILE, compare_runs, find_metrics, with_differences
+
         jobs = sorted(folder for folder in self._sweep.glob("[!.]*") if folder.is_dir())
         failed = [job for job in jobs if not (job / METRICS_FILE).exists()]
         files = find_metrics(job for job in jobs if job not in failed)
