@@ -280,7 +280,7 @@ def test_the_logged_norm_of_gradients_has_no_scale(
     fused: bool, hub_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lightning takes the scale of fp16 away before it is logged, but where a fused optimizer does so."""
-    cfg = config(hub_folders, "clip", "loss=sdm", "trainer.precision=16-mixed")
+    cfg = config(hub_folders, "clip", "loss=sdm", "optimizer.algorithm=adamw", "trainer.precision=16-mixed")
     module, logged = build_module(cfg, build_encoder(cfg), 3).train(), {}
     with stand_in_gpu():
         module.to(CUDA)
