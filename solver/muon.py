@@ -20,6 +20,20 @@ class MuonAdamW(AdamW):
     comparable. Groups carry `names`, of their parameters.
     """
 
+    def moments_of(self, parameter: Tensor) -> tuple[str, ...]:
+        """Returns the names of the running means that the state of a parameter has."""
+        return ("exp_avg",) if parameter in self._layers else ("exp_avg", "exp_avg_sq")
+
+    @property
+    def _layers(self) -> set[Tensor]:
+        """The parameters that Muon moves."""
+        return {
+            parameter
+            for group in self.param_groups
+            for name, parameter in zip(group["names"], group["params"], strict=True)
+            if parameter.ndim == 2 and LAYER.search(name)
+        }
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Makes one step."""
@@ -28,9 +42,10 @@ class MuonAdamW(AdamW):
             with torch.enable_grad():
                 loss = closure()
         gradients: dict[Tensor, Tensor] = {}
+        layers = self._layers
         for group in self.param_groups:
-            for name, parameter in zip(group["names"], group["params"], strict=True):
-                if parameter.ndim == 2 and parameter.grad is not None and LAYER.search(name):
+            for parameter in group["params"]:
+                if parameter in layers and parameter.grad is not None:
                     gradients[parameter], parameter.grad = parameter.grad, None
                     self._move(parameter, gradients[parameter], group["lr"], group["weight_decay"])
         super().step()
@@ -41,8 +56,8 @@ class MuonAdamW(AdamW):
     def _move(self, parameter: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
         state = self.state[parameter]
         if not state:
-            state |= {"step": torch.tensor(0.0), "momentum": torch.zeros_like(gradient)}  # AdamW expects "step"
-        momentum = state["momentum"]
+            state |= {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(gradient)}  # AdamW expects "step"
+        momentum = state["exp_avg"]
         momentum.lerp_(gradient, 1 - MOMENTUM)
         step = orthogonal(gradient.lerp(momentum, MOMENTUM))
         parameter.mul_(1 - lr * weight_decay).add_(step, alpha=-lr * 0.2 * max(parameter.shape) ** 0.5)

@@ -19,7 +19,9 @@ from utils.checkpoints.weights import read_checkpoint
 from utils.errors import UserError
 
 BEGUN_WITH = (*SMALL, "logger=csv", "trainer.log_every_n_steps=1", "trainer.max_epochs=2", "loss.terms.citc.weight=0.2")
-BEGUN_WITH += ("loss.terms.citc.ramp={first:0,last:3}",)
+BEGUN_WITH += ("loss.terms.citc.ramp={first:0,last:3}", "optimizer.algorithm=adamw")
+BEGUN_WITH += ("~optimizer.param_groups.layers", "~optimizer.param_groups.token_table")
+BEGUN_WITH += ("optimizer.param_groups.default.lr=1e-4", "optimizer.param_groups.default.lr_start=1e-6")
 STEPS = 6  # of an epoch
 LR = {"lr": 5e-5, "lr_start": 1e-6, "lr_end": 2e-6}
 
@@ -137,7 +139,10 @@ def test_decay_that_is_switched_off_and_on_keeps_every_parameters_moments(folder
         ),
         (BEGUN_WITH, r"nothing is left to train"),
         (("trainer.max_epochs=1",), r"nothing is left to train"),
-        (("trainer.max_epochs=4", "loss.terms.citc.weight=0.3"), r"^loss\.terms\.citc\.weight=0\.3: .* with 0\.2,"),
+        (
+            ("trainer.max_epochs=4", "loss=hybrid_circle", "loss.terms.citc.weight=0.3"),
+            r"^loss\.terms\.citc\.weight=0\.3: .* with 0\.2,",
+        ),
         (("trainer.max_epochs=4", "dataset.language=vi"), r"^dataset\.language=vi: .* was trained with en"),
         (("trainer.max_epochs=4", "optimizer.param_groups.default.lr=0"), r"its learning rate is 0"),
         (("task=test", "backbone=tiny_clip"), r"^backbone=tiny_clip: .* was trained with backbone=tiny_siglip"),
@@ -209,7 +214,7 @@ def test_metrics_and_checkpoints_say_what_the_run_was_made_with(begun: Path, sma
     record = report["provenance"]
     [file] = small_root.glob("DRAWN-PEDES/*captions.json")
     assert record["data"]["annotations"] == hashlib.sha256(file.read_bytes()).hexdigest()
-    assert record["data"]["splits"]["train"] == {"identities": 12, "images": 24, "captions": 48, "cut": 0}
+    assert record["data"]["splits"]["train"] == {"identities": 12, "images": 24, "captions": 48, "cut": 15}
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
     assert (record["seed"], record["device"], record["continued"]) == (42, "cpu", None)
     assert record["tested"]["path"].startswith(str(begun / "checkpoints" / "best-"))

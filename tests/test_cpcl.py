@@ -30,6 +30,7 @@ SMALL = (
     "shown_queries=2",
     "logger=csv",
     "trainer.log_every_n_steps=1",
+    "trainer.max_epochs=2",
 )
 # With these the features of the untrained model have several clusters in each modality, and outliers.
 CLUSTERS = (

@@ -27,7 +27,13 @@ from utils.memory.trace import no_cycle_collection
 
 CONFIG = Path(__file__).parents[1] / "config"
 BATCH = 16
-SMALL = ("img_size_str=64x32", "dataset_root_dir=nowhere", "run_dir=.", f"dataset.batch_size={BATCH}")
+SMALL = (
+    "optimizer.algorithm=adamw",
+    "img_size_str=64x32",
+    "dataset_root_dir=nowhere",
+    "run_dir=.",
+    f"dataset.batch_size={BATCH}",
+)
 
 
 def config(*overrides: str, name: str = "demo") -> DictConfig:

@@ -97,7 +97,7 @@ def test_muon_moves_the_matrices_of_layers_as_torch_does_and_the_rest_by_adamw()
         torch.testing.assert_close(mine, other, rtol=2e-2, atol=2e-3)  # torch orthogonalizes in bfloat16
     again = build_optimizer(named, name="test", algorithm="muon", param_groups=groups)
     again.load_state_dict(optimizer.state_dict())
-    assert again.state[ours["layers"][0].weight]["momentum"].any()
+    assert again.state[ours["layers"][0].weight]["exp_avg"].any()
 
 
 def test_state_loads_into_a_new_optimizer_of_the_same_model():

@@ -115,8 +115,9 @@ def check_moments(state: Mapping[Any, Any], optimizer: Optimizer) -> None:
     for number, moments in state.items():
         like = {}
         if isinstance(optimizer, Adam):
-            weight = weights[number].detach()
-            like = {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight}
+            weight = weights[number]
+            moments_of = getattr(optimizer, "moments_of", lambda _: ("exp_avg", "exp_avg_sq"))  # of `MuonAdamW`
+            like = {"step": torch.zeros(()), **dict.fromkeys(moments_of(weight), weight.detach())}
         _check_like(moments, like, f"optimizer_states.state.{number}")
 
 

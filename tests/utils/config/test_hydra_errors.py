@@ -36,8 +36,8 @@ CONFIG = ROOT / "config"
             r"gama: the config has no such key. Did you mean 'loss.terms.cross_modal_circle.gamma'\?",
         ),
         (
-            ["~loss.terms.ctic"],
-            r"loss.terms.ctic: the config has no such key. Did you mean 'loss.terms.citc'\?",
+            ["~loss.terms.nict"],
+            r"loss.terms.nict: the config has no such key. Did you mean 'loss.terms.nitc'\?",
         ),
         (
             ["loss=hybird_circle"],
@@ -89,7 +89,7 @@ def told(*arguments: str) -> str:
         ("loss.gamma=64", "Did you mean 'loss.terms.cross_modal_circle.gamma'?"),
         ("trainer.fast_dev_run=true", "trainer.fast_dev_run: the config has no such key; use debug=fast instead"),
         ("+seed=3", "An item is already at 'seed'; Either remove + prefix: 'seed=3'"),
-        ("~loss.terms.ctic", "loss.terms.ctic: the config has no such key. Did you mean 'loss.terms.citc'?"),
+        ("~loss.terms.nict", "loss.terms.nict: the config has no such key. Did you mean 'loss.terms.nitc'?"),
         ("backbone=openai/clip", "backbone=openai/clip: no such option. Did you mean 'clip'? Choose one of clip,"),
     ],
 )

@@ -33,8 +33,8 @@ def composed(*overrides: str) -> DictConfig:
         ("trainer.max_epochs=0", "trainer.max_epochs: 0 given, expected at least 1"),
         ("trainer.max_epochs=null", "trainer.max_epochs: null given, expected at least 1"),
         (
-            "trainer.check_val_every_n_epoch=2",
-            "trainer.check_val_every_n_epoch=2 is above trainer.max_epochs=1: no epoch",
+            "trainer.check_val_every_n_epoch=5",
+            "trainer.check_val_every_n_epoch=5 is above trainer.max_epochs=4: no epoch",
         ),
         ("trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch: 0 given"),
         ("trainer.limit_train_batches=0", "trainer.limit_train_batches: 0 given, expected a number of batches"),
@@ -91,7 +91,7 @@ def check_given(*overrides: str) -> None:
         ("compile=yes", "compile: 'yes' given, expected true or false"),
         (
             "loss.terms=null",
-            "loss.terms: null given, but nitc, cross_modal_circle, citc, simclr are set below loss.terms",
+            "loss.terms: null given, but nitc, cross_modal_circle are set below loss.terms",
         ),
     ],
 )
