@@ -53,7 +53,8 @@ def trace_step(cfg: DictConfig, batch_size: int) -> Traced:
         if cfg.optimizer.algorithm == "adamw8bit":
             optimizer: Optimizer = AdamW8bitStates(trained)
         else:
-            optimizer = instantiate(cfg.optimizer, fused=True)(module.named_parameters())
+            fused = None if cfg.optimizer.algorithm == "muon" else True  # Muon has no fused kernel
+            optimizer = instantiate(cfg.optimizer, fused=fused)(module.named_parameters())
         step = measure_step(
             module,
             loss,

@@ -156,6 +156,12 @@ def _adam(groups: list[dict[str, Any]], fused: bool | None) -> Optimizer:
     return Adam(groups, fused=_fused(groups, fused))
 
 
+def _muon(groups: list[dict[str, Any]], fused: bool | None) -> Optimizer:
+    if fused:
+        raise UserError("optimizer.fused=true: muon has no fused form; leave fused null.")
+    return MuonAdamW(groups)
+
+
 def _adamw8bit(groups: list[dict[str, Any]], fused: bool | None) -> Optimizer:
     if fused:
         raise UserError("optimizer.fused=true: adamw8bit has no fused form; leave fused null.")
@@ -173,5 +179,5 @@ ALGORITHMS: dict[str, Callable[[list[dict[str, Any]], bool | None], Optimizer]] 
     "adamw": _adamw,
     "adam": _adam,
     "adamw8bit": _adamw8bit,
-    "muon": lambda groups, _: MuonAdamW(groups),
+    "muon": _muon,
 }
