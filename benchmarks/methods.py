@@ -30,6 +30,10 @@ from utils.report.comparison.groups import Spread
 ROOT: Final = Path(__file__).parents[1]
 SHOWN: Final = ("R1", "R5", "mAP")
 ONE_VIEW: Final = "'~loss.terms.citc' '~loss.terms.simclr'"
+HYBRID: Final = (
+    "experiment=irra loss=hybrid_circle loss.terms.nitc.views=[image] loss.terms.cross_modal_circle.views=[image] "
+    + ONE_VIEW
+)
 ROWS: Final[dict[str, str]] = {
     "itc": "experiment=irra loss=itc",
     "nitc": f"experiment=irra loss=baseline loss.terms.nitc.views=[image] {ONE_VIEW}",
@@ -40,12 +44,11 @@ ROWS: Final[dict[str, str]] = {
     f"loss.terms.in_modal_circle.views=[image] {ONE_VIEW}",
     "nc_itc": f"experiment=irra loss=nc_itc loss.terms.nc_itc.views=[image] {ONE_VIEW}",
     "pure": f"experiment=irra loss=pure_circle loss.terms.cross_modal_circle.views=[image] {ONE_VIEW}",
-    "hybrid": "experiment=irra loss=hybrid_circle loss.terms.nitc.views=[image] "
-    f"loss.terms.cross_modal_circle.views=[image] {ONE_VIEW}",
-    "curriculum": "experiment=irra loss=curriculum_circle loss.terms.nitc.views=[image] "
-    f"loss.terms.cross_modal_circle.views=[image] loss.terms.cross_modal_circle.ramp={{first:0,last:2}} {ONE_VIEW}",
+    "hybrid": HYBRID,
+    "hybrid_3": f"{HYBRID} trainer.max_epochs=3",
+    "curriculum_3": f"{HYBRID} trainer.max_epochs=3 loss.terms.cross_modal_circle.ramp={{first:0,last:2}}",
     "cpcl": "experiment=cpcl",
-    "itc_of_4": "experiment=cpcl loss=itc pseudo_label=none",
+    "itc_alone": "experiment=cpcl loss=itc pseudo_label=none",
     "cmr": "experiment=part_cmr",
     "ranking": "experiment=part_cmr '~loss.terms.cmr'",
     "lora": "experiment=irra loss=sdm lora=default",
@@ -69,8 +72,8 @@ EXPECTED: Final = (
     Expectation("nc_itc", "nitc"),
     Expectation("nitc", "pure"),
     Expectation("hybrid", "nitc"),
-    Expectation("curriculum", "hybrid"),
-    Expectation("cpcl", "itc_of_4"),
+    Expectation("curriculum_3", "hybrid_3"),
+    Expectation("cpcl", "itc_alone"),
     Expectation("cmr", "ranking"),
     Expectation("sdm", "lora"),
 )
