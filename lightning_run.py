@@ -58,13 +58,12 @@ def _announce_time(cfg: DictConfig) -> None:
     steps = cfg.backbone.description.steps
     if cfg.task != "train" or cfg.dataset.name != "drawn" or steps is None:
         return
-    from data.synthetic import FOLDER
-    from data.synthetic.generate import drawing_seconds
+    from data.synthetic.generate import drawing_seconds, is_to_draw
     from model.tiny.pretrain import BATCH_SIZE
     from model.tiny.speed import seconds_per_pair
 
     parts, pairs = {}, {}
-    if not (Path(cfg.dataset_root_dir) / FOLDER).exists():
+    if is_to_draw(Path(cfg.dataset_root_dir)):
         parts["drawing"] = drawing_seconds()
     if not Path(cfg.backbone.folder).exists():
         pairs["pre-training"] = steps * BATCH_SIZE

@@ -125,12 +125,16 @@ def generate(root: Path, spec: SyntheticSpec = DEFAULT_SPEC, workers: int | None
     return folder
 
 
+def is_to_draw(root: Path) -> bool:
+    """Returns whether there is no dataset under `root`, or one of an earlier version of the generator."""
+    stamp = _read_stamp(root / FOLDER)
+    return not (root / FOLDER).exists() or (stamp is not None and stamp.get("version") != VERSION)
+
+
 def generate_once(root: Path) -> None:
-    """Draws the dataset where there is none, or one of an earlier version of the generator."""
-    folder = root / FOLDER
-    stamp = _read_stamp(folder)
-    if not folder.exists() or (stamp is not None and stamp.get("version") != VERSION):
-        print(f"draws   {folder}, once", flush=True)
+    """Draws the dataset if `is_to_draw`."""
+    if is_to_draw(root):
+        print(f"draws   {root / FOLDER}, once", flush=True)
         generate(root)
 
 

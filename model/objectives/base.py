@@ -188,4 +188,7 @@ def gradient_shares(losses: Mapping[str, Tensor], sources: Sequence[Tensor]) -> 
         own = [gradient.float().square().sum() for gradient in found if gradient is not None]
         if own:
             norms[name] = torch.stack(own).sum().sqrt()
-    return {name: norm / torch.stack(list(norms.values())).sum().clamp_min(1e-30) for name, norm in norms.items()}
+    if not norms:
+        return {}
+    total = torch.stack(list(norms.values())).sum().clamp_min(1e-30)
+    return {name: norm / total for name, norm in norms.items()}
