@@ -3,7 +3,7 @@
 python -m data.synthetic.contact_sheet docs/drawn.jpg
 """
 
-import sys
+import argparse
 import textwrap
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +20,9 @@ PERSONS, IMAGES, WIDTH, HEIGHT = 6, 4, 64, 128
 
 def main() -> None:
     """Writes the sheet to the file that the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m data.synthetic.contact_sheet", description=__doc__)
+    parser.add_argument("file", type=Path, help="of the picture")
+    file = parser.parse_args().file
     sheet = Image.new("RGB", (IMAGES * WIDTH + 500, PERSONS * HEIGHT), "white")
     draw = ImageDraw.Draw(sheet)
     with TemporaryDirectory() as root:
@@ -34,7 +37,7 @@ def main() -> None:
                 captions = sorted((caption for record in records for caption in record.captions), key=len)
                 lines += textwrap.wrap(captions[0], 84) + textwrap.wrap(captions[-1], 84)
             draw.text((IMAGES * WIDTH + 4, row * HEIGHT), "\n".join(lines), "black", font(10))
-    sheet.save(sys.argv[1], quality=40)
+    sheet.save(file, quality=40)
 
 
 if __name__ == "__main__":
