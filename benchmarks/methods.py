@@ -34,9 +34,10 @@ HYBRID: Final = (
     "experiment=irra loss=hybrid_circle loss.terms.nitc.views=[image] loss.terms.cross_modal_circle.views=[image] "
     + ONE_VIEW
 )
+NITC: Final = f"experiment=irra loss=baseline loss.terms.nitc.views=[image] {ONE_VIEW}"
 ROWS: Final[dict[str, str]] = {
     "itc": "experiment=irra loss=itc",
-    "nitc": f"experiment=irra loss=baseline loss.terms.nitc.views=[image] {ONE_VIEW}",
+    "nitc": NITC,
     "sdm": "experiment=irra loss=sdm",
     "irra": "experiment=irra",
     "fmfa": "experiment=fmfa",
@@ -45,6 +46,8 @@ ROWS: Final[dict[str, str]] = {
     "nc_itc": f"experiment=irra loss=nc_itc loss.terms.nc_itc.views=[image] {ONE_VIEW}",
     "pure": f"experiment=irra loss=pure_circle loss.terms.cross_modal_circle.views=[image] {ONE_VIEW}",
     "hybrid": HYBRID,
+    "anchor": "experiment=irra loss=hybrid_circle_one_view",
+    "nitc_3": f"{NITC} trainer.max_epochs=3",
     "hybrid_3": f"{HYBRID} trainer.max_epochs=3",
     "curriculum_3": f"{HYBRID} trainer.max_epochs=3 loss.terms.cross_modal_circle.ramp={{first:0,last:2}}",
     "cpcl": "experiment=cpcl",
@@ -73,6 +76,8 @@ EXPECTED: Final = (
     Expectation("nitc", "pure"),
     Expectation("hybrid", "nitc"),
     Expectation("curriculum_3", "hybrid_3"),
+    Expectation("curriculum_3", "nitc_3"),
+    Expectation("anchor", "nitc"),
     Expectation("cpcl", "itc_alone"),
     Expectation("cmr", "ranking"),
     Expectation("sdm", "lora"),
