@@ -340,7 +340,7 @@ def test_cached_gradients_train_to_the_weights_of_the_plain_step(small_root: Pat
     overrides = (
         "trainer.max_epochs=2",
         "trainer.accumulate_grad_batches=2",
-        "optimizer=adamw",  # Muon's steps have one size for every gradient, for that of rounding too
+        "optimizer.algorithm=adamw",  # Muon's steps have one size for every gradient, for that of rounding too
         "optimizer.param_groups.default.eps=1e-3",  # so has Adam's, without this
     )
     for micro_batch in ("null", "3"):
