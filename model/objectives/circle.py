@@ -7,9 +7,9 @@ the offsets 1 - m and m, as in the source; papers/circle_msiglip.md prints the l
 Embeddings are unit-norm ``(B, D)``, `pids` int64 ``(B,)``. Every function returns a scalar in fp32 or wider.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
@@ -132,12 +132,26 @@ def _hard_shares(similarity: Tensor, positive: Tensor, negative: Tensor, margin:
     }
 
 
-def _hard_cross_modal_shares(features: Features, view: str, margin: float) -> dict[str, Tensor]:
-    same = same_identity(features.pids)
-    return _hard_shares(similarities(features.embedding(view), features.embedding("text")), same, ~same, margin)
+class _OverViews(LossTerm):
+    """A term that compares views of images with captions, by identity."""
+
+    def __init__(self, loss: Callable[..., Tensor], views: Sequence[str], margin: float, *, spec: ModelSpec) -> None:
+        super().__init__(spec=spec)
+        self.views = checked_views(views)
+        self.needs = frozenset({*self.views, "text", "pids"})
+        self.margin = margin
+        self._loss = partial(loss, margin=margin)
+
+    def forward(self, features: Features) -> tuple[Tensor, Stats]:
+        loss = mean_over_views(partial(self._loss, pids=features.pids), features, self.views)
+        return loss, lambda: self._hard_shares(features, features.embedding(self.views[0]))
+
+    def _hard_shares(self, features: Features, image: Tensor) -> dict[str, Tensor]:
+        same = same_identity(features.pids)
+        return _hard_shares(similarities(image, features.embedding("text")), same, ~same, self.margin)
 
 
-class InModalCircle(LossTerm):
+class InModalCircle(_OverViews):
     """The mean of `in_modal_circle` of images and of texts, averaged over image views.
 
     Args:
@@ -145,27 +159,18 @@ class InModalCircle(LossTerm):
     """
 
     def __init__(self, *, spec: ModelSpec, views: Sequence[str], margin: float, gamma: float, scope: Scope) -> None:
-        super().__init__(spec=spec)
         check_choice("scope", scope, SCOPES)
-        self.views = checked_views(views)
-        self.needs = frozenset({*self.views, "text", "pids"})
-        self.margin = margin
-        self._loss = partial(in_modal_circle, margin=margin, gamma=gamma, scope=scope)
+        super().__init__(partial(_of_both, gamma=gamma, scope=scope), views, margin, spec=spec)
 
-    def forward(self, features: Features) -> tuple[Tensor, Stats]:
-        pids = features.pids
-
-        def loss(image: Tensor, text: Tensor) -> Tensor:
-            return torch.stack([self._loss(branch, pids) for branch in (image, text)]).mean()
-
-        def stats() -> dict[str, Tensor]:
-            image = features.embedding(self.views[0])
-            return _hard_shares(similarities(image, image), *_others(pids), self.margin)
-
-        return mean_over_views(loss, features, self.views), stats
+    def _hard_shares(self, features: Features, image: Tensor) -> dict[str, Tensor]:
+        return _hard_shares(similarities(image, image), *_others(features.pids), self.margin)
 
 
-class CrossModalCircle(LossTerm):
+def _of_both(image: Tensor, text: Tensor, **options: Any) -> Tensor:
+    return torch.stack([in_modal_circle(branch, **options) for branch in (image, text)]).mean()
+
+
+class CrossModalCircle(_OverViews):
     """`cross_modal_circle`, averaged over image views.
 
     Args:
@@ -173,19 +178,11 @@ class CrossModalCircle(LossTerm):
     """
 
     def __init__(self, *, spec: ModelSpec, views: Sequence[str], margin: float, gamma: float, scope: Scope) -> None:
-        super().__init__(spec=spec)
         check_choice("scope", scope, SCOPES)
-        self.views = checked_views(views)
-        self.needs = frozenset({*self.views, "text", "pids"})
-        self.margin = margin
-        self._loss = partial(cross_modal_circle, margin=margin, gamma=gamma, scope=scope)
-
-    def forward(self, features: Features) -> tuple[Tensor, Stats]:
-        loss = mean_over_views(partial(self._loss, pids=features.pids), features, self.views)
-        return loss, lambda: _hard_cross_modal_shares(features, self.views[0], self.margin)
+        super().__init__(partial(cross_modal_circle, gamma=gamma, scope=scope), views, margin, spec=spec)
 
 
-class NCITC(LossTerm):
+class NCITC(_OverViews):
     """`nc_itc`, averaged over image views.
 
     Args:
@@ -195,13 +192,5 @@ class NCITC(LossTerm):
     def __init__(
         self, *, spec: ModelSpec, views: Sequence[str], margin: float, gamma: float, reduction: Reduction
     ) -> None:
-        super().__init__(spec=spec)
         check_choice("reduction", reduction, REDUCTIONS)
-        self.views = checked_views(views)
-        self.needs = frozenset({*self.views, "text", "pids"})
-        self.margin = margin
-        self._loss = partial(nc_itc, margin=margin, gamma=gamma, reduction=reduction)
-
-    def forward(self, features: Features) -> tuple[Tensor, Stats]:
-        loss = mean_over_views(partial(self._loss, pids=features.pids), features, self.views)
-        return loss, lambda: _hard_cross_modal_shares(features, self.views[0], self.margin)
+        super().__init__(partial(nc_itc, gamma=gamma, reduction=reduction), views, margin, spec=spec)
