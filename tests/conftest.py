@@ -1,10 +1,31 @@
 """Shared fixtures: small backbones in Hugging Face format, a small dataset with tiny backbones beside it."""
 
+# ruff: noqa: E402
+
 import json
 import os
+import shutil
+import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at a time; before torch counts the cores
+
+
+def share_bytecode() -> str | None:
+    """Returns a folder for the bytecode of all processes of the tests, if Python is told to write none.
+
+    Without it, each command that a test starts compiles libraries for 8 s.
+    """
+    if not sys.dont_write_bytecode:
+        return None
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp(prefix="tbps-bytecode-")
+    return sys.pycache_prefix
+
+
+BYTECODE = share_bytecode()
 
 import pytest
 import torch
@@ -47,6 +68,12 @@ VISION = {
     "patch_size": 8,
 }
 FAMILIES = ("siglip", "clip")
+
+
+def pytest_unconfigure() -> None:
+    """Removes the bytecode when the process that made its folder ends."""
+    if BYTECODE is not None:
+        shutil.rmtree(BYTECODE)
 
 
 def small_model(family: str) -> PreTrainedModel:
