@@ -4,8 +4,8 @@ import csv
 import json
 import os
 import re
-import subprocess
-import sys
+import socket
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,8 @@ import torch
 import trainer
 from data.synthetic import SyntheticSpec, generate
 from prepare_checkpoints import prepare
-from tests.two_processes import ROOT, composed, two_steps
+from tests.forked import end_of, print_to, run_python, start_fork
+from tests.two_processes import ROOT, composed, found_of, two_steps
 
 pytestmark = pytest.mark.timeout(900)
 SMALL = (
@@ -73,7 +74,7 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def two(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
-    """Two processes under torchrun, for all steps and runs."""
+    """Two processes as torchrun starts them, for all steps and runs."""
     folder = tmp_path_factory.mktemp("two")
     common = [*SMALL, *TWO, f"dataset_root_dir={root}"]
     runs = {
@@ -94,12 +95,22 @@ def two(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
         },
         "runs": {name: ["loss=itc", *run, *common] for name, run in runs.items()},
     }
-    (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    line = [*start, str(ROOT / "tests" / "two_processes.py"), str(folder)]
-    done = subprocess.run(line, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return Found([torch.load(folder / f"found-{rank}.pt") for rank in range(2)], done.stdout, folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with (folder / "printed.txt").open("w+", encoding="utf-8") as printed:
+
+        def work(rank: int) -> None:
+            print_to(printed, printed)
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+            torch.save(found_of(jobs), folder / f"found-{rank}.pt")
+
+        both = [start_fork(partial(work, rank)) for rank in range(2)]
+        statuses = [end_of(child) for child in both]
+    text = (folder / "printed.txt").read_text(encoding="utf-8")
+    assert statuses == [0, 0], text
+    return Found([torch.load(folder / f"found-{rank}.pt") for rank in range(2)], text, folder)
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -162,8 +173,8 @@ def test_one_of_two_writes_and_speaks(two: Found) -> None:
 
 def test_a_sweep_of_two_jobs_of_two_processes_runs_two_jobs(root: Path, tmp_path: Path) -> None:
     short = ["loss=itc", f"dataset_root_dir={root}", "seed=1,2"]
-    line = [sys.executable, str(ROOT / "trainer.py"), "-m", *SMALL, *TWO, *short, f"hydra.sweep.dir={tmp_path}"]
-    done = subprocess.run(line, env=environment(), capture_output=True, text=True, check=False)
+    line = [str(ROOT / "trainer.py"), "-m", *SMALL, *TWO, *short, f"hydra.sweep.dir={tmp_path}"]
+    done = run_python(*line, env=environment())
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("method  itc") == 2, "the first process of each job speaks, and no other"
     jobs = sorted(path for path in tmp_path.iterdir() if path.is_dir())

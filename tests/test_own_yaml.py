@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from data.annotations import read_dataset
 from data.annotations.layouts import layout_of
 from data.doctor import examine
 from prepare_checkpoints import prepare
+from tests.forked import run_python
 from tests.http_server import web_server
 from tests.small_run import CONFIG_DIR, SMALL
 from utils.continuing.composed import composer, described
@@ -78,14 +78,7 @@ class Own:
             return compose("demo", overrides=[*SMALL, "logger=csv", *own, *overrides])
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, *arguments, "--config-dir", str(self.config_dir)],
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
-        )
+        return run_python(*arguments, "--config-dir", str(self.config_dir))
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 
 import trainer
+from tests.forked import run_python
 from tests.model.openai_clip import PATCH, TEXT_WIDTH, WIDTH, Rde
 from tests.small_run import ANY_METHOD, CONFIG_DIR, SMALL
 from tests.small_run import command as command_line
@@ -300,7 +301,7 @@ def last_weights(out: Path) -> dict[str, torch.Tensor]:
 
 def command(root: Path, out: Path, *overrides: str) -> list[str]:
     arguments = [*SMALL, *LOGGED, f"dataset_root_dir={root}", f"output_dir={out}", "trainer.max_epochs=3", *overrides]
-    return [sys.executable, str(ROOT / "trainer.py"), *arguments]
+    return [str(ROOT / "trainer.py"), *arguments]
 
 
 def test_killed_in_the_middle_of_an_epoch_and_continued_is_bit_identical(small_root: Path, tmp_path: Path) -> None:
@@ -315,7 +316,8 @@ def test_killed_in_the_middle_of_an_epoch_and_continued_is_bit_identical(small_r
     straight = tmp_path / "straight"
     trainer.train(config(small_root, straight, "trainer.max_epochs=3", *overrides))
 
-    process = subprocess.Popen(command(small_root, tmp_path / "killed", *overrides), stdout=subprocess.DEVNULL)
+    line = [sys.executable, *command(small_root, tmp_path / "killed", *overrides)]
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (found := list((tmp_path / "killed").rglob("last.ckpt"))) and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -324,9 +326,8 @@ def test_killed_in_the_middle_of_an_epoch_and_continued_is_bit_identical(small_r
     assert found, "no checkpoint before the deadline"
     loops: Any = read_checkpoint(found[0])["loops"]["fit_loop"]
     done = loops["epoch_loop.batch_progress"]["current"]["completed"]
-    subprocess.run(
-        command(small_root, tmp_path / "killed", *overrides, "ckpt_path=last"), check=True, capture_output=True
-    )
+    continued = run_python(*command(small_root, tmp_path / "killed", *overrides, "ckpt_path=last"))
+    assert continued.returncode == 0, continued.stderr
 
     runs = list((tmp_path / "killed").glob("*/*"))
     assert len(runs) == 1, "the continued run has to stay in its folder"

@@ -1,30 +1,21 @@
-"""What a test does in one process and again in two: `torchrun tests/two_processes.py FOLDER` is one of the two.
+"""What a test does in one process, and in each of two."""
 
-FOLDER/jobs.json is {"steps": {name: overrides}, "runs": {name: overrides}}; what this process has found of them goes to
-FOLDER/found-RANK.pt.
-"""
-
-import json
-import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra import compose, initialize_config_dir
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 from torch import Tensor
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+import trainer
+from lightning_data import build_data
+from lightning_models import build_module
+from lightning_run import build_trainer, prepare
+from model.tbps import build_encoder
 
-import trainer  # noqa: E402
-from lightning_data import build_data  # noqa: E402
-from lightning_models import build_module  # noqa: E402
-from lightning_run import build_trainer, prepare  # noqa: E402
-from model.tbps import build_encoder  # noqa: E402
+ROOT = Path(__file__).parents[1]
 
 
 class KeepFirstStep(Callback):
@@ -64,14 +55,9 @@ def two_steps(cfg: DictConfig) -> dict[str, Any]:
     return {"gradients": kept.gradients, "losses": kept.losses, "buffers": buffers, "weights": weights}
 
 
-def main(folder: Path) -> None:
-    jobs = json.loads((folder / "jobs.json").read_text())
-    found = {
+def found_of(jobs: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, Any]:
+    """Returns what this process finds of {"steps": {name: overrides}, "runs": {name: overrides}}."""
+    return {
         "steps": {name: two_steps(composed(overrides)) for name, overrides in jobs["steps"].items()},
         "runs": {name: trainer.train(composed(overrides)) for name, overrides in jobs["runs"].items()},
     }
-    torch.save(found, folder / f"found-{os.environ['RANK']}.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -3,8 +3,6 @@
 import io
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import pytest
 from PIL import Image
 
 from data.doctor import examine, main
+from tests.forked import run_python
 from utils.errors import UserError
 
 Entries = list[dict[str, Any]]
@@ -283,12 +282,11 @@ def test_more_errors_than_fit_are_all_in_the_json(
 
 def test_the_command_prints_one_json_object_and_ends_with_the_status(tmp_path: Path, entries: Entries) -> None:
     write(tmp_path, entries)
-    command = [sys.executable, "-m", "data.doctor", "cuhk_pedes", "--json", "--root"]
-    options: dict[str, Any] = {"capture_output": True, "text": True, "cwd": Path(__file__).parents[2]}
-    sound = subprocess.run([*command, str(tmp_path)], **options, check=False)
+    command = ("-m", "data.doctor", "cuhk_pedes", "--json", "--root")
+    sound = run_python(*command, tmp_path)
     assert sound.returncode == 0, sound.stderr
     assert json.loads(sound.stdout)["trainable"] is True
-    absent = subprocess.run([*command, str(tmp_path / "x")], **options, check=False)
+    absent = run_python(*command, tmp_path / "x")
     assert absent.returncode == 2
     report = json.loads(absent.stdout)
     assert report["trainable"] is False

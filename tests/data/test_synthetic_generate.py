@@ -14,6 +14,7 @@ from PIL import Image
 
 from data.synthetic import FOLDER, SyntheticSpec, generate
 from data.synthetic.generate import ANNOTATIONS, IMAGES, OLD_FOLDER, PRETRAIN, STAMP, drawing_seconds
+from tests.forked import run_python
 from utils.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -161,8 +162,7 @@ def test_no_workers_are_refused(tmp_path: Path) -> None:
 
 def test_the_command_line_builds_what_it_says(tmp_path: Path) -> None:
     def run(*options: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "data.synthetic", "--root", str(tmp_path), *options]
-        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        return run_python("-m", "data.synthetic", "--root", tmp_path, *options)
 
     sizes = ("--train", "3", "--val", "1", "--test", "2", "--pretrain", "1", "--images-per-identity", "1")
     done = run(*sizes, "--workers", "1")

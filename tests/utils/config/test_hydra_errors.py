@@ -1,6 +1,5 @@
 import errno
 import re
-import subprocess
 import sys
 import weakref
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
 
+from tests.forked import run_python
 from utils.config.hydra_errors import hydra_errors_in_one_sentence, job_sentence, let_go, sentence
 from utils.config.resolvers import register_resolvers
 from utils.errors import UserError
@@ -56,12 +56,7 @@ CONFIG = ROOT / "config"
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
 def test_a_wrong_command_line_ends_in_one_sentence(arguments: list[str], message: str, tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "trainer.py"), f"output_dir={tmp_path}", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = run_python("trainer.py", f"output_dir={tmp_path}", *arguments)
     assert result.returncode == 2, result.stderr
     lines = result.stderr.strip().splitlines()
     assert len(lines) == 1, result.stderr

@@ -10,6 +10,7 @@ from zipfile import ZipFile
 
 import pytest
 
+from tests.forked import run_python
 from tests.http_server import WebServer, web_server
 from utils.download import fetch
 from utils.errors import UserError
@@ -40,9 +41,7 @@ def command(root: Path, *options: str) -> list[str]:
 
 
 def run(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(root, *options), cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
-    )
+    return run_python(*command(root, *options)[1:])
 
 
 def test_a_killed_fetch_is_continued_then_kept(server: WebServer, archive: bytes, tmp_path: Path) -> None:

@@ -3,13 +3,13 @@
 import csv
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.figures import figures
+from tests.forked import run_python
 from utils.errors import UserError
 from utils.ranking.metrics import METRICS, RetrievalMetrics
 from utils.report.comparison import compare_runs, find_metrics
@@ -282,8 +282,7 @@ def test_a_foreign_file_is_named(tmp_path: Path, text: str) -> None:
 
 
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "utils.report", *map(str, arguments)]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    return run_python("-m", "utils.report", *arguments)
 
 
 def test_command_line(tmp_path: Path) -> None:
