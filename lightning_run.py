@@ -176,4 +176,6 @@ def report(
     written.metrics(tested)
     for name, plot in plots.items():
         written.draw(name, plot, tested)
+    if cfg.evaluation.page:
+        written.page(tested)
     written.close()

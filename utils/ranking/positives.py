@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from utils.errors import UserError
 
 RANKS_FILE = "ranks.npz"
 PARTS = ("ranks", "counts", "pids")
+CAPTIONS = "captions"  # UTF-8, one caption on a line
+LARGEST = 2**30  # bytes of the arrays together
 
 
 @dataclass(frozen=True)
@@ -74,14 +77,21 @@ class Ranks:
         return Ranks(self.values[places], counts)
 
 
-def save_ranks(folder: str | Path, ranks: Mapping[str, Ranks], pids: Mapping[str, NDArray[Any]]) -> Path:
+def save_ranks(
+    folder: str | Path,
+    ranks: Mapping[str, Ranks],
+    pids: Mapping[str, NDArray[Any]],
+    captions: Sequence[str] = (),
+) -> Path:
     """Writes `RANKS_FILE` into `folder` and returns its path.
 
     Args:
         ranks: direction -> ranks.
         pids: direction -> identities of the queries ``(Q,)``.
+        captions: the Q queries of "t2i".
     """
-    arrays: dict[str, Any] = {}
+    lines = "\n".join(" ".join(caption.split()) for caption in captions)
+    arrays: dict[str, Any] = {CAPTIONS: np.frombuffer(lines.encode(errors="replace"), dtype=np.uint8)}
     for direction, own in ranks.items():
         for part, array in zip(PARTS, (own.values, own.counts, pids[direction]), strict=True):
             arrays[f"{direction}_{part}"] = array
@@ -99,18 +109,43 @@ def load_ranks(path: str | Path) -> dict[str, tuple[Ranks, NDArray[Any]]]:
         UserError: if `path` is not such a file.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        directions = list(dict.fromkeys(name.rpartition("_")[0] for name in arrays))
+        arrays = _read(path)
+        directions = list(dict.fromkeys(name.rpartition("_")[0] for name in arrays if name != CAPTIONS))
         found = {d: [arrays[f"{d}_{part}"] for part in PARTS] for d in directions}
         for values, counts, pids in found.values():
             _check(values, counts, pids)
         return {d: (Ranks(values, counts), pids) for d, (values, counts, pids) in found.items()}
     except Exception as error:  # a damaged archive can raise almost any error
-        raise UserError(
-            f"{path} is not a {RANKS_FILE} that this framework wrote ({type(error).__name__}: {error}): test the run "
-            "again with task=test"
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def load_captions(path: str | Path) -> list[str]:
+    """Returns the captions in a run's `RANKS_FILE`, none if an older version has written it.
+
+    Raises:
+        UserError: if `path` is not such a file.
+    """
+    try:
+        lines = _read(path).get(CAPTIONS, np.zeros(0, dtype=np.uint8)).astype(np.uint8).tobytes().decode()
+    except Exception as error:
+        raise _damaged(path, error) from error
+    return lines.split("\n") if lines else []
+
+
+def _read(path: str | Path) -> dict[str, NDArray[Any]]:
+    """Returns the arrays in the file, unless they are larger than `LARGEST`."""
+    with ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > LARGEST:
+            raise ValueError(f"it unpacks to more than {LARGEST >> 30} GiB")
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _damaged(path: str | Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path} is not a {RANKS_FILE} that this framework wrote ({type(error).__name__}: {error}): test the run "
+        "again with task=test"
+    )
 
 
 def _check(values: NDArray[Any], counts: NDArray[Any], pids: NDArray[Any]) -> None:

@@ -107,12 +107,17 @@ def main() -> None:
     parser.add_argument(
         "--mixed", action="store_true", help="average runs over seeds also where code, data or options differ"
     )
-    parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.add_argument("--format", choices=[*FORMATS, "html"], default="table")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the comparison to FILE, print nothing")
     options = parser.parse_args()
     comparison = compare_runs(find_metrics(options.paths), mixed=options.mixed)
     comparison = with_differences(comparison, options.baseline, options.metric)
-    text = FORMATS[options.format](comparison).removesuffix("\n")
+    if options.format == "html":
+        from utils.report.page.comparison_page import comparison_page
+
+        text = comparison_page(comparison, None if options.out is None else options.out.parent)
+    else:
+        text = FORMATS[options.format](comparison).removesuffix("\n")
     if options.out is None:
         print(text)
         return

@@ -19,8 +19,10 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
+from utils.ranking.metrics import RetrievalMetrics
 from utils.ranking.positives import save_ranks
 from utils.report.loggers import log_picture, log_provenance, log_ranked
+from utils.report.page.run_page import write_run_page
 from utils.report.plots.pictures import saved
 from utils.report.reports import metrics_table, save_metrics
 from utils.report.tested import Plot, Tested
@@ -48,11 +50,14 @@ class RunReport:
         self._step = step
         self._provenance = provenance
         self._saved: list[Path] = []
+        self._table: dict[str, RetrievalMetrics] = {}
+        self._pictures: list[Path] = []
 
     def metrics(self, tested: Tested) -> None:
         """Saves and prints the table, saves the ranks, and logs the similarities of all test pairs."""
         found, again, figures = tested.ranks, tested.reranked, tested.pairs.as_dict()
         table, pids = dict(tested.metrics), tested.retrieval.query_pids()
+        self._table = table
         if again is not None:
             table[f"t2i, {again.name}"] = again.metrics
             found, pids = {**found, f"t2i_{again.name}": again.ranks}, {**pids, f"t2i_{again.name}": pids["t2i"]}
@@ -65,7 +70,7 @@ class RunReport:
                 provenance=self._provenance,
                 reranked=None if again is None else again.as_dict(),
             ),
-            save_ranks(self._folder, found, pids),
+            save_ranks(self._folder, found, pids, tested.retrieval.captions),
         ]
         if self._provenance is not None:
             log_provenance(self._loggers, self._provenance)
@@ -85,10 +90,16 @@ class RunReport:
             return
         self._saved.append(self._folder / f"{name}{picture.suffix}")
         saved(picture.image, self._saved[-1])
+        self._pictures.append(self._saved[-1])
         if picture.queries:
             log_ranked(self._loggers, picture.queries, key=f"test/{name}", step=self._step)
         else:
             log_picture(self._loggers, picture.image, key=f"test/{name}", step=self._step)
+
+    def page(self, tested: Tested) -> None:
+        """Writes report.html with all that was saved and drawn so far."""
+        written = write_run_page(self._folder, tested, self._table, self._provenance or {}, self._pictures)
+        self._saved.append(written)
 
     def close(self) -> None:
         """Prints one line that lists the saved files."""

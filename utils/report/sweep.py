@@ -50,7 +50,9 @@ class CompareRuns(Callback):
 
     def _report(self) -> list[Path]:
         """Prints and saves the comparison and returns the folders of the failed jobs."""
+        from utils.checkpoints.disk import write_whole
         from utils.report.comparison import METRICS_FILE, compare_runs, find_metrics, with_differences
+        from utils.report.page.comparison_page import comparison_page
 
         jobs = sorted(folder for folder in self._sweep.glob("[!.]*") if folder.is_dir())
         failed = [job for job in jobs if not (job / METRICS_FILE).exists()]
@@ -59,6 +61,7 @@ class CompareRuns(Callback):
             comparison = with_differences(compare_runs(files))
             (self._sweep / "comparison.txt").write_text(f"{comparison}\n", encoding="utf-8")
             (self._sweep / "comparison.csv").write_text(comparison.csv(), encoding="utf-8")
+            write_whole(self._sweep / "comparison.html", comparison_page(comparison, self._sweep))
             print(f"\n{comparison}", flush=True)
         for job in failed:
             reason = job / ERROR_FILE

@@ -67,7 +67,7 @@ def with_differences(comparison: Comparison, baseline: str | None = None, metric
 
 
 def measure_queries(file: str | Path, metric: str) -> dict[str, Measured]:
-    """Returns for each direction in a run's `RANKS_FILE` the metric of the queries that have a positive.
+    """Returns for each direction in a run's `RANKS_FILE` the metric of the queries that have a positive, in points.
 
     Raises:
         UserError: if the file is damaged.
@@ -123,8 +123,7 @@ def _baselines(groups: Sequence[Group], wanted: str) -> list[Group]:
     Raises:
         UserError: if there are none, or several with the same queries.
     """
-    shown = [name for name in columns(groups) if name not in ("strategy", "dataset")]
-    names = [" ".join(filter(None, [group.strategy, *(group.info[name] for name in shown)])) for group in groups]
+    names = row_names(groups)
     strategies = [group.info["strategy"] for group in groups]
     found = [row for row, name in enumerate(names) if name == wanted]
     found = found or [row for row, strategy in enumerate(strategies) if strategy == wanted]
@@ -136,6 +135,12 @@ def _baselines(groups: Sequence[Group], wanted: str) -> list[Group]:
         if len(same) > 1:
             raise UserError(f"--baseline {wanted!r} is the name of several rows; expected {_quoted(same)}")
     return [groups[row] for row in found]
+
+
+def row_names(groups: Sequence[Group]) -> list[str]:
+    """Returns for each row its strategy, and what else tells it from others, but for the dataset."""
+    shown = [name for name in columns(groups) if name not in ("strategy", "dataset")]
+    return [" ".join(filter(None, [group.strategy, *(group.info[name] for name in shown)])) for group in groups]
 
 
 def _quoted(names: Sequence[str]) -> str:

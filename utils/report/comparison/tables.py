@@ -46,12 +46,12 @@ class Comparison:
     note: str = ""
 
     def __str__(self) -> str:
-        table = PrettyTable(self._header(), align="r")
+        table = PrettyTable(self.header(), align="r")
         table.align.update({SHOWN[name]: "l" for name in columns(self.groups)})
-        for rows in self._blocks():
+        for rows in self.blocks():
             for row in rows:
                 table.add_row(row, divider=row is rows[-1])
-        return "\n".join([self._title(), str(table), *self._notes()])
+        return "\n".join([self.title(), str(table), *self.notes()])
 
     def csv(self) -> str:
         """Returns the table as CSV in full precision, with a line for each group and direction."""
@@ -72,21 +72,21 @@ class Comparison:
 
     def markdown(self) -> str:
         """Returns the table as Markdown, the best of each column in bold, with the notes as a list."""
-        table = PrettyTable(list(map(_markdown, self._header())), align="r")
+        table = PrettyTable(list(map(_markdown, self.header())), align="r")
         table.align.update({SHOWN[name]: "l" for name in columns(self.groups)})
         table.set_style(TableStyle.MARKDOWN)
-        table.add_rows([row for rows in self._blocks(_markdown, "**{}**") for row in rows])
-        notes = [f"- {_markdown(note)}" for note in self._notes()]
-        return "\n".join([_markdown(self._title()), "", str(table), *([""] if notes else []), *notes])
+        table.add_rows([row for rows in self.blocks(_markdown, "**{}**") for row in rows])
+        notes = [f"- {_markdown(note)}" for note in self.notes()]
+        return "\n".join([_markdown(self.title()), "", str(table), *([""] if notes else []), *notes])
 
     def latex(self) -> str:
         r"""Returns the table as LaTeX for ``\usepackage{booktabs}``, the best of each column in bold."""
-        header, names = self._header(), columns(self.groups)
-        caption = _latex("; ".join([self._title(), *self._notes()]))
+        header, names = self.header(), columns(self.groups)
+        caption = _latex("; ".join([self.title(), *self.notes()]))
         lines = [r"% \usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{caption}.}}"]
         lines += [rf"\begin{{tabular}}{{{'l' * len(names)}{'r' * (len(header) - len(names))}}}", r"\toprule"]
         lines.append(" & ".join(map(_latex, header)) + r" \\")
-        for rows in self._blocks(_latex, r"\textbf{{{}}}"):
+        for rows in self.blocks(_latex, r"\textbf{{{}}}"):
             lines += [r"\midrule", *(" & ".join(row) + r" \\" for row in rows)]
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
 
@@ -96,11 +96,12 @@ class Comparison:
         found = {metric: None for group in self.groups for own in group.spreads.values() for metric in own}
         return [*(metric for metric in METRICS if metric in found), *(m for m in found if m not in METRICS)]
 
-    def _header(self) -> list[str]:
+    def header(self) -> list[str]:
+        """Returns the names of the columns."""
         difference = [f"Δ {self.metric} [95 %], p"] if self.metric else []
         return [*(SHOWN[name] for name in columns(self.groups)), "n", "Task", *self.metrics, *difference]
 
-    def _blocks(self, escape: Callable[[str], str] = str, bold: str = "{}") -> list[list[list[str]]]:
+    def blocks(self, escape: Callable[[str], str] = str, bold: str = "{}") -> list[list[list[str]]]:
         """Returns for each direction its rows, with escaped cells, and the best of each column in bold."""
         limits, blocks = self._limits(), []
         for direction in DIRECTIONS:
@@ -132,7 +133,8 @@ class Comparison:
         columns = dict(zip((f"{self.metric}_{name}" for name in names), test.values(), strict=True))
         return {"baseline": self.baseline} | columns | {"no_difference": found if isinstance(found, str) else ""}
 
-    def _title(self) -> str:
+    def title(self) -> str:
+        """Returns what all rows have in common."""
         shown = columns(self.groups)
         common = [self.groups[0].info[name] for name in SHOWN if name not in shown]
         return ", ".join([*filter(None, common), f"{' and '.join(self._values('split'))} split"])
@@ -144,7 +146,8 @@ class Comparison:
         """Returns the texts that say how runs were limited, in the order of their marks [1], [2], ..."""
         return [text for text in self._values("limited") if text]
 
-    def _notes(self) -> list[str]:
+    def notes(self) -> list[str]:
+        """Returns what the reader of the table has to know."""
         notes = [self.note] if self.note else []
         if any(len(group.seeds) > 1 for group in self.groups):
             notes.append("mean ± sample standard deviation over n seeds")
