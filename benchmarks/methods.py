@@ -35,10 +35,14 @@ HYBRID: Final = (
     + ONE_VIEW
 )
 NITC: Final = f"experiment=irra loss=baseline loss.terms.nitc.views=[image] {ONE_VIEW}"
+THREE_IMAGES: Final = "dataset.num_instance=3 dataset.batch_size=24"
 ROWS: Final[dict[str, str]] = {
     "itc": "experiment=irra loss=itc",
     "nitc": NITC,
     "sdm": "experiment=irra loss=sdm",
+    "sdm_14": "experiment=irra loss=sdm loss.terms.sdm.logit_scale=14.3",
+    "itc_24": f"experiment=irra loss=itc {THREE_IMAGES}",
+    "nitc_24": f"{NITC} {THREE_IMAGES}",
     "irra": "experiment=irra",
     "fmfa": "experiment=fmfa",
     "in_modal": "experiment=irra loss=in_modal_circle loss.terms.nitc.views=[image] "
@@ -69,6 +73,9 @@ class Expectation(NamedTuple):
 EXPECTED: Final = (
     Expectation("nitc", "itc"),
     Expectation("sdm", "itc"),
+    Expectation("nitc", "itc", "mAP"),
+    Expectation("nitc_24", "itc_24", "mAP"),
+    Expectation("sdm_14", "itc", "mAP"),
     Expectation("irra", "sdm"),
     Expectation("fmfa", "irra"),
     Expectation("in_modal", "nitc"),
