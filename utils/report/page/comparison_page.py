@@ -15,8 +15,7 @@ from utils.ranking.significance import PairedTest
 from utils.report.comparison.differences import row_names
 from utils.report.comparison.groups import Group, columns
 from utils.report.comparison.tables import Comparison
-from utils.report.page.render import render
-from utils.report.page.run_page import PAGE_FILE
+from utils.report.page.render import PAGE_FILE, render
 
 
 def comparison_page(comparison: Comparison, folder: Path | None = None) -> str:

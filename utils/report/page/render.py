@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+PAGE_FILE = "report.html"  # of a run, in its folder
 TEMPLATES = Path(__file__).parent / "templates"
 TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 

@@ -8,10 +8,8 @@ from utils.checkpoints.disk import write_whole
 from utils.ranking.metrics import RetrievalMetrics
 from utils.report.page.curves import read_charts
 from utils.report.page.queries import query_table
-from utils.report.page.render import picture_uri, render
+from utils.report.page.render import PAGE_FILE, picture_uri, render
 from utils.report.tested import Tested
-
-PAGE_FILE = "report.html"
 
 
 def write_run_page(

@@ -23,5 +23,4 @@ def after(page: Path, script: str) -> Any:
     line = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
     done = subprocess.run([*line, copy.as_uri()], capture_output=True, text=True, check=True, timeout=120)
     assert "CONSOLE" not in done.stderr, re.findall(r".*CONSOLE.*", done.stderr)
-    [title] = re.findall(r"<title>(.*?)</title>", done.stdout, re.S)
-    return json.loads(unescape(title))
+    return json.loads(unescape(re.findall(r"<title>(.*?)</title>", done.stdout, re.S)[0]))
