@@ -140,7 +140,7 @@ for file in pathlib.Path("benchmarks/gpu_claims").glob("*.py"):
     importlib.import_module(f"benchmarks.gpu_claims.{file.stem}")
 import lightning_data, lightning_models, lightning_plan, prepare_checkpoints, trainer, utils.report.run_report
 from utils.report.loggers import build_loggers
-build_loggers({"csv": True, "tensorboard": False, "wandb": {"mode": "disabled"}}, sys.argv[1], {}, {})
+build_loggers({"csv": True, "tensorboard": False, "wandb": {"mode": "disabled"}, "others": {}}, sys.argv[1], {}, {})
 print("loaded:", *{"wandb", "tensorboard", "bitsandbytes", "gdown"} & {name.split(".")[0] for name in sys.modules})
 """
     line = [sys.executable, "-c", code, str(tmp_path)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
@@ -32,7 +33,8 @@ def build_loggers(
     """Returns the loggers that `options` asks for; all of them continue when a run is resumed.
 
     Args:
-        options: `config/logger/`: csv and tensorboard (bool); wandb with project, group and mode.
+        options: `config/logger/`: csv and tensorboard (bool); wandb with project, group, mode, ...; others: name ->
+            what Hydra instantiates as a logger of Lightning.
         run_dir: the run's folder. CSV goes to logs/steps.csv, TensorBoard to tensorboard/, W&B to wandb/.
         run: the settings that distinguish the run from others: strategy, dataset, backbone, lora, seed, and variant
             (all other overrides).
@@ -51,7 +53,7 @@ def build_loggers(
     wandb_logger = _wandb_logger(options["wandb"], run_dir, run, config)
     if wandb_logger is not None:
         loggers.append(wandb_logger)
-    return loggers
+    return [*loggers, *(instantiate(other) for other in options["others"].values())]
 
 
 @rank_zero_only
@@ -78,6 +80,35 @@ def log_picture(loggers: Sequence[Logger], picture: Image.Image, *, key: str, st
 
 
 @rank_zero_only
+def log_page(loggers: Sequence[Logger], page: Path, *, key: str, step: int) -> None:
+    """Logs an HTML page to W&B."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            with _staged(logger):
+                logger.experiment.log({key: wandb.Html(str(page)), STEP: step})
+
+
+def log_comparison(options: Mapping[str, Any], folder: Path, table: Sequence[Mapping[str, str]], page: Path) -> None:
+    """Logs the table and the page of a sweep as a W&B run of their own, unless W&B is disabled.
+
+    Args:
+        options: `config/logger/`, of the sweep's jobs.
+        folder: the sweep's folder.
+        table: the rows of the comparison, with equal keys.
+    """
+    if _wandb_mode(options["wandb"]["mode"]) == "disabled":
+        return
+    import wandb
+
+    run = _start_wandb(options["wandb"], folder, name=f"comparison {folder.name}", job_type="comparison")
+    rows = [list(row.values()) for row in table]
+    run.log({"comparison": wandb.Table(list(table[0]), rows), "comparison/page": wandb.Html(str(page))})
+    run.finish()
+
+
+@rank_zero_only
 def log_provenance(loggers: Sequence[Logger], provenance: Mapping[str, Any]) -> None:
     """Updates the run's provenance in W&B's config to its final state."""
     for logger in loggers:
@@ -89,41 +120,21 @@ def _wandb_logger(
     options: Mapping[str, Any], run_dir: Path, run: Mapping[str, Any], config: Mapping[str, Any]
 ) -> WandbLogger | None:
     """Returns the logger of a started W&B run, or None where W&B is disabled. Only rank 0 starts one."""
-    mode = _wandb_mode(options["mode"])
-    if mode == "disabled":
+    if _wandb_mode(options["mode"]) == "disabled":
         return None
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return WandbLogger(project=options["project"], save_dir=run_dir)
-    import wandb
-
-    # A process that logs to W&B passes its service on to the commands that it starts. In that service a killed run
-    # stays open, and W&B refuses to continue it: "run ID ... is in use".
-    os.environ.pop("WANDB_SERVICE", None)
-    wandb.finish()  # an earlier run of this process
-    if mode in ("auto", "online"):
-        mode = _checked_login(mode)
     kind = "-".join(str(run[fact]) for fact in TAGS if fact != "seed")
     name, group = (_short(f"{words} {run['variant']}".rstrip()) for words in (f"{kind}-s{run['seed']}", kind))
-    job_type = config["task"]
-    try:
-        started = wandb.init(
-            project=options["project"],
-            group=options["group"] or group,
-            name=name,
-            job_type=job_type,
-            tags=[f"{fact}:{run[fact]}" for fact in TAGS],
-            config={**config, "run": dict(run)},
-            dir=run_dir,
-            id=_run_id(run_dir),
-            mode=mode,  # type: ignore[arg-type]
-            resume="allow" if mode == "online" else None,
-            settings=wandb.Settings(quiet=True, silent=mode == "offline"),
-        )
-    except Exception as error:  # errors of W&B, its service and the disk have no common class
-        advice = "check network and `wandb login` or set logger.wandb.mode=offline"
-        if mode == "offline":
-            advice = f"see that {run_dir} can be written, or do without W&B: logger.wandb.mode=disabled"
-        raise UserError(f"W&B did not start ({error}): {advice}") from error
+    started = _start_wandb(
+        options,
+        run_dir,
+        name=name,
+        group=options["group"] or group,
+        job_type=config["task"],
+        tags=[*(f"{fact}:{run[fact]}" for fact in TAGS), *options["tags"]],
+        config={**config, "run": dict(run)},
+    )
     started.define_metric(STEP)
     started.define_metric("*", step_metric=STEP, step_sync=True)
     # By full name: W&B uses the first pattern that matches, so it would ignore val/t2i/* after *.
@@ -131,6 +142,38 @@ def _wandb_logger(
     for name in (f"val/{direction}/{metric}" for direction in DIRECTIONS for metric in metrics):
         started.define_metric(name, step_metric=STEP, step_sync=True, summary="max,last")
     return WandbLogger(experiment=started, project=options["project"], save_dir=run_dir)
+
+
+def _start_wandb(options: Mapping[str, Any], folder: Path, **settings: Any) -> Any:
+    """Starts the W&B run of a folder, or continues it, and returns it; `settings` are those of ``wandb.init``.
+
+    Raises:
+        UserError: as `build_loggers` does.
+    """
+    import wandb
+
+    # A process that logs to W&B passes its service on to the commands that it starts. In that service a killed run
+    # stays open, and W&B refuses to continue it: "run ID ... is in use".
+    os.environ.pop("WANDB_SERVICE", None)
+    wandb.finish()  # an earlier run of this process
+    mode = _wandb_mode(options["mode"])
+    if mode in ("auto", "online"):
+        mode = _checked_login(mode)
+    try:
+        return wandb.init(
+            **{name: options[name] for name in ("project", "entity", "notes")},
+            **settings,
+            dir=folder,
+            id=_run_id(folder),
+            mode=mode,  # type: ignore[arg-type]
+            resume="allow" if mode == "online" else None,
+            settings=wandb.Settings(quiet=True, silent=mode == "offline"),
+        )
+    except Exception as error:  # errors of W&B, its service and the disk have no common class
+        advice = "check network and `wandb login` or set logger.wandb.mode=offline"
+        if mode == "offline":
+            advice = f"see that {folder} can be written, or do without W&B: logger.wandb.mode=disabled"
+        raise UserError(f"W&B did not start ({error}): {advice}") from error
 
 
 def _wandb_mode(configured: str) -> str:

@@ -7,6 +7,7 @@ key on W&B             what it shows (TensorBoard: the same as pictures)
 `test/similarities`    the similarities of all test pairs, of the same and of different persons; similarities.png
 `test/similarity/*`    their means (`same_mean`, `other_mean`) and `overlap`; in metrics.json too
 `test/part_attention`  the attention of a part head over images and captions; part_attention.jpg
+`test/report`          a page with all of this; report.html (not on TensorBoard)
 `test/tsne`            images and captions of ten persons, by t-SNE; tsne.png
 `test/outliers`        clusters and outliers over the epochs, if training used pseudo labels; outliers.png
 `test/word_maps`       similarity of a caption's words to the patches of its image, if a loss is EFA; word_maps.jpg
@@ -21,7 +22,7 @@ from lightning.pytorch.loggers import Logger
 
 from utils.ranking.metrics import RetrievalMetrics
 from utils.ranking.positives import save_ranks
-from utils.report.loggers import log_picture, log_provenance, log_ranked
+from utils.report.loggers import log_page, log_picture, log_provenance, log_ranked
 from utils.report.page.run_page import write_run_page
 from utils.report.plots.pictures import saved
 from utils.report.reports import metrics_table, save_metrics
@@ -100,6 +101,7 @@ class RunReport:
         """Writes report.html with all that was saved and drawn so far."""
         written = write_run_page(self._folder, tested, self._table, self._provenance or {}, self._pictures)
         self._saved.append(written)
+        log_page(self._loggers, written, key="test/report", step=self._step)
 
     def close(self) -> None:
         """Prints one line that lists the saved files."""

@@ -1,6 +1,7 @@
 """The end of a Hydra multirun: one table of all its jobs."""
 
 import atexit
+import csv
 import logging
 import sys
 from pathlib import Path
@@ -45,7 +46,15 @@ class CompareRuns(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         atexit.unregister(self._report)
-        if self._report():
+        failed = self._report()
+        table = self._sweep / "comparison.csv"
+        if table.exists() and "logger" in config:
+            from utils.report.loggers import log_comparison
+
+            with table.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+            log_comparison(config.logger, self._sweep, rows, table.with_suffix(".html"))
+        if failed:
             sys.exit(1)
 
     def _report(self) -> list[Path]:

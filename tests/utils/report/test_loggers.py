@@ -1,6 +1,7 @@
 """Loggers keep what earlier starts of a run wrote, and W&B starts quietly in the mode that fits."""
 
 import csv
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,14 +10,15 @@ from typing import Any
 import pytest
 import wandb
 from hydra import compose, initialize_config_dir
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.wandb_files import of_kind, records
 from utils.errors import UserError
-from utils.report.loggers import AppendingCSVLogger, build_loggers, log_picture, log_ranked
+from utils.report.loggers import AppendingCSVLogger, build_loggers, log_comparison, log_page, log_picture, log_ranked
 from utils.report.plots.pictures import RankedImage, RankedQuery
 
 CONFIG_DIR = Path(__file__).parents[3] / "config" / "logger"
@@ -108,7 +110,8 @@ def test_tensorboard_continues_and_shows_the_picture(tmp_path: Path, ranked: lis
 def test_wandb_run(
     tmp_path: Path, ranked: list[RankedQuery], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [logger] = build("wandb", tmp_path, "wandb.project=persons")
+    chosen = ("wandb.project=persons", "wandb.entity=us", "wandb.notes='a try'", "wandb.tags=[thesis]")
+    [logger] = build("wandb", tmp_path, *chosen)
     output = capfd.readouterr()
     assert output.out.splitlines() == [
         "W&B: nobody is logged in, so this run is recorded offline; `wandb sync` uploads it later"
@@ -116,10 +119,10 @@ def test_wandb_run(
     assert output.err == ""
     assert isinstance(logger, WandbLogger)
     run = logger.experiment
-    assert (run.settings.mode, run.project) == ("offline", "persons")
+    assert (run.settings.mode, run.project, run.entity, run.notes) == ("offline", "persons", "us", "a try")
     assert (run.name, run.group) == ("baseline-drawn-tiny-full-s3", "baseline-drawn-tiny-full")
     assert run.job_type == "train"
-    assert set(run.tags) == {f"{fact}:{value}" for fact, value in RUN.items() if fact != "variant"}
+    assert set(run.tags) == {"thesis", *(f"{fact}:{value}" for fact, value in RUN.items() if fact != "variant")}
     assert run.config["run"] == RUN
     assert run.config["loss"]["terms"]["nitc"]["weight"] == 1.0
 
@@ -140,6 +143,11 @@ def test_wandb_run(
     assert (shown["count"], shown["width"], shown["height"]) == (1, 6, 4)
     [file] = (tmp_path / "wandb").glob("offline-run-*/files/media/images/test/similarities*.png")
     assert Image.open(file).size == (6, 4)
+    page = tmp_path / "report.html"
+    page.write_text("<p>áo</p>", encoding="utf-8")
+    log_page([logger], page, key="test/report", step=3)
+    [file] = (tmp_path / "wandb").glob("offline-run-*/files/media/html/test/report*.html")
+    assert "<p>áo</p>" in file.read_text(encoding="utf-8")
 
     [again] = build("wandb", tmp_path)
     assert again.version == run.id
@@ -149,6 +157,28 @@ def test_wandb_run(
     [other] = build("wandb", tmp_path / "another", "wandb.group=ablation")
     assert other.version != run.id
     assert other.experiment.group == "ablation"
+
+
+def test_a_comparison_is_a_run_of_its_own(tmp_path: Path) -> None:
+    page = tmp_path / "comparison.html"
+    page.write_text("<p>table</p>", encoding="utf-8")
+    rows = [{"strategy": "sdm", "R1": "2"}, {"strategy": "itc", "R1": "1"}]
+    log_comparison({"wandb": {**options("csv").wandb}}, tmp_path, rows, page)
+    assert not (tmp_path / "wandb").exists()
+    log_comparison({"wandb": {**options("wandb").wandb}}, tmp_path, rows, page)
+    [file] = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    [run] = of_kind("run", records(file))
+    assert (run.display_name, run.job_type) == (f"comparison {tmp_path.name}", "comparison")
+    [table] = tmp_path.glob("wandb/offline-run-*/files/media/table/comparison*.json")
+    assert json.loads(table.read_text())["data"] == [["sdm", "2"], ["itc", "1"]]
+    assert list(tmp_path.glob("wandb/offline-run-*/files/media/html/comparison/page*.html"))
+
+
+def test_another_logger_of_lightning_is_a_target(tmp_path: Path) -> None:
+    target = f"{{_target_: lightning.pytorch.loggers.CSVLogger, save_dir: {tmp_path}, name: plain}}"
+    csv_logger, other = build("csv", tmp_path, f"+others.plain={target}")
+    assert isinstance(csv_logger, AppendingCSVLogger)
+    assert (type(other), other.name) == (CSVLogger, "plain")
 
 
 def test_runs_of_a_group_differ_by_seed_alone(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from utils.report.tested import Tested as FoundByTest  # pytest would collect a 
 
 METRICS = {direction: figures(10, 20, 30, 40, 50, queries=4) for direction in ("t2i", "i2t")}
 DRAWN = ("word_maps.jpg", "part_attention.jpg", "tsne.png", "outliers.png")
-RUN = {"strategy": "fmfa", "dataset": "drawn-en", "val_protocol": "held_out"}
+RUN = {"strategy": "fmfa", "dataset": "drawn-en", "val_protocol": "held_out", "backbone": "tiny_clip"}
+RUN |= {"lora": "full", "seed": "1", "variant": "", "limited": ""}
 
 
 def word_maps(tested: FoundByTest) -> Picture:
@@ -57,17 +58,27 @@ def test_everything_is_printed_saved_and_logged(
     for drawn in map(Path, DRAWN):
         report.draw(drawn.stem, word_maps if drawn.suffix == ".png" else in_words, tested)
     report.draw("nothing", lambda tested: None, tested)
+    report.page(tested)
     report.close()
     logger.finalize("success")
 
     formats = {"ranked.jpg": "JPEG", "similarities.png": "PNG"}
     formats |= {drawn: "PNG" if drawn.endswith("png") else "JPEG" for drawn in DRAWN}
     assert {name: Image.open(run / name).format for name in formats} == formats
-    assert {path.name for path in run.iterdir()} == {"metrics.json", "metrics.csv", "ranks.npz", *formats}
+    assert {path.name for path in run.iterdir()} == {
+        "metrics.json",
+        "metrics.csv",
+        "ranks.npz",
+        "report.html",
+        *formats,
+    }
     assert json.loads((run / "metrics.json").read_text())["similarity"] == pairs.as_dict()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "drawn-en, test split"
-    assert lines[-1] == f"saved   {run}: metrics.json, ranks.npz, similarities.png, ranked.jpg, {', '.join(DRAWN)}"
+    assert (
+        lines[-1]
+        == f"saved   {run}: metrics.json, ranks.npz, similarities.png, ranked.jpg, {', '.join(DRAWN)}, report.html"
+    )
 
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
@@ -78,7 +89,7 @@ def test_everything_is_printed_saved_and_logged(
         pairs.as_dict()
     )
     documented = set(re.findall(r"^`(test/\w+)`", str(run_report.__doc__), re.MULTILINE))
-    assert documented == shown
+    assert documented == shown | {"test/report"}
 
 
 def test_a_reranked_test_stands_beside_the_plain_one(
