@@ -1,6 +1,6 @@
 """TBPSDataModule: the data loaders of a dataset, with its views and its sampler."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from data.annotations import DatasetSplits, read_dataset
 from data.annotations.layouts import SPLITS
@@ -44,11 +44,9 @@ class TBPSDataModule(L.LightningDataModule):
 
     Args:
         dataset: the records to train, validate and test on.
-        tokenizer_path: folder of the backbone, with its tokenizer.
-        max_length: tokens of a caption.
+        tokenizer_path, max_length: folder of the backbone, with its tokenizer; tokens of a caption.
         img_size: (height, width) in pixels.
-        aug: augmentation that builds the views of training.
-        seed: seed of batches and augmentation.
+        aug, seed: augmentation that builds the views of training; seed of batches and augmentation.
         with_pids: whether training may read identities. If false, training batches do not contain them, and pairs are
             trained in the stages that `set_stages` sets.
         splits: splits whose images are needed. Each image is checked, and decoded if it is not in the cache.
@@ -93,8 +91,7 @@ class TBPSDataModule(L.LightningDataModule):
         self._sampling = Sampling(sampler, num_instance, batch_size, seed, with_pids)
         self._eval_batch_size = eval_batch_size
         self._num_workers = num_workers
-        self._augment_on = augment_on
-        self._with_pids = with_pids
+        self._augment_on, self._with_pids = augment_on, with_pids
         self._views: Views | None = None
         self._device_views: DeviceViews | None = None
         self._masker: Masker | None = None
@@ -232,6 +229,14 @@ class TBPSDataModule(L.LightningDataModule):
     def test_dataloader(self) -> list[DataLoader[Batch]]:
         return self._evaluation_loaders("test")
 
+    def changed_test(self, of: str, change: Callable[[Any], Any]) -> DataLoader[Batch]:
+        """Returns a loader of the test "captions" or "images"; `change` maps texts, or uint8 pixels ``(3, H, W)``."""
+        if of == "captions":
+            return self._evaluation_loader(CaptionDataset(self.dataset.test, change), 0)
+        return self._evaluation_loader(
+            ImageDataset(self.dataset.test, lambda r: change(self._read(r))), self._workers()
+        )
+
     @property
     def _feeds_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
@@ -242,9 +247,8 @@ class TBPSDataModule(L.LightningDataModule):
 
     @property
     def _share(self) -> dict[str, int]:
-        if self.trainer is None:
-            return {"rank": 0, "world_size": 1}
-        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        trainer = self.trainer
+        return {"rank": trainer.global_rank if trainer else 0, "world_size": trainer.world_size if trainer else 1}
 
     def _training_set(self) -> PairDataset:
         if self._views is None:
@@ -253,12 +257,13 @@ class TBPSDataModule(L.LightningDataModule):
         return PairDataset(self.dataset.train, self._read, self._views, **options)
 
     def _evaluation_loaders(self, split: str) -> list[DataLoader[Batch]]:
-        records, collate = getattr(self.dataset, split), Collate(self.tokenize)
-        options: dict[str, Any] = {"pin_memory": self._feeds_gpu, **self._share}
-        return [
-            evaluation_loader(dataset, collate, self._eval_batch_size, num_workers=workers, **options)
-            for dataset, workers in ((ImageDataset(records, self._read), self._workers()), (CaptionDataset(records), 0))
-        ]
+        records = getattr(self.dataset, split)
+        images = self._evaluation_loader(ImageDataset(records, self._read), self._workers())
+        return [images, self._evaluation_loader(CaptionDataset(records), 0)]
+
+    def _evaluation_loader(self, dataset: Dataset[Any], workers: int) -> DataLoader[Batch]:
+        options: dict[str, Any] = {"num_workers": workers, "pin_memory": self._feeds_gpu, **self._share}
+        return evaluation_loader(dataset, Collate(self.tokenize), self._eval_batch_size, **options)
 
     def _workers(self) -> int:
         return worker_processes(self._num_workers, self.trainer.num_devices if self.trainer else 1)
@@ -275,9 +280,8 @@ def build_data(cfg: DictConfig, splits: Sequence[str] = SPLITS) -> TBPSDataModul
     options = cfg.dataset
     reading = ("language", "val_protocol", "val_identities", "proportion", "fold_id")
     loading = (key for key in options if key not in (*reading, "name", "label", "overfit_pairs", "description"))
-    dataset = read_dataset(
-        options.name, cfg.dataset_root_dir, **{key: options[key] for key in reading}, seed=cfg.split_seed
-    )
+    chosen = {key: options[key] for key in reading}
+    dataset = read_dataset(options.name, cfg.dataset_root_dir, **chosen, seed=cfg.split_seed)
     if options.overfit_pairs is not None:
         dataset = overfit(dataset, options.overfit_pairs)
     limits = {"val": cfg.trainer.limit_val_batches, "test": cfg.trainer.limit_test_batches}

@@ -63,18 +63,26 @@ class LitRanker(L.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._encode(batch)
 
-    @torch.no_grad()
     def encode(self, loaders: Iterable[DataLoader[Batch]]) -> Retrieval:
         """Returns the encoded split of these evaluation loaders, as for ranking. All processes take part."""
+        images, captions = loaders
+        return Retrieval(*self.encode_side(images, IMAGE), *self.encode_side(captions, TEXT))
+
+    @torch.no_grad()
+    def encode_side(self, loader: DataLoader[Batch], side: str) -> tuple[Tensor, Tensor]:
+        """Returns embeddings ``(N, E)`` and identities ``(N,)`` of an evaluation loader. All processes take part.
+
+        Args:
+            side: `IMAGE` or `TEXT`.
+        """
         modes = {module: module.training for module in self.modules()}
         self.eval()
         with self.trainer.precision_plugin.val_step_context():
-            for name, loader in zip(("images", "captions"), loaders, strict=True):
-                for batch in Bar(loader, desc=f"encoding {name}", unit="batch", leave=False):
-                    self._encode(self.trainer.strategy.batch_to_device(batch))
+            for batch in Bar(loader, desc=f"encoding {side}", unit="batch", leave=False):
+                self._encode(self.trainer.strategy.batch_to_device(batch))
         for module, mode in modes.items():
             module.training = mode
-        return Retrieval(*self._collect(IMAGE), *self._collect(TEXT))
+        return self._collect(side)
 
     def on_validation_epoch_end(self) -> None:
         self._rank("val")

@@ -1,6 +1,8 @@
 """The parts that every run shares: its folder, Lightning's trainer, the first screen, loggers and the report."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from data.batch import IMAGE, TEXT
 from lightning_data import TBPSDataModule
 from lightning_models import LitTBPS
 from lightning_ranker import LitRanker
@@ -17,17 +20,21 @@ from prepare_checkpoints import prepare_folder
 from solver.groups import parameter_table
 from utils.checkpoints.disk import sweep
 from utils.checkpoints.weights import AtomicCheckpointIO
+from utils.config.evaluation import Reporting
 from utils.config.options import limited
 from utils.config.recipe import describe_recipe
 from utils.config.resolvers import RunInfo, run_info
 from utils.config.run_folders import settle
 from utils.continuing.composed import CONFIG_DIR
 from utils.continuing.continued import Continued
-from utils.ranking.rerank import Reranker, rerank
+from utils.ranking.changes import Change, Changed, by_length
+from utils.ranking.metrics import measure
+from utils.ranking.rerank import rerank
+from utils.report.efficiency import measure_efficiency
 from utils.report.loggers import build_loggers
 from utils.report.run_record import RunRecord
 from utils.report.run_report import RunReport
-from utils.report.tested import Plot, Tested
+from utils.report.tested import Tested
 from utils.training.callbacks import NoSignals
 from utils.training.log_filters import quiet_libraries
 from utils.training.precision import encoding_precision
@@ -153,29 +160,45 @@ def announce_precision(cfg: DictConfig, trainer: L.Trainer) -> None:
         print(f"ranks   images and captions are encoded in {used}; trainer.precision is {training}", flush=True)
 
 
-def report(
-    cfg: DictConfig, module: LitRanker, record: dict[str, Any], reranker: Reranker | None, plots: Mapping[str, Plot]
-) -> None:
-    """Prints, saves and draws the result of the test and, if there is a `reranker`, the re-ranked result."""
+def report(cfg: DictConfig, module: LitRanker, record: dict[str, Any], reporting: Reporting) -> None:
+    """Prints, saves and draws the result of the test, and what `reporting` adds to it."""
     trainer = module.trainer
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    changed = [one for change in reporting.changes for one in _changed(module, data, change)]
     if not trainer.is_global_zero:
         return
+    if changed:
+        changed += by_length(module.retrieval.captions, module.ranks["t2i"], module.measures)
     record |= {"encoded_in": module.eval().encodes_in}
     written = RunReport(cfg.run_dir, trainer.loggers, trainer.global_step, record)
+    again = reporting.reranker
     tested = Tested(
         _run_info(cfg, data),
         module.retrieval,
         module.ranks,
         module.metrics,
-        None if reranker is None else rerank(module.retrieval, module.ranks["t2i"], reranker, module.measures),
+        None if again is None else rerank(module.retrieval, module.ranks["t2i"], again, module.measures),
+        changed,
+        measure_efficiency(cfg),
         shown_queries=cfg.shown_queries,
         module=module,
         data=data,
     )
     written.metrics(tested)
-    for name, plot in plots.items():
+    for name, plot in reporting.plots.items():
         written.draw(name, plot, tested)
-    if cfg.evaluation.page:
+    if reporting.page:
         written.page(tested)
     written.close()
+
+
+def _changed(module: LitRanker, data: TBPSDataModule, change: Change) -> Iterator[Changed]:
+    """Yields the metrics of the test with changed captions or images, level by level. All processes take part."""
+    for level in change.levels:
+        loader = data.changed_test(change.of, partial(change.apply, level=level))
+        if change.of == "captions":
+            found = replace(module.retrieval, texts=module.encode_side(loader, TEXT)[0])
+        else:
+            found = replace(module.retrieval, images=module.encode_side(loader, IMAGE)[0])
+        metrics = {direction: measure(ranks, module.measures) for direction, ranks in found.ranks().items()}
+        yield Changed(change.name, f"{level:g}", metrics)

@@ -48,7 +48,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from model.published.converted import load_heads, mask_row
     from model.tbps import build_encoder
     from utils.checkpoints.weights import load_weights, read_checkpoint
-    from utils.config.evaluation import build_plots, build_reranker
+    from utils.config.evaluation import build_reporting
     from utils.continuing.continued import Continued
     from utils.report.run_record import RunRecord
 
@@ -60,7 +60,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     encoder = build_encoder(cfg)
     encoder.backbone.check_token_id(data.max_token_id)
     module = build_module(cfg, encoder, num_classes=data.num_classes)
-    reranker, plots = build_reranker(cfg.evaluation), build_plots(cfg.evaluation)
+    reporting = build_reporting(cfg.evaluation)
     check_needs(module.objective, data.provides | encoder.provides)
     data.set_views(module.objective.needs, mask_row(Path(cfg.backbone.folder), encoder.backbone.vocab_size))
     encoder.backbone.resize_token_embeddings(data.max_token_id + 1)  # adds a row if a mask token was added
@@ -92,7 +92,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     trainer.validate(module, datamodule=data, verbose=False)
     metrics = module.figures("val")
     trainer.test(module, datamodule=data, verbose=False)
-    report(cfg, module, record.of_test(best, tested), reranker, plots)
+    report(cfg, module, record.of_test(best, tested), reporting)
     return metrics | module.figures("test")
 
 
@@ -114,7 +114,7 @@ def test(cfg: DictConfig) -> dict[str, float]:
     from model.published.converted import ranking_notes
     from model.tbps import build_encoder
     from utils.checkpoints.weights import encoder_weights, load_weights, read_checkpoint
-    from utils.config.evaluation import build_measures, build_plots, build_reranker
+    from utils.config.evaluation import build_measures, build_reporting
     from utils.report.run_record import RunRecord
 
     checkpoint: Any = {} if path is None else read_checkpoint(path)
@@ -133,7 +133,7 @@ def test(cfg: DictConfig) -> dict[str, float]:
         print(f"note    {note}", flush=True)
 
     module = LitRanker(encoder, cfg.evaluation.precision, build_measures(cfg.evaluation))
-    reranker, plots = build_reranker(cfg.evaluation), build_plots(cfg.evaluation)
+    reporting = build_reporting(cfg.evaluation)
     trainer = build_trainer(cfg, data)
     data.check_loading()
     announce_test(cfg, data, path, checkpoint)
@@ -141,7 +141,7 @@ def test(cfg: DictConfig) -> dict[str, float]:
     record = RunRecord(cfg, data.provenance)
     start_loggers(trainer, cfg, data, record)
     trainer.test(module, datamodule=data, verbose=False)
-    report(cfg, module, record.of_test(path, checkpoint), reranker, plots)
+    report(cfg, module, record.of_test(path, checkpoint), reporting)
     return module.figures("test")
 
 
@@ -158,11 +158,12 @@ def plan(cfg: DictConfig) -> dict[str, float]:
     from lightning_plan import trace_step
     from utils.memory.plan import make_plan
     from utils.memory.trace import GIB
+    from utils.report.efficiency import measure_efficiency
     from utils.training.log_filters import quiet_libraries
 
     quiet_libraries()
     made = make_plan(cfg, trace_step)
-    print(made, flush=True)
+    print(f"{made}\ncost    {measure_efficiency(cfg)}", flush=True)
     return {"plan/peak_gb": made.peak / GIB, "plan/largest": made.largest}
 
 

@@ -26,6 +26,7 @@ from tests.small_run import ANY_METHOD, CONFIG_DIR, SMALL
 from tests.small_run import command as command_line
 from utils.checkpoints.weights import read_checkpoint
 from utils.errors import UserError
+from utils.report.comparison import compare_runs
 
 ROOT = Path(__file__).parents[1]
 LOGGED = ("logger=csv", "trainer.log_every_n_steps=2")
@@ -108,6 +109,15 @@ def test_a_checkpoint_is_tested_on_another_dataset_by_its_own_config(
     assert json.loads((tmp_path / "same" / "metrics.json").read_text())["run"]["strategy"] == "hybrid_circle"
     vietnamese = trainer.test(config(small_root, tmp_path / "vi", *common, "dataset.language=vi"))
     assert set(vietnamese) == set(again)
+    records = [json.loads((tmp_path / name / "metrics.json").read_text())["provenance"] for name in ("same", "vi")]
+    facts = {"trained_on": "drawn-en", "shares_images": True}
+    assert all(record["tested"] | facts == record["tested"] for record in records)
+    table = str(compare_runs([out / "metrics.json", tmp_path / "vi" / "metrics.json"])).splitlines()
+    matrix = table[next(row for row, line in enumerate(table) if "t2i R1: trained on" in line) :]
+    assert [cell.strip() for cell in matrix[0].split("|")[2:-1]] == ["drawn-en", "drawn-vi"]
+    shown = [f"{metrics['test/t2i/R1']:.2f}", f"{vietnamese['test/t2i/R1']:.2f} °"]
+    assert [cell.strip() for cell in matrix[2].split("|")[1:-1]] == ["drawn-en", *shown]
+    assert matrix[-1] == "° training and test have images of the same collection"
 
 
 def test_a_backbone_is_tested_as_it_is(small_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,7 +196,8 @@ def test_methods_with_masked_words_train_and_are_tested_from_their_checkpoint(
     overrides = (f"experiment={method}", "backbone=tiny_clip")
     metrics = trainer.train(method_of(tmp_path, *overrides))
     assert (tmp_path / "word_maps.jpg").is_file() == (method == "fmfa")
-    drawn = ["ranked.jpg", "similarities.png", "tsne.png", *(["word_maps.jpg"] if method == "fmfa" else [])]
+    drawn = ["ranked.jpg", "similarities.png", "tsne.png", "report.html"]
+    drawn += ["word_maps.jpg"] if method == "fmfa" else []
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("saved ")]
     assert set(line.removeprefix(f"saved   {tmp_path}: ").split(", ")) == {"metrics.json", "ranks.npz", *drawn}
     logged = {key for row in steps(tmp_path) for key, value in row.items() if value}

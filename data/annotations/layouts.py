@@ -31,6 +31,7 @@ class Layout:
     path_key: key of an image's path below `IMAGE_FOLDER`.
     caption_keys: language -> keys of its captions, in order.
     source: how to get the dataset, in words.
+    images_from: collections that the images come from.
     official: split -> size of the split as distributed, with captions in the first language.
     ids_may_restart: whether each split may number its identities from 0.
     language: the language that is read.
@@ -41,6 +42,7 @@ class Layout:
     path_key: str
     caption_keys: Mapping[str, tuple[str, ...]]
     source: str
+    images_from: tuple[str, ...]
     official: Mapping[str, Size]
     ids_may_restart: bool
     language: str
@@ -57,6 +59,7 @@ def layout_of(name: str, language: str | None = None) -> Layout:
         options: Any = OmegaConf.to_container(dataset.description, resolve=True, throw_on_missing=True)
         keys = {own: _names(names) for own, names in options.pop("caption_keys").items()}
         official = {split: Size(**counts) for split, counts in (options.pop("official") or {}).items()}
+        options["images_from"] = tuple(options["images_from"])
         files, language = _names(options.pop("files")), language or dataset.language or next(iter(keys))
         layout = Layout(**options, files=files, caption_keys=keys, official=official, language=language)
     if layout.language not in keys:

@@ -1,6 +1,6 @@
 """Datasets of samples, and their collation into the batches of `data/batch.py`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -117,18 +117,20 @@ class CaptionDataset(Dataset[Sample]):
 
     Args:
         records: one per image.
+        change: changes each caption.
     """
 
-    def __init__(self, records: Sequence[Record]) -> None:
+    def __init__(self, records: Sequence[Record], change: Callable[[str], str] = str) -> None:
         self._records = records
         self._captions = captions_of(records)
+        self._change = change
 
     def __len__(self) -> int:
         return len(self._captions)
 
     def __getitem__(self, index: int) -> Sample:
         image, text = self._captions[index]
-        return {TEXT: text, PIDS: self._records[image].pid, INDEX: index}
+        return {TEXT: self._change(text), PIDS: self._records[image].pid, INDEX: index}
 
 
 class Collate:

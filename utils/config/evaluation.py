@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 if TYPE_CHECKING:
+    from utils.ranking.changes import Change
     from utils.ranking.metrics import Metric
     from utils.ranking.rerank import Reranker
     from utils.report.tested import Plot
@@ -16,6 +17,25 @@ if TYPE_CHECKING:
 def build_measures(evaluation: DictConfig) -> dict[str, Metric]:
     """Returns the metrics by name, without those set to null."""
     return _named(evaluation.metrics)
+
+
+class Reporting(NamedTuple):
+    """What is made of a test beside its metrics; see `config/evaluation/default.yaml`."""
+
+    reranker: Reranker | None
+    plots: dict[str, Plot]
+    changes: list[Change]
+    page: bool
+
+
+def build_reporting(evaluation: DictConfig) -> Reporting:
+    """Returns what `evaluation` asks for.
+
+    Raises:
+        UserError: a change has an invalid setting.
+    """
+    reranker = build_reranker(evaluation)
+    return Reporting(reranker, build_plots(evaluation), build_changes(evaluation), evaluation.page)
 
 
 def build_plots(evaluation: DictConfig) -> dict[str, Plot]:
@@ -27,6 +47,17 @@ def build_reranker(evaluation: DictConfig) -> Reranker | None:
     """Returns the re-ranker that `evaluation.rerank` names, or None if it is "none"."""
     name = evaluation.rerank
     return None if name == "none" else instantiate(evaluation.rerankers[name])
+
+
+def build_changes(evaluation: DictConfig) -> list[Change]:
+    """Returns the changes of test captions and images, without those set to null.
+
+    Raises:
+        UserError: see `Change.checked`.
+    """
+    from utils.ranking.changes import Change
+
+    return [Change(name, **options).checked() for name, options in _named(evaluation.changes).items()]
 
 
 def _named(functions: DictConfig) -> dict[str, Any]:

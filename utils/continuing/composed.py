@@ -252,18 +252,15 @@ def fitted_choices(values: Mapping[str, Any]) -> dict[str, str | None]:
     return choices
 
 
-def with_composed(
-    cfg: DictConfig, before: Composed | None = None, trained: DictConfig | None = None, *more: str
-) -> DictConfig:
+def with_composed(cfg: DictConfig, before: Composed | None = None, trained: DictConfig | None = None) -> DictConfig:
     """Returns a copy of `cfg` with its composition under `KEY`.
 
     Args:
         before: the composition of the config of the continued or tested checkpoint; its overrides count too.
         trained: the config that holds the values of these overrides.
-        more: further texts ``key=value`` that distinguish this config from others.
     """
     keys = {override.key for override in given_overrides()}
-    composed = Composed(given_config(), given_choices(), [*normal_form(keys, cfg, given_choices()), *more])
+    composed = Composed(given_config(), given_choices(), normal_form(keys, cfg, given_choices()))
     if before is not None:
         earlier = {text.partition("=")[0].removeprefix("~") for text in before.overrides} - keys
         texts = [*composed.overrides, *normal_form(earlier, trained or cfg, before.choices)]

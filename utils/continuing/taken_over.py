@@ -94,10 +94,9 @@ def model_config(cfg: DictConfig, trained: Any, path: Path) -> DictConfig:
         config.loss.name, config.seed = checkpoint.value("loss.name", str), checkpoint.value("seed", int)
         if not any(override.key == INTERPOLATION for override in given_overrides()):
             OmegaConf.update(config, INTERPOLATION, checkpoint.value(INTERPOLATION, str, None))
-        dataset = [checkpoint.value(f"dataset.{key}", str, None) for key in ("name", "language")]
-    here = [cfg.dataset.name, cfg.dataset.language]
-    more = [] if dataset == here else [f"trained_on={'-'.join(filter(None, dataset))}"]
-    return with_composed(config, checkpoint.record, OmegaConf.create(checkpoint.plain), *more)
+        for key in ("name", "language"):  # of the training, for the record of the test
+            checkpoint.value(f"dataset.{key}", str, None)
+    return with_composed(config, checkpoint.record, OmegaConf.create(checkpoint.plain))
 
 
 @contextmanager

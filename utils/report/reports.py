@@ -6,7 +6,7 @@ python -m utils.report FOLDER_OR_FILE...      compares the runs in the folders, 
 import argparse
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,8 @@ def save_metrics(
     similarity: Mapping[str, float] | None = None,
     provenance: Mapping[str, Any] | None = None,
     reranked: Mapping[str, Any] | None = None,
+    changed: Sequence[Mapping[str, Any]] = (),
+    efficiency: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes metrics.json and metrics.csv, in full precision, into `folder` and returns the path of metrics.json.
 
@@ -74,17 +76,22 @@ def save_metrics(
         split: the split that was ranked.
         similarity: statistics of the pairs' similarities, for metrics.json, where NaN becomes null.
         provenance: the run's record, for metrics.json; see `utils.report.run_record`.
-        reranked: the result of the re-ranker, for metrics.json.
+        reranked, changed, efficiency: the result of the re-ranker, those of changed captions and images, and what the
+            encoder costs, for metrics.json.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = {direction: metrics[direction].as_row() for direction in DIRECTIONS}
     finished = datetime.now(UTC).isoformat(timespec="microseconds")
-    report = {"run": dict(run), "split": split, "finished": finished, "metrics": rows}
+    report: dict[str, Any] = {"run": dict(run), "split": split, "finished": finished, "metrics": rows}
     if similarity is not None:
         report["similarity"] = {name: None if math.isnan(value) else value for name, value in similarity.items()}
     if reranked is not None:
         report["reranked"] = dict(reranked)
+    if changed:
+        report["changed"] = list(changed)
+    if efficiency is not None:
+        report["efficiency"] = dict(efficiency)
     if provenance is not None:
         report["provenance"] = dict(provenance)
     table = [{**run, "split": split, "task": direction, **row} for direction, row in rows.items()]

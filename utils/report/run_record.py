@@ -1,7 +1,7 @@
 """The record of what a run has really done: steps, learning rates, time, and how the run was made."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from utils.checkpoints.disk import write_whole
+from utils.config.dataset_name import dataset_name
 from utils.continuing.plain_values import is_plain
 from utils.report.provenance import checkpoint_info, provenance
 from utils.training.callbacks import peak_memory
@@ -54,6 +55,7 @@ class RunRecord(Callback):
         if path is not None and not self._training:
             earlier = earlier_record(checkpoint)
             record |= {"training": earlier["training"], "options": earlier["options"]}
+            record["tested"] |= trained_on(checkpoint, self._cfg.dataset.description.images_from)
         return record
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -128,6 +130,23 @@ def earlier_record(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         "training": training if isinstance(training, dict) and is_plain(training) else {},
         "wall_seconds": _number(record.get("wall_seconds")),
     }
+
+
+def trained_on(checkpoint: Mapping[str, Any], images_from: Collection[str]) -> dict[str, Any]:
+    """Returns the dataset that a checkpoint was trained on, and whether it shares a collection of images with a test.
+
+    Args:
+        images_from: the collections of the test's images.
+    """
+    dataset, record = checkpoint["config"]["dataset"], checkpoint.get(KEY)
+    language = dataset.get("language")
+    if isinstance(record, dict) and isinstance(record.get("data"), dict):
+        language = record["data"].get("language") or language
+    own = dataset.get("description") or {}
+    collections = own.get("images_from") if isinstance(own, dict) else None
+    shares = isinstance(collections, list) and any(collection in images_from for collection in collections)
+    name = dataset_name(str(dataset["name"]), str(language)) if language else str(dataset["name"])
+    return {"trained_on": name, "shares_images": shares}
 
 
 def _number(value: Any) -> float:

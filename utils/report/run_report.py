@@ -20,6 +20,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
+from utils.ranking.changes import changes_table
 from utils.ranking.metrics import RetrievalMetrics
 from utils.ranking.positives import save_ranks
 from utils.report.loggers import log_page, log_picture, log_provenance, log_ranked
@@ -70,12 +71,18 @@ class RunReport:
                 similarity=figures,
                 provenance=self._provenance,
                 reranked=None if again is None else again.as_dict(),
+                changed=[changed.as_dict() for changed in tested.changed],
+                efficiency=None if tested.efficiency is None else tested.efficiency._asdict(),
             ),
             save_ranks(self._folder, found, pids, tested.retrieval.captions),
         ]
         if self._provenance is not None:
             log_provenance(self._loggers, self._provenance)
         print(metrics_table(table, tested.run), flush=True)
+        if tested.changed:
+            print(changes_table(tested.metrics, tested.changed, next(iter(tested.metrics["t2i"].values))), flush=True)
+        if tested.efficiency is not None:
+            print(f"cost    {tested.efficiency}", flush=True)
         logged = {f"test/similarity/{name}": value for name, value in figures.items()}
         if again is not None:
             print(f"reranked {len(tested.retrieval.texts):,} captions by {again.name} in {again.seconds:.1f} s")

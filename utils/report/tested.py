@@ -6,10 +6,12 @@ from functools import cached_property
 from typing import Any
 
 from utils.config.resolvers import RunInfo
+from utils.ranking.changes import Changed
 from utils.ranking.metrics import RetrievalMetrics
 from utils.ranking.positives import Ranks
 from utils.ranking.rerank import Reranked
 from utils.ranking.retrieval import Retrieval
+from utils.report.efficiency import Efficiency
 from utils.report.plots.pictures import Picture, spread
 from utils.report.plots.similarity import PairSimilarities, pair_similarities
 
@@ -21,6 +23,8 @@ class Tested:
     run: the settings that distinguish the run from others, see `save_metrics`.
     retrieval: the encoded split. ranks, metrics: direction -> its ranks, its metrics.
     reranked: the result of the re-ranker, if one was used.
+    changed: the results of changed captions and images, and of captions by length.
+    efficiency: what the encoder costs.
     shown_queries: the number of captions that pictures show.
     module, data: the `LitRanker` and the `TBPSDataModule`, for the plots of `lightning_plots`, which use the model.
     """
@@ -30,6 +34,8 @@ class Tested:
     ranks: Mapping[str, Ranks]
     metrics: Mapping[str, RetrievalMetrics]
     reranked: Reranked | None = None
+    changed: Sequence[Changed] = ()
+    efficiency: Efficiency | None = None
     shown_queries: int = 0
     module: Any = None
     data: Any = None

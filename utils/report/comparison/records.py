@@ -16,7 +16,9 @@ SHOWN = {
     "backbone": "Backbone",
     "lora": "LoRA",
     "variant": "Variant",
+    "trained_on": "Trained on",
 }
+SHARES = " °"  # behind the dataset of a training that shares a collection of images with the test
 INFO = (*SHOWN, "split", "val_protocol", "skipped_test", "limited")
 SOURCES = {"code": "the code", "data": "the annotations", "options": "options that the variant does not show"}
 
@@ -65,6 +67,7 @@ def _read(file: Path) -> Run:
         report = json.loads(file.read_text(encoding="utf-8"))
         info = report["run"] | {"split": report["split"]}
         info["dataset"] = recorded_name(str(info.get("dataset") or ""))
+        info["trained_on"] = _trained_on(report.get("provenance"), info["dataset"])
         return Run(
             file=file,
             info=tuple(str(info.get(name) or "") for name in INFO),
@@ -78,6 +81,13 @@ def _read(file: Path) -> Run:
             f"{file} is not a metrics.json that this framework wrote ({type(error).__name__}: {error}):"
             " delete it or leave its folder out"
         ) from error
+
+
+def _trained_on(provenance: Any, dataset: str) -> str:
+    """Returns the dataset of the training if it is not that of the test, with `SHARES` if images may be shared."""
+    tested = (provenance or {}).get("tested") or {}
+    name = str(tested.get("trained_on") or "")
+    return "" if name in ("", dataset) else name + (SHARES if tested.get("shares_images") else "")
 
 
 def _percentages(row: Any) -> dict[str, float]:

@@ -12,7 +12,7 @@ from prettytable import PrettyTable, TableStyle
 from utils.ranking.metrics import DIRECTIONS, METRICS
 from utils.ranking.significance import SIGNIFICANT, PairedTest
 from utils.report.comparison.groups import Group, alike, columns
-from utils.report.comparison.records import SHOWN, SOURCES
+from utils.report.comparison.records import SHARES, SHOWN, SOURCES
 
 CHOSEN_ON_TEST = "checkpoint chosen on the test split (val_protocol=paper)"
 LATEX: Final = {
@@ -51,7 +51,7 @@ class Comparison:
         for rows in self.blocks():
             for row in rows:
                 table.add_row(row, divider=row is rows[-1])
-        return "\n".join([self.title(), str(table), *self.notes()])
+        return "\n".join([self.title(), str(table), *self.notes(), *self._cross_domain()])
 
     def csv(self) -> str:
         """Returns the table as CSV in full precision, with a line for each group and direction."""
@@ -120,6 +120,28 @@ class Comparison:
             blocks.append(rows)
         return blocks
 
+    def _cross_domain(self) -> list[str]:
+        """Returns a matrix for each method that was tested on other datasets than its own: R@1 of text to image."""
+        if not any(group.info["trained_on"] for group in self.groups):
+            return []
+        names = [name for name in columns(self.groups) if name not in ("dataset", "trained_on")]
+        cells: dict[str, dict[str, dict[str, str]]] = {}
+        for group in self.groups:
+            method = " ".join(filter(None, (_without_dataset(group.info[name]) for name in names)))
+            source = group.info["trained_on"].removesuffix(SHARES) or group.info["dataset"]
+            mark = SHARES if group.info["trained_on"].endswith(SHARES) else ""
+            found = group.spreads["t2i"].get("R1", "-")
+            cells.setdefault(method, {}).setdefault(source, {})[group.info["dataset"]] = f"{found}{mark}"
+        tested = self._values("dataset")
+        lines = []
+        for method, rows in cells.items():
+            table = PrettyTable([f"{method}, t2i R1: trained on", *tested], align="r")
+            table.add_rows([[source, *(row.get(name, "") for name in tested)] for source, row in sorted(rows.items())])
+            lines += ["", str(table)]
+        if any(group.info["trained_on"].endswith(SHARES) for group in self.groups):
+            lines.append(f"{SHARES.strip()} training and test have images of the same collection")
+        return lines
+
     def _is_best(self, group: Group, direction: str, metric: str) -> bool:
         """Returns whether no other group with the same queries has a higher mean, of those shown."""
         same = [other.spreads[direction] for other in self.groups if other.queries == group.queries]
@@ -177,6 +199,10 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def _without_dataset(variant: str) -> str:
+    return " ".join(part for part in variant.split() if not part.startswith(("dataset=", "dataset.")))
 
 
 def _shown(difference: PairedTest | str) -> str:

@@ -33,10 +33,11 @@ def write_run_page(
         title=tested.name,
         run=tested.run,
         table=table,
-        facts=flat(provenance),
+        facts=flat({**provenance, **({} if tested.efficiency is None else {"cost": tested.efficiency})}),
         config=config.read_text(encoding="utf-8") if config.exists() else "",
         pictures={path.stem: picture_uri(path) for path in pictures},
         data={
+            "changed": _changed(tested),
             "charts": [chart._asdict() for chart in read_charts(folder)],
             "similarities": {
                 "edges": _rounded(found.edges.tolist()),
@@ -48,6 +49,14 @@ def write_run_page(
     )
     write_whole(folder / PAGE_FILE, page)
     return folder / PAGE_FILE
+
+
+def _changed(tested: Tested) -> list[list[Any]]:
+    """Returns [change, level, direction -> metrics] of the changed tests, the plain one first."""
+    if not tested.changed:
+        return []
+    rows = [("none", "", tested.metrics), *((found.change, found.level, found.metrics) for found in tested.changed)]
+    return [[change, level, {d: own.values for d, own in metrics.items()}] for change, level, metrics in rows]
 
 
 def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
