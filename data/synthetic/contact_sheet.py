@@ -15,7 +15,7 @@ from data.synthetic.generate import SyntheticSpec, generate
 from utils.errors import run_command
 from utils.report.plots.pictures import font
 
-PERSONS, IMAGES, WIDTH, HEIGHT = 6, 4, 64, 128
+PERSONS, IMAGES, WIDTH, HEIGHT = 10, 6, 64, 128
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m data.synthetic.contact_sheet", description=__doc__)
     parser.add_argument("file", type=Path, help="of the picture")
     file = parser.parse_args().file
-    sheet = Image.new("RGB", (IMAGES * WIDTH + 500, PERSONS * HEIGHT), "white")
+    sheet = Image.new("RGB", (IMAGES * WIDTH + 640, PERSONS * HEIGHT), "white")
     draw = ImageDraw.Draw(sheet)
     with TemporaryDirectory() as root:
         spec = SyntheticSpec(train=PERSONS, val=1, test=1, pretrain=1, images_per_identity=IMAGES)
@@ -35,7 +35,7 @@ def main() -> None:
                 for column, record in enumerate(records):
                     sheet.paste(Image.open(record.image_path), (column * WIDTH, row * HEIGHT))
                 captions = sorted((caption for record in records for caption in record.captions), key=len)
-                lines += textwrap.wrap(captions[0], 84) + textwrap.wrap(captions[-1], 84)
+                lines += textwrap.wrap(captions[0], 108) + textwrap.wrap(captions[-1], 108)
             draw.text((IMAGES * WIDTH + 4, row * HEIGHT), "\n".join(lines), "black", font(10))
     sheet.save(file, quality=40)
 
