@@ -4,8 +4,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
+from omegaconf import DictConfig, OmegaConf
 from prettytable import PrettyTable
 from torch import nn
 
@@ -98,6 +99,8 @@ def split_parameters(
     Raises:
         UserError: every parameter is frozen, or a setting is invalid.
     """
+    if isinstance(param_groups, DictConfig):  # a plain dict is read a hundred times faster
+        param_groups = cast(dict[str, Any], OmegaConf.to_container(param_groups, resolve=True))
     for name, settings in param_groups.items():
         _check(name, settings)
     if DEFAULT not in param_groups:

@@ -4,28 +4,25 @@
 
 import json
 import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at a time; before torch counts the cores
 
 
-def share_bytecode() -> str | None:
-    """Returns a folder for the bytecode of all processes of the tests, if Python is told to write none.
+def share_bytecode() -> None:
+    """Gives all processes of the tests one folder for bytecode, if Python is told to write none.
 
     Without it, each command that a test starts compiles libraries for 8 s.
     """
-    if not sys.dont_write_bytecode:
-        return None
-    sys.dont_write_bytecode = False
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp(prefix="tbps-bytecode-")
-    return sys.pycache_prefix
+    if sys.dont_write_bytecode:
+        sys.dont_write_bytecode = False
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        folder = Path(__file__).parents[1] / ".pytest_cache" / "bytecode"
+        sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(folder)
 
 
-BYTECODE = share_bytecode()
+share_bytecode()
 
 import pytest
 import torch
@@ -68,12 +65,6 @@ VISION = {
     "patch_size": 8,
 }
 FAMILIES = ("siglip", "clip")
-
-
-def pytest_unconfigure() -> None:
-    """Removes the bytecode when the process that made its folder ends."""
-    if BYTECODE is not None:
-        shutil.rmtree(BYTECODE)
 
 
 def small_model(family: str) -> PreTrainedModel:

@@ -16,6 +16,7 @@ ANY_METHOD = (
     "dataset.num_workers=0",
     "scheduler.warmup_epochs=0.5",
     "shown_queries=2",
+    "~evaluation.plots.tsne",  # takes as long as a training step or two
 )
 SMALL = (*ANY_METHOD, "loss=hybrid_circle", "loss.terms.simclr.hidden_dim=16", "trainer.max_epochs=1")
 

@@ -73,7 +73,8 @@ def logged(out: Path) -> list[dict[str, str]]:
 def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of two epochs with everything on."""
     out = tmp_path_factory.mktemp("run")
-    trainer.train(config(root, out))
+    plot = "+evaluation.plots.tsne={_target_:utils.report.plots.clusters.tsne,_partial_:true}"
+    trainer.train(config(root, out, plot))
     return out
 
 

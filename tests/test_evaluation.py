@@ -64,10 +64,7 @@ def test_evaluation_has_a_precision_of_its_own_which_is_said_and_recorded(
 def test_the_ranks_of_the_test_give_its_metrics_and_others_can_be_asked_for(
     small_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own = (
-        "+evaluation.metrics.R2={_target_:utils.ranking.metrics.recall,_partial_:true,k:2}",
-        "~evaluation.plots.tsne",
-    )
+    own = ("+evaluation.metrics.R2={_target_:utils.ranking.metrics.recall,_partial_:true,k:2}",)
     again = ("evaluation.rerank=k_reciprocal", "evaluation.rerankers.k_reciprocal.top=10")
     places = ("task=test", f"dataset_root_dir={small_root}", f"run_dir={tmp_path}", "logger=csv")
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):

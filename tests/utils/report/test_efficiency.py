@@ -21,9 +21,7 @@ def test_operations_are_those_of_the_matrices_of_clip(lora: str) -> None:
     found = measure_efficiency(cfg)
     patches = 24 * 8
     image = tower(12, patches + 1, 768, 3072) + patches * (3 * 16 * 16) * 768 + (patches + 1) * 768 * 512
-    caption = (
-        tower(12, cfg.backbone.max_length, 512, 2048) + (cfg.backbone.max_length + 1) * 512 * 512
-    )
+    caption = tower(12, cfg.backbone.max_length, 512, 2048) + (cfg.backbone.max_length + 1) * 512 * 512
     tolerance = 1e-9 if lora == "none" else 0.08  # adapters add theirs
     assert found.image_gflops == pytest.approx(2 * image / 1e9, rel=tolerance)
     assert found.caption_gflops == pytest.approx(2 * caption / 1e9, rel=tolerance)
