@@ -284,7 +284,7 @@ def test_lora_saves_what_it_trains_and_reloads(small_root: Path, tmp_path: Path)
         ("scheduler.warmup_epochs=-1", r"scheduler: expected warmup_epochs of at least 0"),
         ("optimizer.algorithm=sgd", r"there is no algorithm 'sgd'"),
         ("trainer.precision=half", r"Precision 'half' is invalid"),
-        ("evaluation.plots.tsne._target_=utils.nothing.tsne", r"Error locating target 'utils\.nothing\.tsne'"),
+        ("evaluation.plots.ranked._target_=utils.nothing.ranked", r"Error locating target 'utils\.nothing\.ranked'"),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_logger_starts(
