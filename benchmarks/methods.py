@@ -29,6 +29,15 @@ from utils.report.comparison.groups import Spread
 
 ROOT: Final = Path(__file__).parents[1]
 SHOWN: Final = ("R1", "R5", "mAP")
+
+
+class Row(NamedTuple):
+    """A row of the table: its losses in words, and the arguments of trainer.py."""
+
+    losses: str
+    command: str
+
+
 ONE_VIEW: Final = "'~loss.terms.citc' '~loss.terms.simclr'"
 HYBRID: Final = (
     "experiment=irra loss=hybrid_circle loss.terms.nitc.views=[image] loss.terms.cross_modal_circle.views=[image] "
@@ -36,29 +45,38 @@ HYBRID: Final = (
 )
 NITC: Final = f"experiment=irra loss=baseline loss.terms.nitc.views=[image] {ONE_VIEW}"
 THREE_IMAGES: Final = "dataset.num_instance=3 dataset.batch_size=24"
-ROWS: Final[dict[str, str]] = {
-    "itc": "experiment=irra loss=itc",
-    "nitc": NITC,
-    "sdm": "experiment=irra loss=sdm",
-    "sdm_14": "experiment=irra loss=sdm loss.terms.sdm.logit_scale=14.3",
-    "itc_24": f"experiment=irra loss=itc {THREE_IMAGES}",
-    "nitc_24": f"{NITC} {THREE_IMAGES}",
-    "irra": "experiment=irra",
-    "fmfa": "experiment=fmfa",
-    "in_modal": "experiment=irra loss=in_modal_circle loss.terms.nitc.views=[image] "
-    f"loss.terms.in_modal_circle.views=[image] {ONE_VIEW}",
-    "nc_itc": f"experiment=irra loss=nc_itc loss.terms.nc_itc.views=[image] {ONE_VIEW}",
-    "pure": f"experiment=irra loss=pure_circle loss.terms.cross_modal_circle.views=[image] {ONE_VIEW}",
-    "hybrid": HYBRID,
-    "anchor": "experiment=irra loss=hybrid_circle_one_view",
-    "nitc_3": f"{NITC} trainer.max_epochs=3",
-    "hybrid_3": f"{HYBRID} trainer.max_epochs=3",
-    "curriculum_3": f"{HYBRID} trainer.max_epochs=3 loss.terms.cross_modal_circle.ramp={{first:0,last:2}}",
-    "cpcl": "experiment=cpcl",
-    "itc_alone": "experiment=cpcl loss=itc pseudo_label=none",
-    "cmr": "experiment=part_cmr",
-    "ranking": "experiment=part_cmr '~loss.terms.cmr'",
-    "lora": "experiment=irra loss=sdm lora=default",
+ROWS: Final[dict[str, "Row"]] = {
+    "itc": Row("ITC", "experiment=irra loss=itc"),
+    "nitc": Row("N-ITC", NITC),
+    "sdm": Row("SDM, scale 50", "experiment=irra loss=sdm"),
+    "sdm_14": Row("SDM, scale 14.3", "experiment=irra loss=sdm loss.terms.sdm.logit_scale=14.3"),
+    "itc_24": Row("ITC, 8 persons x 3 images", f"experiment=irra loss=itc {THREE_IMAGES}"),
+    "nitc_24": Row("N-ITC, 8 persons x 3 images", f"{NITC} {THREE_IMAGES}"),
+    "irra": Row("SDM, ID, MLM (IRRA)", "experiment=irra"),
+    "fmfa": Row("A-SDM, ID, MLM, EFA (FMFA)", "experiment=fmfa"),
+    "in_modal": Row(
+        "N-ITC, in-modal Circle",
+        "experiment=irra loss=in_modal_circle loss.terms.nitc.views=[image] "
+        f"loss.terms.in_modal_circle.views=[image] {ONE_VIEW}",
+    ),
+    "nc_itc": Row("NC-ITC", f"experiment=irra loss=nc_itc loss.terms.nc_itc.views=[image] {ONE_VIEW}"),
+    "pure": Row(
+        "cross-modal Circle over the batch",
+        f"experiment=irra loss=pure_circle loss.terms.cross_modal_circle.views=[image] {ONE_VIEW}",
+    ),
+    "hybrid": Row("N-ITC, cross-modal Circle over the batch", HYBRID),
+    "anchor": Row("N-ITC, cross-modal Circle per anchor, gamma 32", "experiment=irra loss=hybrid_circle_one_view"),
+    "nitc_3": Row("N-ITC, 3 epochs", f"{NITC} trainer.max_epochs=3"),
+    "hybrid_3": Row("as hybrid, 3 epochs", f"{HYBRID} trainer.max_epochs=3"),
+    "curriculum_3": Row(
+        "as hybrid_3, with a ramp",
+        f"{HYBRID} trainer.max_epochs=3 loss.terms.cross_modal_circle.ramp={{first:0,last:2}}",
+    ),
+    "cpcl": Row("PCM, ICPM, OPLM (CPCL), no identities, batches of 16", "experiment=cpcl"),
+    "itc_alone": Row("ITC, batches of 16", "experiment=cpcl loss=itc pseudo_label=none"),
+    "cmr": Row("ranking, CMR, ID with parts", "experiment=part_cmr"),
+    "ranking": Row("ranking, ID with parts", "experiment=part_cmr '~loss.terms.cmr'"),
+    "lora": Row("SDM, scale 50, LoRA of rank 32", "experiment=irra loss=sdm lora=default"),
 }
 
 
@@ -97,7 +115,13 @@ def train(row: str, seed: int, out: Path) -> int:
     if (folder / RANKS_FILE).is_file():
         return 0
     folder.mkdir(parents=True, exist_ok=True)
-    command = [*shlex.split(ROWS[row]), f"seed={seed}", f"hydra.run.dir={folder}", "logger=csv", "shown_queries=0"]
+    command = [
+        *shlex.split(ROWS[row].command),
+        f"seed={seed}",
+        f"hydra.run.dir={folder}",
+        "logger=csv",
+        "shown_queries=0",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     with (folder / "screen.txt").open("w") as screen:
         line = [sys.executable, "trainer.py", *command]
@@ -120,14 +144,14 @@ def compared(expected: Expectation, out: Path) -> PairedTest:
 def tables(out: Path) -> list[PrettyTable]:
     """Returns the table of the rows and that of the expectations, of what is there."""
     runs = {row: [found(row, out, metric) for metric in SHOWN] for row in ROWS}
-    rows = PrettyTable(["row", "command", "n", *SHOWN])
+    rows = PrettyTable(["row", "losses", "n", *SHOWN], align="l")
     for row, own in runs.items():
         if own[0]:
             spreads = [Spread.of([float(run.values.mean()) for run in measured]) for measured in own]
-            rows.add_row([row, f"`{ROWS[row]}`", len(own[0]), *spreads])
+            rows.add_row([row, ROWS[row].losses, len(own[0]), *spreads])
     judged = [expected for expected in EXPECTED if runs[expected.better][0] and runs[expected.worse][0]]
     tests = corrected([compared(expected, out) for expected in judged])
-    expectations = PrettyTable(["expected", "metric", "difference [95 %], p (Holm)", "shown"])
+    expectations = PrettyTable(["expected", "metric", "difference [95 %], p (Holm)", "shown"], align="l")
     for expected, test in zip(judged, tests, strict=True):
         shown = test.p_value < SIGNIFICANT
         verdict = "no difference shown" if not shown else "yes" if test.difference > 0 else "the opposite"
