@@ -55,7 +55,8 @@ class LitRanker(L.LightningModule):
     @property
     def encodes_in(self) -> str:
         """The precision in which splits are encoded on this device."""
-        return encoding_precision(self._precision, str(self.trainer.precision), self.device.type)
+        device = self.trainer.strategy.root_device  # after a test Lightning has moved the module to the CPU
+        return encoding_precision(self._precision, str(self.trainer.precision), device.type)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._encode(batch)
@@ -71,6 +72,8 @@ class LitRanker(L.LightningModule):
     @torch.no_grad()
     def encode_side(self, loader: DataLoader[Batch], side: str) -> tuple[Tensor, Tensor]:
         """Returns embeddings ``(N, E)`` and identities ``(N,)`` of an evaluation loader. All processes take part.
+
+        The module has to be on the device of the trainer.
 
         Args:
             side: `IMAGE` or `TEXT`.

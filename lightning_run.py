@@ -161,30 +161,37 @@ def announce_precision(cfg: DictConfig, trainer: L.Trainer) -> None:
 
 
 def report(cfg: DictConfig, module: LitRanker, record: dict[str, Any], reporting: Reporting) -> None:
-    """Prints, saves and draws the result of the test, and what `reporting` adds to it."""
+    """Prints, saves and draws the result of the test, and what `reporting` adds to it.
+
+    The plain result is saved first, so nothing that is added can lose it.
+    """
     trainer = module.trainer
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    changed = [one for change in reporting.changes for one in _changed(module, data, change)]
-    if not trainer.is_global_zero:
-        return
-    if changed:
-        changed += by_length(module.retrieval.captions, module.ranks["t2i"], module.measures)
     record |= {"encoded_in": module.eval().encodes_in}
-    written = RunReport(cfg.run_dir, trainer.loggers, trainer.global_step, record)
-    again = reporting.reranker
     tested = Tested(
         _run_info(cfg, data),
         module.retrieval,
         module.ranks,
         module.metrics,
-        None if again is None else rerank(module.retrieval, module.ranks["t2i"], again, module.measures),
-        changed,
-        measure_efficiency(cfg),
         shown_queries=cfg.shown_queries,
         module=module,
         data=data,
     )
-    written.metrics(tested)
+    written = RunReport(cfg.run_dir, trainer.loggers, trainer.global_step, record)
+    if trainer.is_global_zero:
+        written.save(tested)
+    module.to(trainer.strategy.root_device)
+    tested.changed = [one for change in reporting.changes for one in _changed(module, data, change)]
+    module.cpu()
+    if not trainer.is_global_zero:
+        return
+    if tested.changed:
+        tested.changed += by_length(module.retrieval.captions, module.ranks["t2i"], module.measures)
+    if reporting.reranker is not None:
+        tested.reranked = rerank(module.retrieval, module.ranks["t2i"], reporting.reranker, module.measures)
+    tested.efficiency = measure_efficiency(cfg)
+    written.save(tested)
+    written.show(tested)
     for name, plot in reporting.plots.items():
         written.draw(name, plot, tested)
     if reporting.page:

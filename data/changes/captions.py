@@ -18,7 +18,7 @@ COLOR: Final = re.compile(rf"\b({'|'.join(_LONGEST_FIRST)})\b", re.IGNORECASE)
 def first_words(caption: str, level: float) -> str:
     """Returns the first words of a caption: the share `level` of them, at least one."""
     words = caption.split()
-    return " ".join(words[: ceil(level * len(words))])
+    return " ".join(words[: max(1, ceil(level * len(words)))])
 
 
 def drop_words(caption: str, level: float) -> str:
@@ -35,12 +35,13 @@ def exchange_colors(caption: str, level: float) -> str:
 
     def exchanged(found: re.Match[str]) -> str:
         own = found[0].lower()
-        others = [color for color in next(names for names in COLORS if own in names) if color != own]
-        return draw.choice(others) if draw.random() < level else found[0]
+        names = next((names for names in COLORS if own in names), (own,))  # a dotless i matches an i
+        others = [color for color in names if color != own]
+        return draw.choice(others) if others and draw.random() < level else found[0]
 
     return COLOR.sub(exchanged, caption)
 
 
 def _random(caption: str) -> random.Random:
     """Returns a generator that depends on the caption alone."""
-    return random.Random(zlib.crc32(caption.encode()))
+    return random.Random(zlib.crc32(caption.encode(errors="replace")))

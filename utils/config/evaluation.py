@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from utils.errors import library_errors
+
 if TYPE_CHECKING:
     from utils.ranking.changes import Change
     from utils.ranking.metrics import Metric
@@ -57,7 +59,12 @@ def build_changes(evaluation: DictConfig) -> list[Change]:
     """
     from utils.ranking.changes import Change
 
-    return [Change(name, **options).checked() for name, options in _named(evaluation.changes).items()]
+    changes = []
+    for name, options in _named(evaluation.changes).items():
+        with library_errors(f"evaluation.changes.{name} is not complete", "see config/evaluation/robustness.yaml"):
+            change = Change(name, **options)
+        changes.append(change.checked())
+    return changes
 
 
 def _named(functions: DictConfig) -> dict[str, Any]:

@@ -86,6 +86,8 @@ RULES: Final = (
             "evaluation.rerank",
             "evaluation.rerankers.*",
             "evaluation.plots.*",
+            "evaluation.changes.*",
+            "evaluation.page",
             "img_size_str",
             "dataset.label",
             "optimizer.name",

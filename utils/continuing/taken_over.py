@@ -38,7 +38,8 @@ from utils.errors import UserError
 
 OF_THE_MODEL = ("img_size_str", "img_size", "backbone", "head", "lora")
 NAMED_BY_USERS = ("loss.terms", "optimizer.param_groups")  # mappings with keys that users choose
-MAY_LACK = (*NAMED_BY_USERS, "evaluation.metrics", "evaluation.plots")  # a key missing here was not used in training
+# A key that is missing from one of these was not used in training.
+MAY_LACK = (*NAMED_BY_USERS, "evaluation.metrics", "evaluation.plots", "evaluation.changes")
 INTERPOLATION = "dataset.interpolation"
 ABSENT = object()
 

@@ -18,13 +18,13 @@ GROUPS: Final = 4  # of captions by their length
 class Change(NamedTuple):
     """A change of the test captions or images, at several levels.
 
-    of: "captions" or "images". plain: the level at which nothing changes.
+    of: "captions" or "images".
+    levels: shares, from 0 to 1.
     apply: function of a text or of uint8 pixels ``(3, H, W)``, and `level`.
     """
 
     name: str
     of: str
-    plain: float
     levels: Sequence[float]
     apply: Callable[..., Any]
 
@@ -32,11 +32,15 @@ class Change(NamedTuple):
         """Returns itself.
 
         Raises:
-            UserError: `of` is neither captions nor images, or there are no levels.
+            UserError: `of` is neither captions nor images, or `levels` are not a list of numbers from 0 to 1.
         """
         check_choice(f"evaluation.changes.{self.name}.of", self.of, SIDES)
-        if not self.levels:
-            raise UserError(f"evaluation.changes.{self.name}.levels: a list of numbers is expected, such as [0.5, 1.0]")
+        levels = self.levels if isinstance(self.levels, Sequence) and not isinstance(self.levels, str) else ()
+        if not levels or not all(type(level) in (int, float) and 0 <= level <= 1 for level in levels):
+            raise UserError(
+                f"evaluation.changes.{self.name}.levels: {self.levels} given, expected a list of numbers from 0 to 1, "
+                "such as [0.5, 1.0]"
+            )
         return self
 
 

@@ -43,9 +43,11 @@ def measure_efficiency(cfg: DictConfig) -> Efficiency:
         encoder = build_encoder(cfg, weights=False).eval().to("meta")
         batch = blank_batch(frozenset({IMAGE, TEXT}), 1, cfg.img_size, cfg.backbone.max_length)
     parameters = list(encoder.parameters())
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    encoder.requires_grad_(False)  # the counter would ask for the gradients of a module that gets a parameter
     return Efficiency(
         parameters=sum(parameter.numel() for parameter in parameters),
-        trained=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        trained=trained,
         image_gflops=_gflops(lambda: encoder.encode_image(batch[IMAGE])),
         caption_gflops=_gflops(lambda: encoder.encode_text(*batch[TEXT])),
         width=encoder.embed_dim,

@@ -25,6 +25,7 @@ TAGS = ("strategy", "dataset", "backbone", "lora", "seed")
 RUN_ID_FILE = "wandb_run_id"
 STEP = "trainer/global_step"
 LONGEST_NAME = 128
+LONGEST_TAG = 64
 
 
 def build_loggers(
@@ -53,7 +54,7 @@ def build_loggers(
     wandb_logger = _wandb_logger(options["wandb"], run_dir, run, config)
     if wandb_logger is not None:
         loggers.append(wandb_logger)
-    return [*loggers, *(instantiate(other) for other in options["others"].values())]
+    return [*loggers, *(instantiate(other) for other in options["others"].values() if other is not None)]
 
 
 @rank_zero_only
@@ -62,7 +63,7 @@ def log_ranked(loggers: Sequence[Logger], queries: Sequence[RankedQuery], *, key
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             columns, rows = _ranked_table(queries)
-            with _staged(logger):
+            with _staged(logger.save_dir or "."):
                 logger.log_table(key, columns, rows, step=step)
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(key, np.asarray(ranked_picture(queries)), step, dataformats="HWC")
@@ -73,7 +74,7 @@ def log_picture(loggers: Sequence[Logger], picture: Image.Image, *, key: str, st
     """Logs a picture to W&B and TensorBoard."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            with _staged(logger):
+            with _staged(logger.save_dir or "."):
                 logger.log_image(key, [picture], step=step)
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(key, np.asarray(picture), step, dataformats="HWC")
@@ -86,7 +87,7 @@ def log_page(loggers: Sequence[Logger], page: Path, *, key: str, step: int) -> N
         if isinstance(logger, WandbLogger):
             import wandb
 
-            with _staged(logger):
+            with _staged(logger.save_dir or "."):
                 logger.experiment.log({key: wandb.Html(str(page)), STEP: step})
 
 
@@ -104,8 +105,9 @@ def log_comparison(options: Mapping[str, Any], folder: Path, table: Sequence[Map
 
     run = _start_wandb(options["wandb"], folder, name=f"comparison {folder.name}", job_type="comparison")
     rows = [list(row.values()) for row in table]
-    run.log({"comparison": wandb.Table(list(table[0]), rows), "comparison/page": wandb.Html(str(page))})
-    run.finish()
+    with _staged(folder):
+        run.log({"comparison": wandb.Table(list(table[0]), rows), "comparison/page": wandb.Html(str(page))})
+        run.finish()
 
 
 @rank_zero_only
@@ -132,7 +134,7 @@ def _wandb_logger(
         name=name,
         group=options["group"] or group,
         job_type=config["task"],
-        tags=[*(f"{fact}:{run[fact]}" for fact in TAGS), *options["tags"]],
+        tags=[tag[:LONGEST_TAG] for tag in (*(f"{fact}:{run[fact]}" for fact in TAGS), *options["tags"])],
         config={**config, "run": dict(run)},
     )
     started.define_metric(STEP)
@@ -224,13 +226,13 @@ def _short(name: str) -> str:
 
 
 @contextmanager
-def _staged(logger: WandbLogger) -> Iterator[None]:
+def _staged(folder: str | Path) -> Iterator[None]:
     """Makes W&B keep images in the run's folder until they are uploaded, not in the user's home.
 
     So the folder of an offline run is complete. If the user has set WANDB_DATA_DIR, W&B uses that folder.
     """
     chosen = "WANDB_DATA_DIR" in os.environ
-    os.environ.setdefault("WANDB_DATA_DIR", str((Path(logger.save_dir or ".") / "wandb").resolve()))
+    os.environ.setdefault("WANDB_DATA_DIR", str((Path(folder) / "wandb").resolve()))
     try:
         yield
     finally:

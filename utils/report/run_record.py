@@ -3,7 +3,7 @@
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -138,15 +138,23 @@ def trained_on(checkpoint: Mapping[str, Any], images_from: Collection[str]) -> d
     Args:
         images_from: the collections of the test's images.
     """
-    dataset, record = checkpoint["config"]["dataset"], checkpoint.get(KEY)
-    language = dataset.get("language")
-    if isinstance(record, dict) and isinstance(record.get("data"), dict):
-        language = record["data"].get("language") or language
-    own = dataset.get("description") or {}
-    collections = own.get("images_from") if isinstance(own, dict) else None
+    config, record = (_mapping(checkpoint.get(name)) for name in ("config", KEY))
+    dataset = _mapping(config.get("dataset"))
+    name, known, recorded = dataset.get("name"), dataset.get("language"), _mapping(record.get("data")).get("language")
+    language = next((text for text in (recorded, known) if _is_name(text)), None)
+    if not _is_name(name):
+        return {}
+    collections = _mapping(dataset.get("description")).get("images_from")
     shares = isinstance(collections, list) and any(collection in images_from for collection in collections)
-    name = dataset_name(str(dataset["name"]), str(language)) if language else str(dataset["name"])
-    return {"trained_on": name, "shares_images": shares}
+    return {"trained_on": name if language is None else dataset_name(name, language), "shares_images": shares}
+
+
+def _mapping(value: Any) -> dict[Any, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _is_name(value: Any) -> TypeGuard[str]:
+    return type(value) is str and 0 < len(value) <= 100 and value.isprintable()
 
 
 def _number(value: Any) -> float:

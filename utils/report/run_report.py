@@ -20,8 +20,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
+from utils.errors import one_line
 from utils.ranking.changes import changes_table
-from utils.ranking.metrics import RetrievalMetrics
 from utils.ranking.positives import save_ranks
 from utils.report.loggers import log_page, log_picture, log_provenance, log_ranked
 from utils.report.page.run_page import write_run_page
@@ -52,39 +52,37 @@ class RunReport:
         self._step = step
         self._provenance = provenance
         self._saved: list[Path] = []
-        self._table: dict[str, RetrievalMetrics] = {}
         self._pictures: list[Path] = []
 
-    def metrics(self, tested: Tested) -> None:
-        """Saves and prints the table, saves the ranks, and logs the similarities of all test pairs."""
-        found, again, figures = tested.ranks, tested.reranked, tested.pairs.as_dict()
-        table, pids = dict(tested.metrics), tested.retrieval.query_pids()
-        self._table = table
+    def save(self, tested: Tested) -> None:
+        """Writes the metrics and ranks, again if there is more to write."""
+        found, pids = tested.ranks, tested.retrieval.query_pids()
+        again = tested.reranked
         if again is not None:
-            table[f"t2i, {again.name}"] = again.metrics
             found, pids = {**found, f"t2i_{again.name}": again.ranks}, {**pids, f"t2i_{again.name}": pids["t2i"]}
-        self._saved += [
-            save_metrics(
-                self._folder,
-                tested.metrics,
-                tested.run,
-                similarity=figures,
-                provenance=self._provenance,
-                reranked=None if again is None else again.as_dict(),
-                changed=[changed.as_dict() for changed in tested.changed],
-                efficiency=None if tested.efficiency is None else tested.efficiency._asdict(),
-            ),
-            save_ranks(self._folder, found, pids, tested.retrieval.captions),
-        ]
+        metrics = save_metrics(
+            self._folder,
+            tested.metrics,
+            tested.run,
+            similarity=tested.pairs.as_dict(),
+            provenance=self._provenance,
+            reranked=None if again is None else again.as_dict(),
+            changed=[changed.as_dict() for changed in tested.changed],
+            efficiency=None if tested.efficiency is None else tested.efficiency._asdict(),
+        )
+        self._saved = [metrics, save_ranks(self._folder, found, pids, tested.retrieval.captions)]
+
+    def show(self, tested: Tested) -> None:
+        """Prints the tables, and logs the similarities of all test pairs."""
         if self._provenance is not None:
             log_provenance(self._loggers, self._provenance)
-        print(metrics_table(table, tested.run), flush=True)
+        print(metrics_table(tested.rankings, tested.run), flush=True)
         if tested.changed:
             print(changes_table(tested.metrics, tested.changed, next(iter(tested.metrics["t2i"].values))), flush=True)
         if tested.efficiency is not None:
             print(f"cost    {tested.efficiency}", flush=True)
-        logged = {f"test/similarity/{name}": value for name, value in figures.items()}
-        if again is not None:
+        logged = {f"test/similarity/{name}": value for name, value in tested.pairs.as_dict().items()}
+        if (again := tested.reranked) is not None:
             print(f"reranked {len(tested.retrieval.texts):,} captions by {again.name} in {again.seconds:.1f} s")
             logged |= {f"test/{again.name}/t2i/{name}": value for name, value in again.metrics.values.items()}
             logged[f"test/{again.name}/seconds"] = again.seconds
@@ -105,10 +103,15 @@ class RunReport:
             log_picture(self._loggers, picture.image, key=f"test/{name}", step=self._step)
 
     def page(self, tested: Tested) -> None:
-        """Writes report.html with all that was saved and drawn so far."""
-        written = write_run_page(self._folder, tested, self._table, self._provenance or {}, self._pictures)
-        self._saved.append(written)
-        log_page(self._loggers, written, key="test/report", step=self._step)
+        """Writes report.html with all that was saved and drawn so far, and logs it. A failure is only printed."""
+        try:
+            page = write_run_page(self._folder, tested, self._provenance or {}, self._pictures)
+            log_page(self._loggers, page, key="test/report", step=self._step)
+        except Exception as error:  # whatever it is, the result of the run is saved
+            why = one_line(f"{type(error).__name__}: {error}")
+            print(f"page    not complete ({why}); the results are saved", flush=True)
+            return
+        self._saved.append(page)
 
     def close(self) -> None:
         """Prints one line that lists the saved files."""

@@ -12,6 +12,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from utils.errors import UserError
 from utils.training.signals import stopping
 
 ERROR_FILE = "error.txt"
@@ -47,15 +48,22 @@ class CompareRuns(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         atexit.unregister(self._report)
         failed = self._report()
-        table = self._sweep / "comparison.csv"
-        if table.exists() and "logger" in config:
-            from utils.report.loggers import log_comparison
-
-            with table.open(encoding="utf-8", newline="") as file:
-                rows = list(csv.DictReader(file))
-            log_comparison(config.logger, self._sweep, rows, table.with_suffix(".html"))
+        try:
+            self._log(config)
+        except UserError as error:
+            print(f"W&B has no table of the sweep: {error}", file=sys.stderr, flush=True)
         if failed:
             sys.exit(1)
+
+    def _log(self, config: DictConfig) -> None:
+        """Logs the table and the page on W&B if a job has logged there."""
+        table = self._sweep / "comparison.csv"
+        if not table.exists() or not any(self._sweep.glob("*/wandb")):
+            return
+        from utils.report.loggers import log_comparison
+
+        with table.open(encoding="utf-8", newline="") as file:
+            log_comparison(config.logger, self._sweep, list(csv.DictReader(file)), table.with_suffix(".html"))
 
     def _report(self) -> list[Path]:
         """Prints and saves the comparison and returns the folders of the failed jobs."""
@@ -63,15 +71,15 @@ class CompareRuns(Callback):
         from utils.report.comparison import METRICS_FILE, compare_runs, find_metrics, with_differences
         from utils.report.page.comparison_page import comparison_page
 
-        jobs = sorted(folder for folder in self._sweep.glob("[!.]*") if folder.is_dir())
+        jobs = sorted(folder for folder in self._sweep.glob("[!.]*") if folder.is_dir() and folder.name != "wandb")
         failed = [job for job in jobs if not (job / METRICS_FILE).exists()]
         files = find_metrics(job for job in jobs if job not in failed)
         if files:
             comparison = with_differences(compare_runs(files))
             (self._sweep / "comparison.txt").write_text(f"{comparison}\n", encoding="utf-8")
             (self._sweep / "comparison.csv").write_text(comparison.csv(), encoding="utf-8")
-            write_whole(self._sweep / "comparison.html", comparison_page(comparison, self._sweep))
             print(f"\n{comparison}", flush=True)
+            write_whole(self._sweep / "comparison.html", comparison_page(comparison, self._sweep))
         for job in failed:
             reason = job / ERROR_FILE
             why = reason.read_text(encoding="utf-8").strip() if reason.exists() else "see its messages above"

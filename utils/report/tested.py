@@ -1,7 +1,7 @@
 """The result of a run's test, from which its report and its pictures are made."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,7 @@ from utils.report.plots.pictures import Picture, spread
 from utils.report.plots.similarity import PairSimilarities, pair_similarities
 
 
-@dataclass(frozen=True)
+@dataclass
 class Tested:
     """A tested split.
 
@@ -34,7 +34,7 @@ class Tested:
     ranks: Mapping[str, Ranks]
     metrics: Mapping[str, RetrievalMetrics]
     reranked: Reranked | None = None
-    changed: Sequence[Changed] = ()
+    changed: list[Changed] = field(default_factory=list)
     efficiency: Efficiency | None = None
     shown_queries: int = 0
     module: Any = None
@@ -44,6 +44,12 @@ class Tested:
     def name(self) -> str:
         """A short title of the run."""
         return f"{self.run['strategy']} on {self.run['dataset']}"
+
+    @property
+    def rankings(self) -> dict[str, RetrievalMetrics]:
+        """The metrics of each ranking, by its name in tables; the re-ranked one is the last."""
+        again = self.reranked
+        return {**self.metrics, **({} if again is None else {f"t2i, {again.name}": again.metrics})}
 
     @property
     def shown(self) -> Sequence[int]:

@@ -40,6 +40,12 @@ def test_colors_are_exchanged_for_others_of_the_language(caption: str, language:
     assert changed == exchange_colors(caption, 1), "the same each time"
 
 
+def test_odd_letters_end_no_encoding() -> None:
+    assert exchange_colors("a whıte shirt, WHİTE", 1) == "a whıte shirt, WHİTE"
+    assert drop_words("\udcff a", 0.5) in ("\udcff", "a")
+    assert first_words("a b", 0) == "a"
+
+
 def test_images_are_changed_where_it_says() -> None:
     pixels = torch.randint(0, 256, (3, 8, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     before = pixels.clone()
@@ -79,6 +85,7 @@ def test_the_table_shows_differences_to_the_plain_test() -> None:
 
 def test_a_wrong_change_is_one_sentence() -> None:
     with pytest.raises(UserError, match=r"evaluation\.changes\.x\.of=words.*captions"):
-        Change("x", "words", 0, [1], first_words).checked()
-    with pytest.raises(UserError, match=r"evaluation\.changes\.x\.levels"):
-        Change("x", "captions", 0, [], first_words).checked()
+        Change("x", "words", [1], first_words).checked()
+    for levels in ([], 0.5, "0.5", ["a"], [None], [float("nan")], [-1], [2], [True]):
+        with pytest.raises(UserError, match=r"evaluation\.changes\.x\.levels: .* from 0 to 1"):
+            Change("x", "captions", levels, first_words).checked()  # type: ignore[arg-type]

@@ -31,3 +31,15 @@ def test_operations_are_those_of_the_matrices_of_clip(lora: str) -> None:
     shown = str(found)
     assert shown.endswith("embeddings of width 512")
     assert ("all trained" in shown) == (lora == "none")
+
+
+@pytest.mark.parametrize("overrides", [["experiment=part_cmr"], ["backbone=tiny_clip", "head=part", "lora=default"]])
+def test_a_part_head_has_a_cost_too(overrides: list[str]) -> None:
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        plain, parts = (
+            measure_efficiency(compose("demo", overrides=own))
+            for own in ([part.replace("head=part", "head=part_baseline") for part in overrides], overrides)
+        )
+    assert parts.image_gflops > 0
+    assert parts.caption_gflops > 0
+    assert (parts.image_gflops > plain.image_gflops) == ("head=part" in overrides)

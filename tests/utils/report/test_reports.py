@@ -227,8 +227,8 @@ def test_runs_of_other_code_data_or_options_are_averaged_only_when_told_to(
         ["hybrid_circle [a]", "2", "t2i", "15.00 ± 7.07"],
     ]
     note = str(apart).splitlines()[-1]
-    assert note.startswith(f"[a] (seed 1 2), [b] (seed 3 4) are not averaged, differing in {difference}")
-    assert note.endswith("python -m utils.report --mixed does")
+    assert note.startswith(f"[a] (seed 1 2), [b] (seed 3 4) are not averaged because they differ in {difference}")
+    assert note.endswith("python -m utils.report --mixed averages them")
     assert len(apart.csv().splitlines()) == 5
     assert "1" * 12 in apart.csv()
     mixed = compare_runs(files, mixed=True)
@@ -306,3 +306,31 @@ def test_command_line_without_results(tmp_path: Path, folder: str, message: str)
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"provenance": [1]},
+        {"provenance": "x"},
+        {"provenance": {"tested": "x"}},
+        {"run": {"seed": float("inf")}},
+        {"metrics": {"t2i": {"R1": float("nan")}}},
+        {"metrics": {"t2i": {"R1": 10**400}}},
+        {"metrics": 3},
+    ],
+    ids=str,
+)
+def test_a_spoilt_record_is_one_sentence(tmp_path: Path, spoilt: dict[str, Any]) -> None:
+    file = save_metrics(tmp_path, level(10), facts(), provenance=made_with())
+    report = json.loads(file.read_text(encoding="utf-8"))
+    for key, value in spoilt.items():
+        report[key] = report[key] | value if isinstance(value, dict) else value
+    file.write_text(json.dumps(report), encoding="utf-8")
+    with pytest.raises(UserError, match=r"not a metrics\.json that this framework wrote"):
+        compare_runs([file])
+
+
+def test_control_codes_of_a_record_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    file = save_metrics(tmp_path, level(10), facts(strategy="\x1b[2Jx\ny"))
+    assert "\x1b" not in str(compare_runs([file]))

@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,7 +51,8 @@ def test_everything_is_printed_saved_and_logged(
     logger = TensorBoardLogger(tmp_path, name="tensorboard", version="")
     run, pairs = tmp_path / "run", tested.pairs
     report = RunReport(run, [logger], step=7)
-    report.metrics(tested)
+    report.save(tested)
+    report.show(tested)
     report.draw("similarities", similarities, tested)
     report.draw("ranked", ranked, tested)
     for drawn in map(Path, DRAWN):
@@ -97,7 +97,9 @@ def test_a_reranked_test_stands_beside_the_plain_one(
 ) -> None:
     again = rerank(tested.retrieval, tested.ranks["t2i"], KReciprocal(top=3, k1=2, k2=1))
     report = RunReport(tmp_path / "run", [], step=0)
-    report.metrics(replace(tested, reranked=again))
+    tested.reranked = again
+    report.save(tested)
+    report.show(tested)
     table = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert table == ["Task", "t2i", "i2t", "t2i, k_reciprocal"]
     saved = json.loads((tmp_path / "run" / "metrics.json").read_text())

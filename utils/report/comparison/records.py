@@ -1,12 +1,13 @@
 """The records of finished runs, read from their metrics.json files."""
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.config.dataset_name import recorded_name
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.ranking.metrics import DIRECTIONS
 
 METRICS_FILE = "metrics.json"
@@ -66,27 +67,34 @@ def _read(file: Path) -> Run:
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
         info = report["run"] | {"split": report["split"]}
+        provenance = _optional_mapping(report.get("provenance"))
         info["dataset"] = recorded_name(str(info.get("dataset") or ""))
-        info["trained_on"] = _trained_on(report.get("provenance"), info["dataset"])
+        info["trained_on"] = _trained_on(provenance, info["dataset"])
         return Run(
             file=file,
-            info=tuple(str(info.get(name) or "") for name in INFO),
-            sources=_sources(report.get("provenance")),
+            info=tuple(one_line(str(info.get(name) or "")) for name in INFO),
+            sources=_sources(provenance),
             seed=int(info["seed"]),
-            finished=report["finished"],
+            finished=str(report["finished"]),
             metrics={direction: _percentages(report["metrics"][direction]) for direction in DIRECTIONS},
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise UserError(
             f"{file} is not a metrics.json that this framework wrote ({type(error).__name__}: {error}):"
             " delete it or leave its folder out"
         ) from error
 
 
-def _trained_on(provenance: Any, dataset: str) -> str:
+def _optional_mapping(value: Any) -> dict[str, Any] | None:
+    if value is not None and not isinstance(value, dict):
+        raise TypeError(f"{one_line(repr(value))} where a mapping is expected")
+    return value
+
+
+def _trained_on(provenance: dict[str, Any] | None, dataset: str) -> str:
     """Returns the dataset of the training if it is not that of the test, with `SHARES` if images may be shared."""
-    tested = (provenance or {}).get("tested") or {}
-    name = str(tested.get("trained_on") or "")
+    tested = _optional_mapping((provenance or {}).get("tested")) or {}
+    name = one_line(str(tested.get("trained_on") or ""))
     return "" if name in ("", dataset) else name + (SHARES if tested.get("shares_images") else "")
 
 
@@ -97,8 +105,8 @@ def _percentages(row: Any) -> dict[str, float]:
         ValueError: if it has none.
     """
     metrics = {str(name): float(value) for name, value in dict(row).items() if name not in NOT_METRICS}
-    if not metrics:
-        raise ValueError("no metrics")
+    if not metrics or not all(map(math.isfinite, metrics.values())):
+        raise ValueError("no metrics, or one that is no number")
     return metrics
 
 

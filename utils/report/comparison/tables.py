@@ -51,7 +51,7 @@ class Comparison:
         for rows in self.blocks():
             for row in rows:
                 table.add_row(row, divider=row is rows[-1])
-        return "\n".join([self.title(), str(table), *self.notes(), *self._cross_domain()])
+        return "\n".join([self.title(), str(table), *self.notes(), *self.cross_domain()])
 
     def csv(self) -> str:
         """Returns the table as CSV in full precision, with a line for each group and direction."""
@@ -120,7 +120,7 @@ class Comparison:
             blocks.append(rows)
         return blocks
 
-    def _cross_domain(self) -> list[str]:
+    def cross_domain(self) -> list[str]:
         """Returns a matrix for each method that was tested on other datasets than its own: R@1 of text to image."""
         if not any(group.info["trained_on"] for group in self.groups):
             return []
@@ -130,8 +130,9 @@ class Comparison:
             method = " ".join(filter(None, (_without_dataset(group.info[name]) for name in names)))
             source = group.info["trained_on"].removesuffix(SHARES) or group.info["dataset"]
             mark = SHARES if group.info["trained_on"].endswith(SHARES) else ""
-            found = group.spreads["t2i"].get("R1", "-")
-            cells.setdefault(method, {}).setdefault(source, {})[group.info["dataset"]] = f"{found}{mark}"
+            row = cells.setdefault(method, {}).setdefault(source, {})
+            before, found = row.get(group.info["dataset"]), f"{group.spreads['t2i'].get('R1', '-')}{mark}"
+            row[group.info["dataset"]] = found if before is None else f"{before} / {found}"  # rows that are kept apart
         tested = self._values("dataset")
         lines = []
         for method, rows in cells.items():
@@ -231,4 +232,4 @@ def _not_averaged(groups: Sequence[Group]) -> str:
         for source, name in SOURCES.items()
         if len({group.sources[source] for group in groups}) > 1
     ]
-    return f"{marks} are not averaged, differing in {' and '.join(differ)}; python -m utils.report --mixed does"
+    return f"{marks} are not averaged because they differ in {' and '.join(differ)}; python -m utils.report --mixed averages them"

@@ -23,6 +23,8 @@ def comparison_page(comparison: Comparison, folder: Path | None = None) -> str:
     names = [group.strategy for group in comparison.groups]
     if len({*names}) < len(names):
         names = row_names(comparison.groups)
+    if len({*names}) < len(names):
+        names = [f"{name}, {group.info['dataset']}" for name, group in zip(names, comparison.groups, strict=True)]
     return render(
         "comparison.html",
         title=comparison.title(),
@@ -30,6 +32,7 @@ def comparison_page(comparison: Comparison, folder: Path | None = None) -> str:
         words=len(columns(comparison.groups)),
         blocks=comparison.blocks(lambda text: str(escape(text)), "<b>{}</b>"),
         notes=comparison.notes(),
+        matrices="\n".join(comparison.cross_domain()).strip(),
         baseline=comparison.baseline,
         metric=comparison.metric,
         runs=[
@@ -72,7 +75,7 @@ def _contrasts(groups: Sequence[Group], names: Sequence[str]) -> dict[str, Any]:
             found = [_first_ranks(run.file.with_name(RANKS_FILE)) for run in group.runs]
         except UserError:
             continue
-        captions = captions or found[0][0]
+        captions = captions or found[0][0]  # of the first row that has some
         if captions and all(own == captions for own, _ in found):
             rows[name] = [round(float(rank), 1) for rank in np.mean([ranks for _, ranks in found], axis=0)]
     return {"captions": captions, "rows": rows if len(rows) > 1 else {}}
@@ -84,7 +87,10 @@ def _first_ranks(file: Path) -> tuple[list[str], Any]:
     Raises:
         UserError: if there is no such file, or it is damaged.
     """
-    ranks, _ = load_ranks(file)["t2i"]
+    directions = load_ranks(file)
+    if "t2i" not in directions:
+        return [], []
+    ranks, _ = directions["t2i"]
     captions = load_captions(file)
     if len(captions) != len(ranks.counts):
         return [], ranks.matched().first

@@ -22,16 +22,16 @@ class Chart(NamedTuple):
     """Curves in one chart: name -> its points (step, value)."""
 
     title: str
-    curves: dict[str, list[tuple[int, float]]]
+    curves: dict[str, list[tuple[float, float]]]
 
 
 def read_charts(folder: Path) -> list[Chart]:
     """Returns the charts of the run in `folder` that have a curve of two points; none without a CSV log."""
-    try:
-        with (folder / STEPS_FILE).open(encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row.get("step")]
-    except FileNotFoundError:
+    file = folder / STEPS_FILE
+    if not file.exists():
         return []
+    with file.open(encoding="utf-8", errors="replace", newline="") as lines:
+        rows = [row for row in csv.DictReader(lines) if row.get("step")]
     charts = []
     for title, beginnings in CHARTS.items():
         names = [name for name in (rows[0] if rows else []) if name and name.startswith(beginnings)]
@@ -48,9 +48,17 @@ def _short(name: str, beginnings: tuple[str, ...]) -> str:
     return name.removeprefix(beginnings[0]) or name.rpartition("/")[2]
 
 
-def _points(rows: list[dict[str, str]], name: str) -> list[tuple[int, float]]:
+def _points(rows: list[dict[str, str]], name: str) -> list[tuple[float, float]]:
     """Returns the finite values of a curve, at most about `POINTS` of them, the last one included."""
-    found = [(int(row["step"]), float(row[name])) for row in rows if row[name]]
-    found = [(step, float(f"{value:.5g}")) for step, value in found if math.isfinite(value)]
+    found = [(_number(row["step"]), _number(row.get(name))) for row in rows]
+    found = [(step, value) for step, value in found if math.isfinite(step) and math.isfinite(value)]
     every = max(1, -(-len(found) // POINTS))
     return found[(len(found) - 1) % every :: every]
+
+
+def _number(text: str | None) -> float:
+    """Returns the number in a cell, with seven digits; NaN if there is none."""
+    try:
+        return float(f"{float(text or 'nan'):.7g}")
+    except ValueError:
+        return math.nan

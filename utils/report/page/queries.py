@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from utils.images import BadImageError, read_bytes, read_rgb
 from utils.ranking.positives import Ranks
-from utils.ranking.retrieval import Retrieval
+from utils.ranking.retrieval import Retrieval, full_precision
 from utils.report.page.render import thumbnail_uri
 
 SHOWN = 5  # images of a caption
@@ -41,6 +41,7 @@ def query_table(retrieval: Retrieval, ranks: Ranks) -> dict[str, Any]:
     }
 
 
+@full_precision()
 def _best_right(retrieval: Retrieval) -> NDArray[Any]:
     """Returns the index of the best image of the right person for each caption. Shape: ``(Q,)``."""
     found = torch.zeros(len(retrieval.texts), dtype=torch.int64)

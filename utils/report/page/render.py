@@ -3,6 +3,7 @@
 import base64
 import io
 from functools import cache
+from mimetypes import guess_type
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from PIL import Image
 
 PAGE_FILE = "report.html"  # of a run, in its folder
 TEMPLATES = Path(__file__).parent / "templates"
-TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 
 
 def render(template: str, **values: Any) -> str:
@@ -21,12 +21,12 @@ def render(template: str, **values: Any) -> str:
 
 def picture_uri(path: Path) -> str:
     """Returns the picture in a file as a ``data:`` address."""
-    return _uri(path.read_bytes(), TYPES[path.suffix])
+    return _uri(path.read_bytes(), guess_type(path)[0] or "image/png")
 
 
 def thumbnail_uri(image: Image.Image, height: int) -> str:
     """Returns an image, made smaller, as a ``data:`` address."""
-    width = max(1, round(image.width * height / image.height))
+    width = min(4 * height, max(1, round(image.width * height / image.height)))
     small, file = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0), io.BytesIO()
     small.save(file, "JPEG", quality=75)
     return _uri(file.getvalue(), "image/jpeg")
@@ -45,5 +45,5 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
     return environment

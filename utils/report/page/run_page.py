@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from utils.checkpoints.disk import write_whole
-from utils.ranking.metrics import RetrievalMetrics
 from utils.report.page.curves import read_charts
 from utils.report.page.queries import query_table
 from utils.report.page.render import PAGE_FILE, picture_uri, render
@@ -15,14 +14,12 @@ from utils.report.tested import Tested
 def write_run_page(
     folder: Path,
     tested: Tested,
-    table: Mapping[str, RetrievalMetrics],
     provenance: Mapping[str, Any],
     pictures: Sequence[Path],
 ) -> Path:
     """Writes `PAGE_FILE` into the run's `folder` and returns its path.
 
     Args:
-        table: name of a ranking -> its metrics.
         provenance: the run's record.
         pictures: files of the pictures that the page shows.
     """
@@ -32,12 +29,12 @@ def write_run_page(
         "run.html",
         title=tested.name,
         run=tested.run,
-        table=table,
+        table=tested.rankings,
+        changed=_changed(tested),
         facts=flat({**provenance, **({} if tested.efficiency is None else {"cost": tested.efficiency})}),
         config=config.read_text(encoding="utf-8") if config.exists() else "",
         pictures={path.stem: picture_uri(path) for path in pictures},
         data={
-            "changed": _changed(tested),
             "charts": [chart._asdict() for chart in read_charts(folder)],
             "similarities": {
                 "edges": _rounded(found.edges.tolist()),
@@ -47,7 +44,7 @@ def write_run_page(
             "queries": query_table(tested.retrieval, tested.ranks["t2i"]),
         },
     )
-    write_whole(folder / PAGE_FILE, page)
+    write_whole(folder / PAGE_FILE, page.encode(errors="replace").decode())
     return folder / PAGE_FILE
 
 

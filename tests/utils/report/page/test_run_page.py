@@ -16,6 +16,7 @@ from utils.ranking.retrieval import Retrieval
 from utils.report.page import queries
 from utils.report.page.curves import POINTS, read_charts
 from utils.report.page.run_page import flat, write_run_page
+from utils.report.run_report import RunReport
 from utils.report.tested import Tested as FoundByTest  # pytest would collect a name that begins with Test
 
 HOSTILE = "Áo khoác đỏ </script><img src=x onerror=alert(1)>"
@@ -47,7 +48,7 @@ def tested(tmp_path: Path) -> FoundByTest:
 
 
 def write(folder: Path, tested: FoundByTest, **provenance: Any) -> str:
-    return write_run_page(folder, tested, tested.metrics, provenance, []).read_text(encoding="utf-8")
+    return write_run_page(folder, tested, provenance, []).read_text(encoding="utf-8")
 
 
 def data_of(page: str) -> Any:
@@ -99,6 +100,37 @@ def test_curves_are_those_of_the_log(tmp_path: Path) -> None:
     assert len(loss) <= POINTS
     assert loss[-1] == (2 * POINTS + 1, pytest.approx(2 / (2 * POINTS + 1), rel=1e-4))
     assert charts["share of each term in the gradient"]["sdm"][0][1] == 0.5
+
+
+def test_what_is_no_number_in_a_log_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    rows = ["1,2,1", "2,tensor(1),1", "\0,3,1", "1e400,3,1", "4,1.7976931e308,1", "5,\xff,1", "6,1", "7,7,7"]
+    text = "\n".join(["step,train/loss,epoch", *rows])
+    (tmp_path / "logs" / "steps.csv").write_bytes(text.encode("latin-1"))
+    [chart] = read_charts(tmp_path)
+    assert chart.curves["loss"] == [(1, 2), (4, 1.797693e308), (6, 1), (7, 7)]
+
+
+def test_an_image_as_narrow_as_a_line_has_a_thumbnail(tmp_path: Path, tested: FoundByTest) -> None:
+    Image.new("RGB", (600, 1), "blue").save(tested.retrieval.paths[0])
+    assert "0" in data_of(write(tmp_path, tested))["queries"]["thumbnails"]
+
+
+def test_a_page_that_fails_loses_no_result(
+    tmp_path: Path, tested: FoundByTest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no\nspace")
+
+    monkeypatch.setattr("utils.report.run_report.write_run_page", broken)
+    report = RunReport(tmp_path, [], step=1)
+    report.save(tested)
+    report.page(tested)
+    report.close()
+    assert capsys.readouterr().out.splitlines() == [
+        "page    not complete (RuntimeError: no space); the results are saved",
+        f"saved   {tmp_path}: metrics.json, ranks.npz",
+    ]
 
 
 def test_a_record_is_flat() -> None:
