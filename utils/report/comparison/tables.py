@@ -232,4 +232,5 @@ def _not_averaged(groups: Sequence[Group]) -> str:
         for source, name in SOURCES.items()
         if len({group.sources[source] for group in groups}) > 1
     ]
-    return f"{marks} are not averaged because they differ in {' and '.join(differ)}; python -m utils.report --mixed averages them"
+    why = f"{marks} are not averaged because they differ in {' and '.join(differ)}"
+    return f"{why}; python -m utils.report --mixed averages them"
