@@ -27,6 +27,7 @@ from utils.config.resolvers import RunInfo, run_info
 from utils.config.run_folders import settle
 from utils.continuing.composed import CONFIG_DIR
 from utils.continuing.continued import Continued
+from utils.errors import UserError
 from utils.ranking.changes import Change, Changed, by_length
 from utils.ranking.metrics import measure
 from utils.ranking.rerank import rerank
@@ -110,7 +111,14 @@ def build_trainer(cfg: DictConfig, data: TBPSDataModule, record: RunRecord | Non
 
 
 def start_loggers(trainer: L.Trainer, cfg: DictConfig, data: TBPSDataModule, record: RunRecord) -> None:
-    """Gives `trainer` the loggers of the config. W&B starts a run here, so all checks have to be done before."""
+    """Gives `trainer` the loggers of the config. W&B starts a run here, so all checks have to be done before.
+
+    Raises:
+        UserError: `shown_queries` names a caption that is not in the test split, or a logger does not start.
+    """
+    captions = sum(len(image.captions) for image in data.dataset.test)
+    if not isinstance(cfg.shown_queries, int) and not all(0 <= place < captions for place in cfg.shown_queries):
+        raise UserError(f"shown_queries={cfg.shown_queries}: the test split has the captions 0 to {captions - 1}")
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     config["provenance"] = record.made_with
     trainer.loggers = build_loggers(cfg.logger, cfg.run_dir, _run_info(cfg, data), config)
@@ -173,7 +181,7 @@ def report(cfg: DictConfig, module: LitRanker, record: dict[str, Any], reporting
         module.retrieval,
         module.ranks,
         module.metrics,
-        shown_queries=cfg.shown_queries,
+        shown_queries=cfg.shown_queries if isinstance(cfg.shown_queries, int) else list(cfg.shown_queries),
         module=module,
         data=data,
     )

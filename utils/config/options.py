@@ -7,7 +7,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from utils.errors import UserError, nearest
 
@@ -87,7 +87,8 @@ def _wrong(cfg: DictConfig) -> Iterator[str]:
     training = cfg.task == "train"
     for key, least in WHOLE.items():
         value = OmegaConf.select(cfg, key)
-        if not _whole(value, least):
+        several = key == "shown_queries" and isinstance(value, ListConfig)
+        if not all(_whole(one, least) for one in (value if several else [value])):
             yield f"{key}: {_shown(value)} given, expected at least {least}, a whole number"
     for option, ours in INSTEAD.items():
         if option in cfg.trainer:

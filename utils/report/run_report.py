@@ -8,7 +8,7 @@ key on W&B             what it shows (TensorBoard: the same as pictures)
 `test/similarity/*`    their means (`same_mean`, `other_mean`) and `overlap`; in metrics.json too
 `test/part_attention`  the attention of a part head over images and captions; part_attention.jpg
 `test/report`          a page with all of this; report.html (not on TensorBoard)
-`test/tsne`            images and captions of ten persons, by t-SNE; tsne.png
+`test/tsne`            images and captions of some persons, by t-SNE; tsne.png
 `test/outliers`        clusters and outliers over the epochs, if training used pseudo labels; outliers.png
 `test/word_maps`       similarity of a caption's words to the patches of its image, if a loss is EFA; word_maps.jpg
 =====================  ===================================================================================

@@ -25,7 +25,7 @@ class Tested:
     reranked: the result of the re-ranker, if one was used.
     changed: the results of changed captions and images, and of captions by length.
     efficiency: what the encoder costs.
-    shown_queries: the number of captions that pictures show.
+    shown_queries: the number of captions that pictures show, or their indices.
     module, data: the `LitRanker` and the `TBPSDataModule`, for the plots of `lightning_plots`, which use the model.
     """
 
@@ -36,7 +36,7 @@ class Tested:
     reranked: Reranked | None = None
     changed: list[Changed] = field(default_factory=list)
     efficiency: Efficiency | None = None
-    shown_queries: int = 0
+    shown_queries: int | Sequence[int] = 0
     module: Any = None
     data: Any = None
 
@@ -54,7 +54,8 @@ class Tested:
     @property
     def shown(self) -> Sequence[int]:
         """The indices of the captions that pictures show."""
-        return spread(len(self.retrieval.captions), self.shown_queries)
+        wanted = self.shown_queries
+        return spread(len(self.retrieval.captions), wanted) if isinstance(wanted, int) else list(wanted)
 
     @cached_property
     def pairs(self) -> PairSimilarities:

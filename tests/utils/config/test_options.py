@@ -46,6 +46,7 @@ def composed(*overrides: str) -> DictConfig:
         ("dataset.eval_batch_size=null", "dataset.eval_batch_size: null given"),
         ("dataset.batch_size=true", "dataset.batch_size: True given"),
         ("shown_queries=-1", "shown_queries: -1 given, expected at least 0"),
+        ("shown_queries=[3,x]", r"shown_queries: \[3, 'x'\] given, expected at least 0"),
         ("evaluation.rerank=k_reciprocol", "no such re-ranker. Did you mean 'k_reciprocal'"),
         ("~evaluation.metrics.R1", "callbacks.last.monitor=val/t2i/R1: evaluation.metrics has no R1; choose one of R5"),
         ("lora.r=-3", "lora.r: -3 given"),

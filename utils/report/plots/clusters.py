@@ -1,5 +1,6 @@
 """Pictures of pseudo labels and of features: outliers over the epochs, and persons by t-SNE."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING
@@ -52,36 +53,52 @@ def outliers_picture(history: Tensor, every_n_epochs: int, path: str | Path | No
     return drawn(figure, path)
 
 
-def tsne(tested: "Tested") -> Picture:
-    """Returns a t-SNE picture of the images and captions of ten persons of the test split."""
-    found, title = tested.retrieval, f"{tested.name}: ten persons of the test split"
-    return Picture(tsne_picture(found.images, found.texts, found.image_pids, found.text_pids, title))
+def tsne(tested: "Tested", persons: int | Sequence[int] = PERSONS) -> Picture:
+    """Returns a t-SNE picture of the images and captions of some persons of the test split.
+
+    Args:
+        persons: how many of them, chosen at random, or their identities; at most 26.
+    """
+    found, title = tested.retrieval, f"{tested.name}: persons of the test split"
+    sides = found.images, found.texts, found.image_pids, found.text_pids
+    return Picture(tsne_picture(*sides, title, persons=persons))
 
 
 def tsne_picture(
-    images: Tensor, texts: Tensor, image_pids: Tensor, text_pids: Tensor, title: str, path: str | Path | None = None
+    images: Tensor,
+    texts: Tensor,
+    image_pids: Tensor,
+    text_pids: Tensor,
+    title: str,
+    path: str | Path | None = None,
+    *,
+    persons: int | Sequence[int] = PERSONS,
 ) -> Image.Image:
-    """Returns a t-SNE picture of ten random persons, each with a colour and a letter; saves it to `path`.
+    """Returns a t-SNE picture of some persons, each with a colour and a letter; saves it to `path`.
 
     Images are discs, captions are triangles; a person's letter stands at the mean of each. Source: CPCL, Fig. 6.
 
     Args:
         images, texts: embeddings. Shapes: ``(Ni, D)``, ``(Nt, D)``.
         image_pids, text_pids: identities, the same persons in both. Shapes: ``(Ni,)``, ``(Nt,)``.
+        persons: as in `tsne`.
     """
     everyone = image_pids.unique().cpu()
-    drawn_ones = torch.randperm(len(everyone), generator=torch.Generator().manual_seed(0))[:PERSONS]
-    persons = everyone[drawn_ones].sort().values
+    if isinstance(persons, int):
+        everyone = everyone[torch.randperm(len(everyone), generator=torch.Generator().manual_seed(0))[:persons]]
+    else:
+        everyone = everyone[torch.isin(everyone, torch.tensor(persons))]
+    chosen = everyone[: len(ascii_uppercase)].sort().values
     shown = [
         (mark, pids[among].cpu(), features[among].float().cpu())
         for mark, features, pids in ((IMAGE_MARK, images, image_pids), (TEXT_MARK, texts, text_pids))
-        for among in (torch.isin(pids, persons.to(pids.device)),)
+        for among in (torch.isin(pids, chosen.to(pids.device)),)
     ]
     points = _plane(torch.cat([features for *_, features in shown]).numpy())
     figure = Figure(figsize=(7, 6), dpi=110, layout="constrained")
     axes = figure.subplots()
     for (mark, pids, _), places in zip(shown, np.split(points, [len(shown[0][1])]), strict=True):
-        for person, letter in zip(persons, ascii_uppercase, strict=False):
+        for person, letter in zip(chosen, ascii_uppercase, strict=False):
             own = places[(pids == person).numpy()]
             color = f"C{ascii_uppercase.index(letter)}"
             axes.scatter(*own.T, marker=mark, color=color, alpha=0.55, linewidths=0)

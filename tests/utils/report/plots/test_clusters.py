@@ -50,6 +50,14 @@ def test_tsne_shows_ten_of_many_persons_and_is_the_same_again(tmp_path: Path) ->
     assert (tmp_path / "tsne.png").is_file()
 
 
+def test_persons_are_chosen_by_their_identity() -> None:
+    chosen = np.asarray(tsne_picture(*persons(25), "title", persons=[71, 73, 999]))
+    images, texts, image_pids, text_pids = persons(25)
+    own = [torch.isin(pids, torch.tensor([71, 73])) for pids in (image_pids, text_pids)]
+    alone = tsne_picture(images[own[0]], texts[own[1]], image_pids[own[0]], text_pids[own[1]], "title")
+    assert np.array_equal(chosen, np.asarray(alone))
+
+
 @pytest.mark.parametrize(("count", "images", "captions"), [(1, 1, 1), (3, 1, 2), (10, 2, 2)])
 def test_few_persons(count: int, images: int, captions: int) -> None:
     assert tsne_picture(*persons(count, images, captions), "title").size[0] > 100

@@ -104,7 +104,7 @@ function queryRow(queries, query) {
   const cards = best.map((image, place) => imageCard(queries, image, pid, queries.scores[query][place].toFixed(2)));
   if (first > best.length) cards.push(imageCard(queries, queries.right[query], pid, `rank ${first}`, true));
   const count = queries.counts[query];
-  const facts = `first right image at rank ${first}; ${count} of this person`;
+  const facts = `caption ${query}, person ${pid}: first right image at rank ${first}; ${count} of this person`;
   const words = element("div", {}, element("p", {}, queries.captions[query]), element("p", { className: "facts" }, facts));
   return element("li", {}, words, element("div", { className: "images" }, ...cards));
 }
