@@ -12,7 +12,8 @@ CHARTS: Final = {  # title -> beginnings of the names of its curves
     "weighted loss of each term": ("train/weighted/",),
     "share of each term in the gradient": ("train/gradient/",),
     "weight of each term": ("train/weight/",),
-    "validation, %": ("val/t2i/", "val/i2t/"),
+    "validation, text to image, %": ("val/t2i/",),
+    "validation, image to text, %": ("val/i2t/",),
     "learning rate": ("lr/",),
     "images per second": ("throughput/images_per_s",),
 }

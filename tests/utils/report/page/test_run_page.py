@@ -94,8 +94,8 @@ def test_curves_are_those_of_the_log(tmp_path: Path) -> None:
     head = "step,train/loss,val/t2i/R1,train/grad_norm,train/gradient/sdm"
     (tmp_path / "logs" / "steps.csv").write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
     charts = {chart.title: chart.curves for chart in read_charts(tmp_path)}
-    assert list(charts) == ["loss", "share of each term in the gradient", "validation, %"]
-    assert charts["validation, %"]["t2i/R1"][-1] == (2 * POINTS, 2 * POINTS)
+    assert list(charts) == ["loss", "share of each term in the gradient", "validation, text to image, %"]
+    assert charts["validation, text to image, %"]["R1"][-1] == (2 * POINTS, 2 * POINTS)
     loss = charts["loss"]["loss"]
     assert len(loss) <= POINTS
     assert loss[-1] == (2 * POINTS + 1, pytest.approx(2 / (2 * POINTS + 1), rel=1e-4))
