@@ -1,12 +1,17 @@
-"""The trace of a training step on fake tensors, which `task=plan` uses."""
+"""What a config costs, computed without files: the memory of a training step, and the operations of the encoder."""
+
+from collections.abc import Callable
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
+from data.batch import IMAGE, TEXT
 from data.loading.dummy_batch import blank_batch, published_identities
 from lightning_models import build_module
 from model.prototypes import PrototypeMemory
@@ -15,6 +20,7 @@ from solver.fake_adamw8bit import AdamW8bitStates
 from utils.errors import UserError
 from utils.memory.plan import Traced, processes
 from utils.memory.trace import fake_gpu, measure_step
+from utils.report.efficiency import Efficiency
 from utils.training.precision import AUTOCAST
 
 
@@ -64,3 +70,27 @@ def trace_step(cfg: DictConfig, batch_size: int) -> Traced:
             ddp=together > 1,
         )
     return Traced(step, *(sum(parameter.numel() for parameter in some) for some in (parameters, trained)))
+
+
+def measure_efficiency(cfg: DictConfig) -> Efficiency:
+    """Returns the cost of the encoder that `cfg` describes. It is built without weights, and nothing is computed."""
+    with torch.device("meta"):
+        encoder = build_encoder(cfg, weights=False).eval().to("meta")
+        batch = blank_batch(frozenset({IMAGE, TEXT}), 1, cfg.img_size, cfg.backbone.max_length)
+    parameters = list(encoder.parameters())
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    encoder.requires_grad_(False)  # the counter would ask for the gradients of a module that gets a parameter
+    return Efficiency(
+        parameters=sum(parameter.numel() for parameter in parameters),
+        trained=trained,
+        image_gflops=_gflops(lambda: encoder.encode_image(batch[IMAGE])),
+        caption_gflops=_gflops(lambda: encoder.encode_text(*batch[TEXT])),
+        width=encoder.embed_dim,
+    )
+
+
+@torch.no_grad()
+def _gflops(encode: Callable[[], object]) -> float:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        encode()
+    return counter.get_total_flops() / 1e9

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from data.batch import IMAGE, TEXT
 from lightning_data import TBPSDataModule
 from lightning_models import LitTBPS
+from lightning_plan import measure_efficiency
 from lightning_ranker import LitRanker
 from prepare_checkpoints import prepare_folder
 from solver.groups import parameter_table
@@ -31,7 +32,6 @@ from utils.errors import UserError
 from utils.ranking.changes import Change, Changed, by_length
 from utils.ranking.metrics import measure
 from utils.ranking.rerank import rerank
-from utils.report.efficiency import measure_efficiency
 from utils.report.loggers import build_loggers
 from utils.report.run_record import RunRecord
 from utils.report.run_report import RunReport
@@ -188,9 +188,10 @@ def report(cfg: DictConfig, module: LitRanker, record: dict[str, Any], reporting
     written = RunReport(cfg.run_dir, trainer.loggers, trainer.global_step, record)
     if trainer.is_global_zero:
         written.save(tested)
-    module.to(trainer.strategy.root_device)
-    tested.changed = [one for change in reporting.changes for one in _changed(module, data, change)]
-    module.cpu()
+    if reporting.changes:
+        module.to(trainer.strategy.root_device)  # after a test Lightning has moved it to the CPU
+        tested.changed = [one for change in reporting.changes for one in _changed(module, data, change)]
+        module.cpu()
     if not trainer.is_global_zero:
         return
     if tested.changed:

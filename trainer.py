@@ -155,10 +155,9 @@ def plan(cfg: DictConfig) -> dict[str, float]:
     """
     check_options(cfg)
 
-    from lightning_plan import trace_step
+    from lightning_plan import measure_efficiency, trace_step
     from utils.memory.plan import make_plan
     from utils.memory.trace import GIB
-    from utils.report.efficiency import measure_efficiency
     from utils.training.log_filters import quiet_libraries
 
     quiet_libraries()

@@ -4,6 +4,8 @@ import atexit
 import csv
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from utils.errors import UserError
+from utils.errors import one_line
 from utils.training.signals import stopping
 
 ERROR_FILE = "error.txt"
@@ -48,10 +50,8 @@ class CompareRuns(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         atexit.unregister(self._report)
         failed = self._report()
-        try:
+        with _told("W&B has no table of the sweep"):
             self._log(config)
-        except UserError as error:
-            print(f"W&B has no table of the sweep: {error}", file=sys.stderr, flush=True)
         if failed:
             sys.exit(1)
 
@@ -79,7 +79,6 @@ class CompareRuns(Callback):
             (self._sweep / "comparison.txt").write_text(f"{comparison}\n", encoding="utf-8")
             (self._sweep / "comparison.csv").write_text(comparison.csv(), encoding="utf-8")
             print(f"\n{comparison}", flush=True)
-            write_whole(self._sweep / "comparison.html", comparison_page(comparison, self._sweep))
         for job in failed:
             reason = job / ERROR_FILE
             why = reason.read_text(encoding="utf-8").strip() if reason.exists() else "see its messages above"
@@ -88,7 +87,19 @@ class CompareRuns(Callback):
         if stopping.received is not None:
             done = ", ".join(file.parent.name for file in files) or "none"
             print(f"the sweep was stopped as a whole; done are: {done}", file=sys.stderr, flush=True)
+        if files:
+            with _told("comparison.html is not written"):
+                write_whole(self._sweep / "comparison.html", comparison_page(comparison, self._sweep))
         return failed
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Prints an error in the block. Hydra would make it a warning, and the sweep would end well with failed jobs."""
+    try:
+        yield
+    except Exception as error:
+        print(one_line(f"{what}: {type(error).__name__}: {error}"), file=sys.stderr, flush=True)
 
 
 def _record_failure(config: DictConfig, job_return: JobReturn) -> None:

@@ -73,6 +73,23 @@ def test_failed_jobs_are_named_below_the_table(tmp_path: Path, how: str, why: st
     assert why in line
 
 
+def test_a_page_that_fails_hides_no_failed_job(tmp_path: Path) -> None:
+    broken = """
+import utils.report.page.comparison_page as page
+
+def broken(*_):
+    raise RuntimeError("no page")
+
+page.comparison_page = broken
+main()
+"""
+    result = run_app(tmp_path, "-m", "seed=1,2", "give_up=2", app=APP.replace("\nmain()\n", broken))
+    assert result.returncode == 1
+    assert "10.00" in result.stdout
+    assert "missing from the table" in result.stderr
+    assert "comparison.html is not written: RuntimeError: no page" in result.stderr
+
+
 def test_each_job_ends_its_own_wandb_run_as_failed_or_not(tmp_path: Path) -> None:
     starts = """
     if cfg.seed == 2:

@@ -4,8 +4,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 import trainer  # noqa: F401  registers the resolvers of the config
+from lightning_plan import measure_efficiency
 from tests.small_run import CONFIG_DIR
-from utils.report.efficiency import measure_efficiency
 
 
 def tower(layers: int, length: int, width: int, inner: int) -> int:
