@@ -8,7 +8,7 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.annotations import DatasetSplits, read_dataset
 from data.annotations.layouts import SPLITS
-from data.batch import IMAGE, INDEX, MLM_LABELS, TEXT, TEXT_MASKED, VIEWS, Batch, provided
+from data.batch import IMAGE, INDEX, MLM_LABELS, TEXT, TEXT_MASKED, TEXT_VIEWS, VIEWS, Batch, provided
 from data.images.read import FILTERS, Resize
 from data.images.readers import open_images
 from data.loading.counts import DatasetCounts, count, describe, provenance
@@ -24,7 +24,7 @@ from data.loading.datasets import CaptionDataset, Collate, ImageDataset, PairDat
 from data.loading.limits import limit_splits, overfit
 from data.loading.loader import ResumableLoader, evaluation_loader, worker_processes
 from data.loading.samplers import Sampling
-from data.text.masking import Masker
+from data.text.masking import Masker, Vocabulary
 from data.text.tokens import Tokenize, clean_dataset, load_tokenizer
 from data.views.augmentation import Augmentation
 from data.views.build import Views
@@ -87,6 +87,7 @@ class TBPSDataModule(L.LightningDataModule):
         tokenizer = load_tokenizer(tokenizer_path)
         dataset = clean_dataset(dataset, tokenizer)
         self.tokenize = Tokenize(tokenizer, max_length, cleaned=True)
+        self._collate = Collate(self.tokenize)
         self._aug = aug
         self._sampling = Sampling(sampler, num_instance, batch_size, seed, with_pids)
         self._eval_batch_size = eval_batch_size
@@ -94,7 +95,7 @@ class TBPSDataModule(L.LightningDataModule):
         self._augment_on, self._with_pids = augment_on, with_pids
         self._views: Views | None = None
         self._device_views: DeviceViews | None = None
-        self._masker: Masker | None = None
+        self._vocabulary: Vocabulary | None = None
         height, width = self._img_size = img_size[0], img_size[1]
         self.dataset, self._read = open_images(  # last, because it may take long
             dataset,
@@ -116,7 +117,7 @@ class TBPSDataModule(L.LightningDataModule):
 
         Args:
             needs: views and labels that the objective needs, all of them in `provides`.
-            mask_id: as in `Masker`.
+            mask_id: as in `Vocabulary`.
 
         Raises:
             UserError: the augmentation cannot build one of the views.
@@ -124,7 +125,11 @@ class TBPSDataModule(L.LightningDataModule):
         views = set(needs) & set(VIEWS) | ({TEXT_MASKED} if MLM_LABELS in needs else set())
         self._views = Views(views, self.tokenize.max_length, self._aug)
         self._device_views = DeviceViews(self._views)
-        self._masker = Masker(self.tokenize.tokenizer, mask_id) if TEXT_MASKED in views else None
+        make_noise = self._aug.tokens if views & set(TEXT_VIEWS) else None
+        if TEXT_MASKED in views or make_noise is not None:
+            self._vocabulary = Vocabulary(self.tokenize.tokenizer, mask_id)
+            masker = Masker(self._vocabulary) if TEXT_MASKED in views else None
+            self._collate = Collate(self.tokenize, masker, make_noise and make_noise(self._vocabulary))
 
     def set_stages(self, stages: Tensor) -> None:
         """Sets the stage of each training pair, from the next epoch on.
@@ -150,7 +155,7 @@ class TBPSDataModule(L.LightningDataModule):
     @property
     def mask_token_added(self) -> bool:
         """Whether words are masked with a token that was added to the backbone's tokenizer."""
-        return self._masker is not None and self._masker.added
+        return self._vocabulary is not None and self._vocabulary.added
 
     @property
     def num_classes(self) -> int:
@@ -160,7 +165,7 @@ class TBPSDataModule(L.LightningDataModule):
     @property
     def max_token_id(self) -> int:
         """The largest token id of any caption, masked or not. The backbone's token table needs a row for it."""
-        return max(self.counts.max_token_id, 0 if self._masker is None else self._masker.max_id)
+        return max(self.counts.max_token_id, 0 if self._vocabulary is None else self._vocabulary.max_id)
 
     def test_pair(self, caption: int) -> Batch:
         """Returns a batch of one: the test caption at index `caption`, its image, and the image's index as `INDEX`."""
@@ -211,8 +216,7 @@ class TBPSDataModule(L.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         dataset = self._training_set()
         sampler = self._sampling.sampler(dataset, self._stages, **self._share)
-        collate = Collate(self.tokenize, self._masker)
-        return ResumableLoader(dataset, sampler, collate, num_workers=self._workers(), pin_memory=self._feeds_gpu)
+        return ResumableLoader(dataset, sampler, self._collate, num_workers=self._workers(), pin_memory=self._feeds_gpu)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         if self._device_views is not None:
@@ -294,7 +298,7 @@ def build_data(cfg: DictConfig, splits: Sequence[str] = SPLITS) -> TBPSDataModul
         aug=instantiate(cfg.aug),
         **{key: options[key] for key in loading},
         seed=cfg.seed,
-        with_pids=cfg.pseudo_label.name == "none",
+        with_pids=cfg.pseudo_label.name == "none" or get_class(cfg.pseudo_label._target_).reads_pids,  # type: ignore[attr-defined]
         splits=splits,
         list_in=None if rank_zero_only.rank else Path(cfg.run_dir),  # type: ignore[attr-defined]
     )

@@ -17,10 +17,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from data.batch import IMAGE_VIEWS, INDEX, LABELS, TEXT_VIEWS, Batch
 from lightning_ranker import LitRanker
 from model.features import Features, no_gather
-from model.grad_cache import GradCache, refuse_tokens
+from model.grad_cache import GradCache, refuse_unlike
+from model.labeling import EncodedPairs, Labeling
 from model.objectives.base import LossReport, ModelSpec, Objective
 from model.objectives.build import build_objective
-from model.prototypes import Labeler, Modality
 from model.tbps import TBPS
 from solver.optimizers import can_fuse, learning_rates, under_settings_of
 from utils.checkpoints.schema import check_moments, check_restorable
@@ -48,7 +48,7 @@ class LitTBPS(LitRanker):
         precision, measures: as in `LitRanker`.
         seed: seed of dropout, together with the number of the batch, so that a continued run repeats it.
         log_every_n_steps: number of steps between two logs. Only then are figures copied from the device.
-        labeler: gives pseudo labels to the pairs. None: there are no pseudo labels.
+        labeler: gives labels to the pairs before an epoch. None: there are no such labels.
         micro_batch: as in `GradCache`. None: the whole batch is encoded at once.
     """
 
@@ -62,7 +62,7 @@ class LitTBPS(LitRanker):
         precision: str,
         seed: int,
         log_every_n_steps: int,
-        labeler: Labeler | None = None,
+        labeler: Labeling | None = None,
         micro_batch: int | None = None,
         measures: Mapping[str, Metric] = STANDARD,
     ) -> None:
@@ -80,6 +80,11 @@ class LitTBPS(LitRanker):
         self._step: Features | None = None
         self._rates_before: dict[str, float] = {}
         self._continued: dict[str, Any] | None = None
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """The needs of losses that the encoder and the labels before an epoch meet."""
+        return self.encoder.provides | (frozenset() if self.labeler is None else self.labeler.provides)
 
     def check_optimizer(self) -> None:
         """Raises `UserError` if optimizer or schedule cannot be built."""
@@ -113,21 +118,28 @@ class LitTBPS(LitRanker):
         if self.labeler is not None and self.labeler.due(self.current_epoch):
             self._relabel(self.labeler)
 
-    def _relabel(self, labeler: Labeler) -> None:
-        """Finds pseudo labels for the training set. All processes encode, and the first process clusters."""
+    def _relabel(self, labeler: Labeling) -> None:
+        """Finds labels for the training pairs. All processes encode, and the first process finds the labels."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         text_images = data.text_images
         if self.trainer.is_global_zero:
-            print(f"labels  encoding and clustering {len(data.dataset.train):,} images, {len(text_images):,} captions")
+            print(f"labels  encoding {len(data.dataset.train):,} images and {len(text_images):,} captions", flush=True)
         encoded = self.encode(data.relabel_dataloaders())
+        pairs = EncodedPairs(
+            encoded.images,
+            encoded.texts,
+            text_images,
+            encoded.image_pids,
+            encoded.text_pids,
+            *self.encoder.logit_scale_and_bias(),
+            true_pairs=data.true_pairs,
+        )
         seed = self._seed * 1_000_003 + self.current_epoch
-        found = self._from_first(lambda: labeler.find(encoded.images, encoded.texts, text_images, seed))
-        labeler.take(found, text_images)
-        images, texts = map(Modality, (encoded.images, encoded.texts), found.after)
-        self.objective.reset_prototypes(images, texts, seed)
+        found = self._from_first(lambda: labeler.find(pairs, self.objective, seed))
+        labeler.take(found, pairs, self.objective, seed)
         data.set_stages(labeler.stages)
         if self.trainer.is_global_zero:
-            figures = found.statistics(encoded.image_pids.cpu(), encoded.text_pids.cpu())
+            figures = labeler.statistics(found, pairs)
             for logger in self.trainer.loggers:
                 logger.log_metrics({f"pseudo_label/{name}": value for name, value in figures.items()}, self.global_step)
             print(labeler.describe(), flush=True)
@@ -256,12 +268,20 @@ def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
     """
     backbone, slots = encoder.backbone, encoder.head.slots
     rows, columns = backbone.grid
-    spec = ModelSpec(encoder.embed_dim, backbone.embed_dim, num_classes, backbone.vocab_size, slots, rows * columns)
+    spec = ModelSpec(
+        embed_dim=encoder.embed_dim,
+        pooled_dim=backbone.embed_dim,
+        num_classes=num_classes,
+        vocab_size=backbone.vocab_size,
+        slots=slots,
+        patches=rows * columns,
+        widths=encoder.head.widths,
+    )
     objective = build_objective(cfg.loss.terms, spec)
     micro_batch = cfg.grad_cache.micro_batch
     if micro_batch is not None:
         check_positive("grad_cache.micro_batch", micro_batch)
-        refuse_tokens(objective)
+        refuse_unlike(encoder, objective)
     fused = can_fuse(cfg.optimizer.fused, str(cfg.trainer.precision), cfg.trainer.gradient_clip_val)
     return LitTBPS(
         encoder,

@@ -7,8 +7,12 @@ from data.batch import IMAGE, INDEX, TEXT, Batch
 from data.text.words import rarest, words_of
 from lightning_models import LitTBPS
 from lightning_ranker import LitRanker
+from model.consensus import Consensus
 from model.heads import attention_maps
+from model.labeling import Labeling
+from model.prototypes import Labeler
 from utils.report.plots.clusters import outliers_picture
+from utils.report.plots.division import division_picture
 from utils.report.plots.parts import PartAttention, attention_picture
 from utils.report.plots.pictures import Picture
 from utils.report.plots.similarity import word_maps_picture
@@ -45,9 +49,21 @@ def part_attention(tested: Tested) -> Picture | None:
 
 
 def outliers(tested: Tested) -> Picture | None:
-    """Returns the numbers of clusters and outliers over the epochs, or None without pseudo labels."""
-    labeler = tested.module.labeler if isinstance(tested.module, LitTBPS) else None
-    return None if labeler is None else Picture(outliers_picture(labeler.history, labeler.every_n_epochs))
+    """Returns the numbers of clusters and outliers over the epochs, or None without clusters."""
+    labeler = _labeler(tested)
+    return Picture(outliers_picture(labeler.history, labeler.every_n_epochs)) if isinstance(labeler, Labeler) else None
+
+
+def pair_losses(tested: Tested) -> Picture | None:
+    """Returns a histogram of the losses by which training pairs were divided last, or None without a division."""
+    labeler = _labeler(tested)
+    if not isinstance(labeler, Consensus):
+        return None
+    return Picture(division_picture(labeler.losses, labeler.pair_weights, tested.data.true_pairs))
+
+
+def _labeler(tested: Tested) -> Labeling | None:
+    return tested.module.labeler if isinstance(tested.module, LitTBPS) else None
 
 
 def _on_device(pair: Batch, module: LitRanker) -> tuple[Tensor, Tensor, Tensor]:

@@ -140,7 +140,7 @@ def announce_training(cfg: DictConfig, module: LitTBPS, data: TBPSDataModule, co
     if data.mask_token_added:
         print(f"mask    the tokenizer of {cfg.backbone.name} has no mask token; one is added, with a row for it")
     if module.labeler is not None:
-        print(f"labels  identities are not read; labels from {cfg.pseudo_label.name}, OPLM {cfg.pseudo_label.oplm}")
+        print(module.labeler.announce())
     print(f"method  {cfg.loss.name} on {cfg.backbone.name} ({cfg.lora.name}), seed {cfg.seed}")
     print(parameter_table(module.named_parameters(), cfg.optimizer.param_groups), flush=True)
 

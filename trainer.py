@@ -45,7 +45,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from lightning_run import announce_precision, announce_training, build_trainer, prepare, report, start_loggers
     from model.backbones.lora import save_adapters
     from model.objectives import check_needs
-    from model.published.converted import load_heads, mask_row
+    from model.published.converted import load_heads, load_selection, mask_row
     from model.tbps import build_encoder
     from utils.checkpoints.weights import load_weights, read_checkpoint
     from utils.config.evaluation import build_reporting
@@ -61,14 +61,15 @@ def train(cfg: DictConfig) -> dict[str, float]:
     encoder.backbone.check_token_id(data.max_token_id)
     module = build_module(cfg, encoder, num_classes=data.num_classes)
     reporting = build_reporting(cfg.evaluation)
-    check_needs(module.objective, data.provides | encoder.provides)
+    check_needs(module.objective, data.provides | module.provides)
     data.set_views(module.objective.needs, mask_row(Path(cfg.backbone.folder), encoder.backbone.vocab_size))
     encoder.backbone.resize_token_embeddings(data.max_token_id + 1)  # adds a row if a mask token was added
     record = RunRecord(cfg, data.provenance, continued.info if continued else None)
     if continued is not None:
         continued.check(module, data.provenance)
     announce_training(cfg, module, data, continued)
-    for line in load_heads(module.objective, Path(cfg.backbone.folder)):
+    folder = Path(cfg.backbone.folder)
+    for line in load_heads(module.objective, folder) + load_selection(encoder.head, folder):
         print(f"head    {line}", flush=True)
 
     trainer = build_trainer(cfg, data, record)
@@ -111,7 +112,7 @@ def test(cfg: DictConfig) -> dict[str, float]:
     from lightning_data import build_data
     from lightning_ranker import LitRanker
     from lightning_run import announce_precision, announce_test, build_trainer, prepare, report, start_loggers
-    from model.published.converted import ranking_notes
+    from model.published.converted import load_selection, ranking_notes
     from model.tbps import build_encoder
     from utils.checkpoints.weights import encoder_weights, load_weights, read_checkpoint
     from utils.config.evaluation import build_measures, build_reporting
@@ -129,7 +130,9 @@ def test(cfg: DictConfig) -> dict[str, float]:
         encoder.grow_like(weights)
         load_weights(encoder, weights, source=path)
     encoder.backbone.check_token_id(data.max_token_id)
-    for note in ranking_notes(Path(cfg.backbone.folder), data.num_classes):
+    folder = Path(cfg.backbone.folder)
+    selection = load_selection(encoder.head, folder) if path is None else []
+    for note in selection + ranking_notes(folder, encoder.head, data.num_classes):
         print(f"note    {note}", flush=True)
 
     module = LitRanker(encoder, cfg.evaluation.precision, build_measures(cfg.evaluation))

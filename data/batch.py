@@ -16,10 +16,11 @@ a text view           `Tokens` of int64 ids ``(B, L)`` and bool mask ``(B, L)``;
 `INDEX`               int64 ``(B,)``, index of the pair in the training set
 ====================  ==========================================================================
 
-Pseudo labels, `IMAGE_LABELS` and `TEXT_LABELS`, are not in a batch: they are looked up by `INDEX`.
+Labels that are found before an epoch, such as pseudo labels, are not in a batch: they are looked up by `INDEX`.
 
 An evaluation batch holds one modality, `IMAGE` or `TEXT`, with `PIDS` (the raw ids of the annotation file)
-and `INDEX`. A training sample with `TEXT_MASKED` also has `MASK_DRAWS`; the batch does not.
+and `INDEX`. A training sample also has the random numbers of its masking and of the augmentation of its tokens,
+`MASK_DRAWS` and `TOKEN_DRAWS`; the batch does not.
 
 If image views are built on the training device, the loader's batch has `SOURCE` and `SEEDS` instead: `SOURCE` is uint8
 ``(B, 3, H, W)``, the images without augmentation, and `SEEDS` are B numbers that stay on the host.
@@ -38,9 +39,8 @@ TEXT_MASKED: Final = "text_masked"
 PIDS: Final = "pids"
 MLM_LABELS: Final = "mlm_labels"
 MLM_POSITIONS: Final = "mlm_positions"
-IMAGE_LABELS: Final = "image_labels"
-TEXT_LABELS: Final = "text_labels"
 MASK_DRAWS: Final = "mask_draws"
+TOKEN_DRAWS: Final = "token_draws"
 SOURCE: Final = "source"
 SEEDS: Final = "seeds"
 INDEX: Final = "index"
@@ -55,8 +55,8 @@ Batch = dict[str, Any]
 
 
 def provided(with_pids: bool) -> frozenset[str]:
-    """Returns the keys that a loss may use in training: views, and identities or, without them, pseudo labels."""
-    return frozenset({*VIEWS, MLM_LABELS, MLM_POSITIONS, *((PIDS,) if with_pids else (IMAGE_LABELS, TEXT_LABELS))})
+    """Returns the keys that a loss may use in training: views, and identities if training may read them."""
+    return frozenset({*VIEWS, MLM_LABELS, MLM_POSITIONS, *((PIDS,) if with_pids else ())})
 
 
 class Tokens(NamedTuple):

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.features import Encoded, Encoder
+from model.heads.selection_head import MaskedBatchNorm
 from model.objectives.base import Objective
 from utils.errors import UserError
 
@@ -22,7 +23,7 @@ class GradCache:
     runs backward in reverse order, so only one micro-batch is in memory at a time. It adds up the gradients of a
     weight before it passes them on, as DDP and GradScaler expect.
 
-    The result has no tokens, ``(B, 0, D)``, because their memory would grow with the batch. See `refuse_tokens`.
+    The result has no tokens, ``(B, 0, D)``, because their memory would grow with the batch. See `refuse_unlike`.
 
     Args:
         encoder: the encoder of a micro-batch.
@@ -68,8 +69,16 @@ class GradCache:
         return type(parts[0])(*(torch.cat(rows) for rows in zip(*(vars(part).values() for part in parts), strict=True)))
 
 
-def refuse_tokens(objective: Objective) -> None:
-    """Raises `UserError` if a term of `objective` reads tokens, which `GradCache` does not keep."""
+def refuse_unlike(encoder: nn.Module, objective: Objective) -> None:
+    """Raises `UserError` if `GradCache` would not give the plain step.
+
+    It keeps no tokens, and computes statistics of batch normalisation over a micro-batch.
+    """
+    if any(isinstance(module, MaskedBatchNorm) for module in encoder.modules()):
+        raise UserError(
+            "head=token_selection normalises over the whole batch, which grad_cache.micro_batch does not hold: choose "
+            "another head, or set grad_cache.micro_batch=null"
+        )
     for name, term in objective.terms.items():
         if term.reads_tokens:
             raise UserError(

@@ -16,9 +16,15 @@ class Head(Protocol):
     """The methods that `TBPS` calls on a head. A head is also an `nn.Module`.
 
     slots: number of embeddings per sample at each level, in the order of the blocks of `Encoded.embedding`.
+    widths: the width of each block of `Encoded.embedding`. embed_dim: their sum.
+    reads_attention: whether the head reads `BackboneOutput.attention`.
     """
 
     embed_dim: int
+    reads_attention: bool
+
+    @property
+    def widths(self) -> tuple[int, ...]: ...
 
     @property
     def slots(self) -> Mapping[str, int]: ...
@@ -37,6 +43,8 @@ class TBPS(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = head
+        if head.reads_attention:
+            backbone.record_attention()
 
     @property
     def embed_dim(self) -> int:

@@ -92,7 +92,13 @@ class Trainee:
             shape = identities, memory.prototypes.shape[1]
             memory.prototypes = nn.functional.normalize(torch.rand(shape, device=device), dim=1)
         if self.module.labeler is not None:
-            self.module.labeler.image_labels = self.module.labeler.text_labels = self.batch[INDEX] // 2
+            for label in self.module.labeler.provides:
+                kind = getattr(self.module.labeler, label)
+                setattr(
+                    self.module.labeler,
+                    label,
+                    (self.batch[INDEX] // 2 + 1).clamp(max=1 if kind.is_floating_point() else None).to(kind.dtype),
+                )
         self.optimizer = instantiate(cfg.optimizer)(self.module.named_parameters())
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "16-mixed")
 

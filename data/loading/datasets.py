@@ -20,11 +20,12 @@ from data.batch import (
     TEXT,
     TEXT_MASKED,
     TEXT_VIEWS,
+    TOKEN_DRAWS,
     Batch,
 )
 from data.images.read import ImageReader
 from data.loading.samplers import Draw, Indices
-from data.text.masking import Masker
+from data.text.masking import Masker, TokenNoise
 from data.text.tokens import Tokenize
 from data.views.build import Views
 
@@ -141,14 +142,19 @@ class Collate:
     Args:
         tokenize: turns captions into tokens.
         masker: makes `TEXT_MASKED`, `MLM_LABELS` and `MLM_POSITIONS` if samples contain that view.
+        noise: changes the tokens of text views, before they are masked.
     """
 
-    def __init__(self, tokenize: Tokenize, masker: Masker | None = None) -> None:
+    def __init__(self, tokenize: Tokenize, masker: Masker | None = None, noise: TokenNoise | None = None) -> None:
         self._tokenize = tokenize
         self._masker = masker
+        self._noise = noise
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         batch = {key: self._column(key, [sample[key] for sample in samples]) for key in samples[0]}
+        if self._noise is not None:
+            draws = batch.pop(TOKEN_DRAWS)
+            batch |= {view: self._noise(batch[view], draws) for view in TEXT_VIEWS if view in batch}
         if self._masker is not None and TEXT_MASKED in batch:
             masked = self._masker(batch[TEXT_MASKED], batch.pop(MASK_DRAWS))
             batch |= {TEXT_MASKED: masked.tokens, MLM_LABELS: masked.labels, MLM_POSITIONS: masked.positions}

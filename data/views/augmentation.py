@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from data.text.masking import TokenNoise, Vocabulary
+
 Transforms = Sequence[Callable[[Any], Any]]
 
 
@@ -27,6 +29,7 @@ class Augmentation:
     image: transforms of an image's plain view. image_aug: of its strongly augmented view. image_ss: of each of the
         two views for self-supervision.
     text: transforms of a caption, before it is tokenised.
+    tokens: vocabulary -> augmentation of the tokens of a caption. None: they are not augmented.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Augmentation:
     image_aug: Transforms | None = None
     image_ss: Transforms | None = None
     text: Transforms | None = ()
+    tokens: Callable[[Vocabulary], TokenNoise] | None = None
 
 
 class RandomSubset:

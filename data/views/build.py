@@ -7,7 +7,18 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from data.batch import IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2, IMAGE_VIEWS, MASK_DRAWS, TEXT, TEXT_MASKED, TEXT_VIEWS
+from data.batch import (
+    IMAGE,
+    IMAGE_AUG,
+    IMAGE_SS1,
+    IMAGE_SS2,
+    IMAGE_VIEWS,
+    MASK_DRAWS,
+    TEXT,
+    TEXT_MASKED,
+    TEXT_VIEWS,
+    TOKEN_DRAWS,
+)
 from data.text.masking import DRAWS
 from data.views.augmentation import Augmentation, Transforms
 from utils.errors import UserError
@@ -26,8 +37,8 @@ class Views:
     """A builder of the needed views of (image, caption) pairs; a pair's seed alone determines their randomness.
 
     Images and captions use different bits of the 63-bit seed, so that they can be augmented in different processes
-    or devices. All text views come from the same augmented caption. This class draws the random numbers for masking;
-    the masker uses them after the batch is tokenised.
+    or devices. All text views come from the same augmented caption. This class draws the random numbers for masking
+    and for the augmentation of tokens, which are used after the batch is tokenised.
 
     Args:
         needs: names of views (`data.batch.VIEWS`).
@@ -43,6 +54,7 @@ class Views:
         self._images = {view: _transforms(view, augmentation) for view in IMAGE_VIEWS if view in needs}
         self._texts = [view for view in TEXT_VIEWS if view in needs]
         self._text = _transforms(TEXT, augmentation) if self._texts else ()
+        self._changes_tokens = augmentation.tokens is not None and bool(self._texts)
 
     @property
     def need_image(self) -> bool:
@@ -70,13 +82,15 @@ class Views:
         return {view: torch.stack([row[view] for row in rows]) for view in self._images}
 
     def of_caption(self, caption: str, seed: int) -> dict[str, Tensor | str]:
-        """Returns text view -> text, and `MASK_DRAWS` if `TEXT_MASKED` is needed."""
+        """Returns text view -> text, `MASK_DRAWS` if `TEXT_MASKED` is needed, and `TOKEN_DRAWS` if tokens change."""
         views: dict[str, Tensor | str] = {}
         with _seeded(seed >> 32):
             if self._texts:
                 views |= dict.fromkeys(self._texts, _apply(self._text, caption))
             if TEXT_MASKED in self._texts:
                 views[MASK_DRAWS] = torch.rand(self._draws)
+            if self._changes_tokens:
+                views[TOKEN_DRAWS] = torch.rand(self._draws)
         return views
 
 

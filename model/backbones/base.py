@@ -1,25 +1,33 @@
 """The interface of every backbone: two towers whose features lie in one space."""
 
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, NamedTuple
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from model.backbones.pooled_attention import PooledAttention, last_layer
 from model.backbones.position_embeddings import Positions
 from utils.errors import UserError
+
+Tower = Literal["image", "text"]
 
 
 class BackboneOutput(NamedTuple):
     """pooled ``(B, D)``, tokens ``(B, L, D)`` in the space of pooled, mask ``(B, L)`` true on content.
 
     The patches of an image are its last tokens, row by row. A [CLS] token, if there is one, comes before them.
+    attention: the attention of the pooled position to each token in the last layer, mean over heads, without gradient;
+        -1 at tokens that are no patches or words: [CLS], start, end and padding. Shape: ``(B, L)``. None unless
+        `Backbone.record_attention` was called.
     """
 
     pooled: Tensor
     tokens: Tensor
     mask: Tensor
+    attention: Tensor | None = None
 
 
 class Backbone(nn.Module):
@@ -58,6 +66,7 @@ class Backbone(nn.Module):
         self.model: PreTrainedModel | PeftModel = model
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self._attention: dict[Tower, PooledAttention] = {}
         self.fit_to_grid(native)
 
     @property
@@ -115,6 +124,49 @@ class Backbone(nn.Module):
         for tower in (self.hub_model.vision_model, self.hub_model.text_model):
             tower.compile()
 
+    def record_attention(self) -> None:
+        """Lets `image` and `text` return attention. It is called once, after adapters are added.
+
+        Raises:
+            UserError: a tower has no attention to its tokens.
+        """
+        self._attention = self.attention_recorders()
+
+    def attention_recorders(self) -> dict[Tower, PooledAttention]:
+        """Returns a new recorder of the last layer of each tower."""
+        try:
+            return {"image": last_layer(self.hub_model.vision_model), "text": last_layer(self.hub_model.text_model)}
+        except LookupError as error:
+            raise UserError(
+                f"head=token_selection selects tokens by attention, but {error}; choose another backbone or head"
+            ) from error
+
+    def recording(self, tower: Tower) -> AbstractContextManager[None]:
+        """Returns a context in which a forward pass of the tower keeps its attention, if it is asked for."""
+        return self._attention[tower].recording() if self._attention else nullcontext()
+
+    def image_attention(self, patches: Tensor) -> Tensor | None:
+        """Returns `BackboneOutput.attention` of the recorded images. `patches` ``(B, L)`` is true on patches."""
+        if not self._attention:
+            return None
+        return self._attention["image"].take().masked_fill(~patches, -1.0)
+
+    def text_attention(
+        self, mask: Tensor, position: int | Tensor, visible: Tensor | None, *, starts: bool
+    ) -> Tensor | None:
+        """Returns `BackboneOutput.attention` of the recorded texts, whose last token is no word.
+
+        Args:
+            mask: bool ``(B, L)``, true on tokens, false on padding.
+            position, visible: as in `PooledAttention.take`.
+            starts: whether the first token is no word either.
+        """
+        if not self._attention:
+            return None
+        place = mask.cumsum(dim=1)
+        words = mask & (place < place[:, -1:]) & (place > int(starts))
+        return self._attention["text"].take(position, visible).masked_fill(~words, -1.0)
+
     def normalize(self, pixels: Tensor) -> Tensor:
         """Returns uint8 pixels ``(B, 3, H, W)`` as floats, normalised as in pre-training."""
         return (pixels.float() / 255 - self.mean) / self.std  # type: ignore[operator]
@@ -134,3 +186,8 @@ class Backbone(nn.Module):
             scale = scale.clamp(max=self.max_logit_scale)
         bias = getattr(self.hub_model, "logit_bias", None)
         return scale, torch.zeros_like(scale) if bias is None else bias.squeeze()
+
+
+def last_of(mask: Tensor) -> Tensor:
+    """Returns the position ``(B,)`` of the last token in each row of `mask` ``(B, L)``."""
+    return mask.shape[1] - 1 - mask.flip(1).int().argmax(dim=1)

@@ -28,7 +28,8 @@ class BertBackbone(Backbone):
     Source: Park et al. (ECCV 2024), section 3.1. Decisions, which the paper leaves open: both modalities get a linear
     projection, because features of a ResNet and of BERT differ in width. The last stage of a ResNet has stride 1 (Luo
     et al., CVPRW 2019), so that a token covers 16x16 pixels with either image tower. A frozen tower stays in
-    evaluation mode: no dropout, and batch statistics do not change.
+    evaluation mode: no dropout, and batch statistics do not change. There is no pooled position, so the attention of
+    `record_attention` is that of [CLS].
     """
 
     model_class = VisionTextDualEncoderModel
@@ -85,20 +86,23 @@ class BertBackbone(Backbone):
         return self
 
     def image(self, pixels: Tensor) -> BackboneOutput:
-        hidden = self.hub_model.vision_model(self.normalize(pixels)).last_hidden_state
+        with self.recording("image"):
+            hidden = self.hub_model.vision_model(self.normalize(pixels)).last_hidden_state
         if hidden.ndim == 4:  # a feature map (B, C, H, W)
             hidden = hidden.flatten(2).transpose(1, 2)
         tokens = self.hub_model.visual_projection(hidden)
         patches = self.grid[0] * self.grid[1]
         mask = torch.arange(tokens.shape[1], device=tokens.device) >= tokens.shape[1] - patches
-        return BackboneOutput(tokens[:, -patches:].amax(dim=1), tokens, mask.expand(tokens.shape[:2]))
+        mask = mask.expand(tokens.shape[:2])
+        return BackboneOutput(tokens[:, -patches:].amax(dim=1), tokens, mask, self.image_attention(mask))
 
     def text(self, ids: Tensor, mask: Tensor) -> BackboneOutput:
         # (B, 1, 1, L): with a mask (B, L), transformers would wait for the device to know if anything is masked.
-        hidden = self.hub_model.text_model(ids, attention_mask=mask[:, None, None]).last_hidden_state
+        with self.recording("text"):
+            hidden = self.hub_model.text_model(ids, attention_mask=mask[:, None, None]).last_hidden_state
         tokens = self.hub_model.text_projection(hidden)
         pooled = tokens.masked_fill(~mask[:, :, None], -torch.inf).amax(dim=1)
-        return BackboneOutput(pooled, tokens, mask)
+        return BackboneOutput(pooled, tokens, mask, self.text_attention(mask, 0, mask, starts=True))
 
 
 def join_towers(vision: PreTrainedModel, text: PreTrainedModel, width: int) -> VisionTextDualEncoderModel:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPModel, SiglipModel
 
-from model.backbones.base import Backbone, BackboneOutput
+from model.backbones.base import Backbone, BackboneOutput, Tower, last_of
+from model.backbones.pooled_attention import PooledAttention, PoolingHeadAttention, last_layer
 from model.backbones.position_embeddings import Positions, native_positions, resize_positions
 
 
@@ -68,16 +69,23 @@ class SiglipBackbone(VisionLanguageBackbone):
     def embed_dim(self) -> int:
         return self.hub_model.config.vision_config.hidden_size
 
+    def attention_recorders(self) -> dict[Tower, PooledAttention]:
+        pooling = self.hub_model.vision_model.head.attention
+        return {"image": PoolingHeadAttention(pooling), "text": last_layer(self.hub_model.text_model)}
+
     def image(self, pixels: Tensor) -> BackboneOutput:
-        output = self.hub_model.vision_model(self.normalize(pixels))
+        with self.recording("image"):
+            output = self.hub_model.vision_model(self.normalize(pixels))
         tokens = output.last_hidden_state
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        return BackboneOutput(output.pooler_output, tokens, mask)
+        return BackboneOutput(output.pooler_output, tokens, mask, self.image_attention(mask))
 
     def text(self, ids: Tensor, mask: Tensor) -> BackboneOutput:
         tower = self.hub_model.text_model
-        output = tower(ids)
-        return BackboneOutput(output.pooler_output, tower.head(output.last_hidden_state), mask)
+        with self.recording("text"):
+            output = tower(ids)
+        attention = self.text_attention(mask, -1, None, starts=False)
+        return BackboneOutput(output.pooler_output, tower.head(output.last_hidden_state), mask, attention)
 
 
 class ClipBackbone(VisionLanguageBackbone):
@@ -97,13 +105,16 @@ class ClipBackbone(VisionLanguageBackbone):
 
     def image(self, pixels: Tensor) -> BackboneOutput:
         tower = self.hub_model.vision_model
-        hidden = tower(self.normalize(pixels)).last_hidden_state
+        with self.recording("image"):
+            hidden = tower(self.normalize(pixels)).last_hidden_state
         tokens = self.hub_model.visual_projection(tower.post_layernorm(hidden))
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         mask[:, 0] = False
-        return BackboneOutput(tokens[:, 0], tokens, mask)
+        return BackboneOutput(tokens[:, 0], tokens, mask, self.image_attention(mask))
 
     def text(self, ids: Tensor, mask: Tensor) -> BackboneOutput:
-        output = self.hub_model.text_model(ids.masked_fill(~mask, 0))
+        with self.recording("text"):
+            output = self.hub_model.text_model(ids.masked_fill(~mask, 0))
         project = self.hub_model.text_projection
-        return BackboneOutput(project(output.pooler_output), project(output.last_hidden_state), mask)
+        attention = self.text_attention(mask, last_of(mask), mask, starts=True)
+        return BackboneOutput(project(output.pooler_output), project(output.last_hidden_state), mask, attention)

@@ -2,5 +2,6 @@
 
 from model.heads.global_head import GlobalHead
 from model.heads.part_head import PartHead
+from model.heads.selection_head import TokenSelectionHead
 
-__all__ = ["GlobalHead", "PartHead"]
+__all__ = ["GlobalHead", "PartHead", "TokenSelectionHead"]

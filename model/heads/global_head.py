@@ -15,10 +15,13 @@ class GlobalHead(nn.Module):
         grid: (rows, columns) of patches. Every head gets it; this head does not use it.
     """
 
+    reads_attention = False
+
     def __init__(self, dim: int, grid: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.embed_dim = dim
         self.slots = {"global": 1}
+        self.widths = (dim,)
 
     def image(self, output: BackboneOutput) -> Encoded:
         return self._encode(output)

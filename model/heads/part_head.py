@@ -58,6 +58,8 @@ class PartHead(nn.Module):
         UserError: `coarse` or `fine` is negative, or the rows do not divide into `fine` stripes.
     """
 
+    reads_attention = False
+
     def __init__(
         self, dim: int, grid: tuple[int, int], *, coarse: int = 4, fine: int = 4, separate_decoders: bool = False
     ) -> None:
@@ -72,7 +74,8 @@ class PartHead(nn.Module):
                 f"{', '.join(str(n) for n in range(1, rows + 1) if rows % n == 0)}, or another img_size_str"
             )
         self.slots = {"global": 1, "coarse": coarse, "fine": fine}
-        self.embed_dim = (1 + coarse + fine) * dim
+        self.widths = (dim,) * (1 + coarse + fine)
+        self.embed_dim = sum(self.widths)
         self.pos_embed = nn.Parameter(0.02 * torch.randn(rows * columns, dim))
         self.image_encoder = _attention(dim)
         self.text_encoder = _attention(dim)

@@ -1,6 +1,7 @@
 """Losses: pure functions of tensors, the terms that feed them, and the objective that sums the terms."""
 
-from model.objectives.base import LossReport, LossTerm, ModelSpec, Objective, Stats
+from model.objectives.alignment import TAL, tal
+from model.objectives.base import EmbeddedPairs, LossReport, LossTerm, ModelSpec, Objective, Stats
 from model.objectives.build import build_objective, check_needs
 from model.objectives.circle import (
     NCITC,
@@ -34,7 +35,9 @@ __all__ = [
     "PCM",
     "RITC",
     "SDM",
+    "TAL",
     "CrossModalCircle",
+    "EmbeddedPairs",
     "InModalCircle",
     "LossReport",
     "LossTerm",
@@ -64,4 +67,5 @@ __all__ = [
     "ritc",
     "sdm",
     "simclr",
+    "tal",
 ]

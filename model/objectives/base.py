@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ class ModelSpec:
     """Sizes of the composed model and data, from which loss terms build their parameters.
 
     slots: number of embeddings per sample at each level, in the order of the blocks of `embedding`.
+    widths: width of each block of `embedding`. Empty: it has one block.
     patches: number of patches of an image. They are its last tokens. None: every token is a patch.
     """
 
@@ -29,6 +30,20 @@ class ModelSpec:
     vocab_size: int
     slots: Mapping[str, int] = field(default_factory=lambda: {"global": 1})
     patches: int | None = None
+    widths: tuple[int, ...] = ()
+
+
+class EmbeddedPairs(NamedTuple):
+    """A batch of embedded pairs: `image` and `text` ``(B, E)``, `pids` ``(B,)``, and scale and bias of the logits.
+
+    Row i of `image` and `text` is one pair.
+    """
+
+    image: Tensor
+    text: Tensor
+    pids: Tensor
+    logit_scale: Tensor
+    logit_bias: Tensor
 
 
 @dataclass(frozen=True)
@@ -63,7 +78,8 @@ class LossTerm(nn.Module):
     The datamodule builds exactly the views that the terms of the objective need. `reads_tokens` is true if the term
     reads tokens, and not only embeddings and pooled features. The term builds its own parameters (a classifier, a
     projector) from a `ModelSpec`. `build_objective` sets `weight` and `ramp`, which every term has in the config.
-    `provides` names the tensors that this term makes for other terms.
+    `provides` names the tensors that this term makes for other terms. A term that is `weighted` multiplies the loss of
+    each pair by the label "pair_weights".
 
     Shape: ``forward(features) -> (scalar, stats)``. ``stats() -> {name: detached scalar}`` computes figures to log. It
     is called right after `forward`, without gradient, and only in the steps that log. `dict` logs nothing.
@@ -74,6 +90,7 @@ class LossTerm(nn.Module):
     reads_tokens: ClassVar[bool] = False
     weight: float = 1.0
     ramp: Ramp | None = None
+    weighted: bool = False
 
     def __init__(self, *, spec: ModelSpec) -> None:
         super().__init__()
@@ -83,6 +100,19 @@ class LossTerm(nn.Module):
         return self.weight if self.ramp is None else self.weight * self.ramp.factor(epoch)
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
+        raise NotImplementedError
+
+    @property
+    def weight_needs(self) -> frozenset[str]:
+        """What the term needs in order to be weighted."""
+        return frozenset({"pair_weights"} if self.weighted else ())
+
+    def weights_of(self, features: Features) -> Tensor | None:
+        """Returns the weights of the pairs ``(B,)``, or None if the term is not weighted."""
+        return features.labels("pair_weights") if self.weighted else None
+
+    def pair_losses(self, pairs: EmbeddedPairs) -> Tensor:
+        """Returns the losses ``(B, C)`` of each pair, one per embedding, from which a labelling finds the weights."""
         raise NotImplementedError
 
     def register_in(self, features: Features) -> None:
@@ -162,6 +192,24 @@ class Objective(nn.Module):
             raw[name], weighted[name] = loss.detach(), shares[name].detach()
         gradients = gradient_shares(shares, features.sources()) if with_stats else {}
         return LossReport(torch.stack(list(shares.values())).sum(), raw, weighted, stats, weights, gradients)
+
+    def pair_losses(self, pairs: EmbeddedPairs) -> Tensor:
+        """Returns the losses ``(B, C)`` of each pair in the weighted terms that have a loss per pair.
+
+        Raises:
+            UserError: no term has one.
+        """
+        losses = [
+            term.pair_losses(pairs)
+            for term in self._terms().values()
+            if term.weighted and type(term).pair_losses is not LossTerm.pair_losses
+        ]
+        if not losses:
+            raise UserError(
+                "pseudo_label=consensus divides pairs by a loss of each pair, which no weighted term of this objective "
+                "has; add one such as '+loss/term@loss.terms.tal=tal', or set loss.terms.sdm.weighted=true"
+            )
+        return torch.cat(losses, dim=1)
 
     def reset_prototypes(self, images: Modality, texts: Modality, seed: int) -> None:
         """Replaces the prototypes of every term after new pseudo labels were found."""

@@ -16,6 +16,7 @@ PROVIDERS: Final[Mapping[str, str]] = {
     "pids": "pseudo_label=none",
     "image_labels": "pseudo_label=dbscan",
     "text_labels": "pseudo_label=dbscan",
+    "pair_weights": "pseudo_label=consensus",
     "parts": "head=part",
     "id_logits": "+loss/term@loss.terms.id=id",
 }

@@ -50,19 +50,27 @@ def cross_modal_circle(
     margin: float = 0.25,
     gamma: float = 128.0,
     scope: Scope = "batch",
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Returns the Circle loss between images and texts; row i of both is one pair.
 
     Decision: scope "batch" computes one softplus(LSE + LSE) over all B x B similarities. Scope "anchor" computes one
     per image over the texts and one per text over the images. It averages over the anchors that have both a positive
     and a negative, then over both directions. Without negatives: zero, connected to the graph.
+
+    Args:
+        weights: confidence in each pair ``(B,)``: a text of weight 0 is a positive of no image. None: all texts are
+            positives of the images of their identity.
     """
     check_choice("scope", scope, SCOPES)
     similarity = similarities(image, text)
     same = same_identity(pids)
+    positive = same if weights is None else same & (weights > 0)
     if scope == "batch":
-        return _circle(similarity, same, ~same, margin, gamma, dims=(0, 1))
-    directions = [_per_anchor(s, same, ~same, margin, gamma) for s in (similarity, similarity.T)]
+        return _circle(similarity, positive, ~same, margin, gamma, dims=(0, 1))
+    directions = [
+        _per_anchor(s, p, ~same, margin, gamma) for s, p in ((similarity, positive), (similarity.T, positive.T))
+    ]
     return torch.stack(directions).mean()
 
 
@@ -143,7 +151,8 @@ class _OverViews(LossTerm):
         self._loss = partial(loss, margin=margin)
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
-        loss = mean_over_views(partial(self._loss, pids=features.pids), features, self.views)
+        options = {"weights": self.weights_of(features)} if self.weighted else {}
+        loss = mean_over_views(partial(self._loss, pids=features.pids, **options), features, self.views)
         return loss, lambda: self._hard_shares(features, features.embedding(self.views[0]))
 
     def _hard_shares(self, features: Features, image: Tensor) -> dict[str, Tensor]:
@@ -175,11 +184,16 @@ class CrossModalCircle(_OverViews):
 
     Args:
         margin, gamma, scope: as in `cross_modal_circle`.
+        weighted: whether pairs have the weights of a labelling.
     """
 
-    def __init__(self, *, spec: ModelSpec, views: Sequence[str], margin: float, gamma: float, scope: Scope) -> None:
+    def __init__(
+        self, *, spec: ModelSpec, views: Sequence[str], margin: float, gamma: float, scope: Scope, weighted: bool
+    ) -> None:
         check_choice("scope", scope, SCOPES)
         super().__init__(partial(cross_modal_circle, gamma=gamma, scope=scope), views, margin, spec=spec)
+        self.weighted = weighted
+        self.needs |= self.weight_needs
 
 
 class NCITC(_OverViews):

@@ -13,8 +13,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.features import Features
-from model.objectives.base import LossTerm, ModelSpec, Stats
-from model.objectives.pairs import checked_views, masked_mean, mean_over_views, same_identity, similarities
+from model.objectives.base import EmbeddedPairs, LossTerm, ModelSpec, Stats
+from model.objectives.pairs import (
+    checked_views,
+    masked_mean,
+    mean_over_views,
+    same_identity,
+    similarities,
+    weighted_mean,
+)
 from utils.errors import UserError, check_choice
 
 Pairs = Literal["all", "outliers"]
@@ -49,6 +56,7 @@ def nitc(
     sigmoid: bool,
     soft_targets: tuple[Tensor, Tensor] | None = None,
     softlabel_ratio: float = 0.0,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Returns the normalised ITC loss: every pair of one identity is a positive.
 
@@ -62,18 +70,48 @@ def nitc(
         sigmoid: whether to use the pairwise sigmoid instead of softmax.
         soft_targets: (image', text'), from which l' is computed. None: `image` and `text`.
         softlabel_ratio: a, from 0 to 1.
+        weights: a weight of each pair in the means over rows ``(B,)``. None: all have weight 1.
     """
+    logits, to_text, to_image = _targets(
+        image, text, pids, logit_scale, logit_bias, sigmoid, soft_targets, softlabel_ratio
+    )
+    if weights is not None:
+        return weighted_mean(_losses_of_pairs(logits, to_text, to_image, sigmoid), weights)
+    if sigmoid:
+        return F.binary_cross_entropy_with_logits(logits, to_text, reduction="sum") / len(logits)
+    return (F.cross_entropy(logits, to_text) + F.cross_entropy(logits.T, to_image)) / 2
+
+
+def _targets(
+    image: Tensor,
+    text: Tensor,
+    pids: Tensor,
+    logit_scale: float | Tensor,
+    logit_bias: float | Tensor,
+    sigmoid: bool,
+    soft_targets: tuple[Tensor, Tensor] | None = None,
+    softlabel_ratio: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the logits of `nitc` with its targets from image to text and from text to image, each ``(B, B)``."""
     logits = logit_scale * similarities(image, text) + logit_bias
     soft = logits if soft_targets is None else logit_scale * similarities(*soft_targets) + logit_bias
     soft = soft.detach()
     hard = same_identity(pids).to(logits.dtype)
     if sigmoid:
         targets = torch.lerp(hard, soft.sigmoid(), softlabel_ratio)
-        return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(logits)
+        return logits, targets, targets.T
     hard = hard / hard.sum(dim=1, keepdim=True)
     to_text = torch.lerp(hard, soft.softmax(dim=1), softlabel_ratio)
-    to_image = torch.lerp(hard, soft.T.softmax(dim=1), softlabel_ratio)
-    return (F.cross_entropy(logits, to_text) + F.cross_entropy(logits.T, to_image)) / 2
+    return logits, to_text, torch.lerp(hard, soft.T.softmax(dim=1), softlabel_ratio)
+
+
+def _losses_of_pairs(logits: Tensor, to_text: Tensor, to_image: Tensor, sigmoid: bool) -> Tensor:
+    """Returns the loss of `nitc` of each pair, mean of both directions ``(B,)``. Their mean is `nitc`."""
+    if sigmoid:
+        entropy = F.binary_cross_entropy_with_logits(logits, to_text, reduction="none")
+        return (entropy.sum(dim=1) + entropy.sum(dim=0)) / 2
+    directions = ((logits, to_text), (logits.T, to_image))
+    return torch.stack([F.cross_entropy(*both, reduction="none") for both in directions]).mean(dim=0)
 
 
 def ritc(
@@ -147,16 +185,23 @@ class NITC(LossTerm):
     Args:
         sigmoid: whether to use the pairwise sigmoid instead of softmax.
         softlabel_ratio: share of the model's own prediction in the targets. It rises from 0 during the first epoch.
+        weighted: whether pairs have the weights of a labelling.
     """
 
-    def __init__(self, *, spec: ModelSpec, views: Sequence[str], sigmoid: bool, softlabel_ratio: float) -> None:
+    def __init__(
+        self, *, spec: ModelSpec, views: Sequence[str], sigmoid: bool, softlabel_ratio: float, weighted: bool
+    ) -> None:
         super().__init__(spec=spec)
         if not 0 <= softlabel_ratio <= 1:
             raise UserError(f"softlabel_ratio: {softlabel_ratio} given, expected a number from 0 to 1")
         self.views = checked_views(views)
-        self.needs = frozenset({*self.views, "text", "pids"})
+        self.weighted = weighted
+        self.needs = frozenset({*self.views, "text", "pids"} | self.weight_needs)
         self.sigmoid = sigmoid
         self.softlabel_ratio = softlabel_ratio
+
+    def pair_losses(self, pairs: EmbeddedPairs) -> Tensor:
+        return _losses_of_pairs(*_targets(*pairs, self.sigmoid), self.sigmoid)[:, None]
 
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         scale, bias = features.logit_scale_and_bias()
@@ -167,6 +212,7 @@ class NITC(LossTerm):
             logit_bias=bias,
             sigmoid=self.sigmoid,
             softlabel_ratio=self.softlabel_ratio * min(features.epoch, 1.0),
+            weights=self.weights_of(features),
         )
 
         def stats() -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.features import Features
-from model.objectives.base import LossTerm, ModelSpec, Stats
+from model.objectives.base import EmbeddedPairs, LossTerm, ModelSpec, Stats
 from model.objectives.pairs import (
     FORMS,
     at_least_fp32,
@@ -25,19 +25,31 @@ from model.objectives.pairs import (
     mean_over_views,
     same_identity,
     similarities,
+    weighted_mean,
 )
 from utils.errors import UserError, check_choice
 
 RELEASED_ALPHA: Final = 0.1
 
 
-def sdm(image: Tensor, text: Tensor, pids: Tensor, logit_scale: float | Tensor = 50.0, eps: float = 1e-8) -> Tensor:
+def sdm(
+    image: Tensor,
+    text: Tensor,
+    pids: Tensor,
+    logit_scale: float | Tensor = 50.0,
+    eps: float = 1e-8,
+    weights: Tensor | None = None,
+) -> Tensor:
     """Returns the similarity distribution matching loss of unit-norm rows, with l = logit_scale * cosines.
 
     Source: IRRA (CVPR 2023), eqs. (4)-(6), where logit_scale is 1 / tau and tau = 0.02.
+
+    Args:
+        weights: a weight of each pair in both means ``(B,)``. None: all have weight 1.
     """
     logits = logit_scale * similarities(image, text)
-    return divergences(logits, pids, eps).mean() + divergences(logits.T, pids, eps).mean()
+    directions = [weighted_mean(divergences(rows, pids, eps), weights) for rows in (logits, logits.T)]
+    return directions[0] + directions[1]
 
 
 def a_sdm(
@@ -126,16 +138,24 @@ class SDM(LossTerm):
 
     Args:
         logit_scale: a fixed number, 1 / tau.
+        weighted: whether pairs have the weights of a labelling.
     """
 
-    def __init__(self, *, spec: ModelSpec, views: Sequence[str], logit_scale: float) -> None:
+    def __init__(self, *, spec: ModelSpec, views: Sequence[str], logit_scale: float, weighted: bool) -> None:
         super().__init__(spec=spec)
         self.views = checked_views(views)
-        self.needs = frozenset({*self.views, "text", "pids"})
+        self.weighted = weighted
+        self.needs = frozenset({*self.views, "text", "pids"} | self.weight_needs)
         self.logit_scale = logit_scale
 
+    def pair_losses(self, pairs: EmbeddedPairs) -> Tensor:
+        logits = self.logit_scale * similarities(pairs.image, pairs.text)
+        directions = [divergences(rows, pairs.pids, eps=1e-8) for rows in (logits, logits.T)]
+        return torch.stack(directions).sum(dim=0)[:, None]
+
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
-        loss = partial(sdm, pids=features.pids, logit_scale=self.logit_scale)
+        weights = self.weights_of(features)
+        loss = partial(sdm, pids=features.pids, logit_scale=self.logit_scale, weights=weights)
 
         def stats() -> dict[str, Tensor]:
             cosines = similarities(features.embedding(self.views[0]), features.embedding("text"))

@@ -27,6 +27,13 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return values.masked_fill(~mask, 0).sum() / mask.sum().clamp_min(1)
 
 
+def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Returns the mean of `values` ``(B,)`` under `weights` ``(B,)``. It is 0 if all weights are 0. None: all are 1."""
+    if weights is None:
+        return values.mean()
+    return (weights * values).sum() / weights.sum().clamp_min(torch.finfo(values.dtype).tiny)
+
+
 def checked_views(views: Sequence[str]) -> tuple[str, ...]:
     """Returns the image views of a loss as a tuple. Raises `UserError` if `views` is not a list of names."""
     if isinstance(views, str) or not views:

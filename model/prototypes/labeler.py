@@ -2,15 +2,18 @@
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Final, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from model.labeling import EncodedPairs, Labeling
 from model.prototypes.mining import Modality, mine_outliers
-from model.prototypes.resizable import Resizable
 from model.prototypes.statistics import cluster_statistics
-from utils.errors import UserError, check_positive
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from model.objectives.base import Objective
 
 Cluster = Callable[[Tensor, int], Tensor]
 OPLM = Literal["none", "one_stage", "two_stage"]
@@ -45,7 +48,7 @@ class ClusteringResult(NamedTuple):
         }
 
 
-class Labeler(Resizable):
+class Labeler(Labeling):
     """The pseudo labels of the training pairs, and the clustering that finds them. Checkpoints contain the labels.
 
     A pair is clustered if its image and its caption are both in a cluster. Outlier pseudo label mining, OPLM (CPCL,
@@ -65,6 +68,8 @@ class Labeler(Resizable):
             after mining. Shape: ``(R, 2, 3)``.
     """
 
+    provides = frozenset({"image_labels", "text_labels"})
+    reads_pids = False
     image_labels: Tensor
     text_labels: Tensor
     history: Tensor
@@ -73,32 +78,21 @@ class Labeler(Resizable):
     def __init__(
         self, *, name: str, images: Cluster, texts: Cluster, oplm: OPLM = "two_stage", every_n_epochs: int = 1
     ) -> None:
-        super().__init__()
+        super().__init__(name=name, every_n_epochs=every_n_epochs)
         if oplm not in OPLMS:
             raise UserError(f"pseudo_label.oplm: {oplm!r} given, expected one of {', '.join(OPLMS)}")
-        check_positive("pseudo_label.every_n_epochs", every_n_epochs)
-        self.name = name
         self.oplm = oplm
-        self.every_n_epochs = every_n_epochs
         self._cluster_images, self._cluster_texts = images, texts
         self.register_buffer("image_labels", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("text_labels", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("history", torch.zeros(0, 2, 3, dtype=torch.int64))
 
-    def due(self, epoch: int) -> bool:
-        """Returns whether new labels have to be found before `epoch`, counted from 0."""
-        return len(self.image_labels) == 0 or epoch % self.every_n_epochs == 0
-
-    def find(self, images: Tensor, texts: Tensor, text_images: Tensor, seed: int) -> ClusteringResult:
-        """Returns new labels of the training set, which `take` then keeps. One process computes them for all.
-
-        Args:
-            images, texts: embeddings, on any device. Shapes: ``(Ni, D)``, ``(Nt, D)``.
-            text_images: the image of each text. Shape: ``(Nt,)``.
-            seed: seed of the clustering.
+    def find(self, pairs: EncodedPairs, objective: "Objective", seed: int) -> ClusteringResult:
+        """Returns new labels of the training set. Identities are not read.
 
         Warns if the labels teach nothing: no pair is clustered, or there is only one cluster.
         """
+        images, texts, text_images = pairs.images, pairs.texts, pairs.text_images
         before = after = Labels(self._cluster_images(images, seed), self._cluster_texts(texts, seed))
         if self.oplm != "none":
             mined = mine_outliers(Modality(images, before.images), Modality(texts, before.texts), text_images)
@@ -112,17 +106,20 @@ class Labeler(Resizable):
             warnings.warn(f"pseudo_label={self.name} finds only one cluster, which separates nothing", stacklevel=2)
         return ClusteringResult(before, after)
 
-    def take(self, found: ClusteringResult, text_images: Tensor) -> None:
-        """Keeps `found` as the labels of the pairs. There is one pair for each text.
+    def take(self, found: ClusteringResult, pairs: EncodedPairs, objective: "Objective", seed: int) -> None:
+        """Keeps `found` as the labels of the pairs, and resets the prototypes of `objective`.
 
         Raises:
             UserError: no pair is left to train.
         """
+        text_images = pairs.text_images
         if self.oplm != "two_stage" and not _clustered(found.after, text_images).any():
             raise UserError(
                 f"pseudo_label={self.name} with oplm={self.oplm} leaves no pair to train: each of {len(text_images)} "
                 "has an outlier; raise eps, lower min_samples, or set pseudo_label.oplm=two_stage"
             )
+        images, texts = map(Modality, (pairs.images, pairs.texts), found.after)
+        objective.reset_prototypes(images, texts, seed)
         device = self.history.device
         self.image_labels = found.after.images[text_images].to(device)
         self.text_labels = found.after.texts.to(device)
@@ -141,9 +138,11 @@ class Labeler(Resizable):
         clustered = int((self.stages == 1).sum())
         return f"labels  {', '.join(parts)}; {clustered:,} of {len(self.stages):,} pairs clustered"
 
-    def of(self, pairs: Tensor) -> dict[str, Tensor]:
-        """Returns "image_labels" and "text_labels" of the `pairs` ``(B,)``."""
-        return {"image_labels": self.image_labels[pairs], "text_labels": self.text_labels[pairs]}
+    def statistics(self, found: ClusteringResult, pairs: EncodedPairs) -> Mapping[str, float]:
+        return found.statistics(pairs.image_pids.cpu(), pairs.text_pids.cpu())
+
+    def announce(self) -> str:
+        return f"labels  identities are not read; labels from {self.name}, OPLM {self.oplm}"
 
     @property
     def stages(self) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.prototypes.clustering import cluster_means
-from model.prototypes.resizable import Resizable
+from model.resizable import Resizable
 from utils.errors import UserError
 
 Start = Literal["mean", "member"]

@@ -21,7 +21,8 @@ from utils.errors import UserError
 SCALE_OF_SDM: Final = log(50)  # tau = 0.02: IRRA and FMFA use this fixed value and learn no scale
 SELECTION_HEADS: Final = "token_selection."
 RANKED_WITHOUT: Final = (
-    "RDE's published ranking adds the cosine of its token-selection heads; this one uses only the global embedding"
+    "RDE's published ranking adds the cosine of its token-selection heads; this one uses only the global embedding, "
+    "unless head=token_selection"
 )
 
 
@@ -70,7 +71,7 @@ class Published:
             if tensors:
                 table.add_row([f"head of {term}", len(tensors), names])
         if selection := [name for name in self.heads if name.startswith(SELECTION_HEADS)]:
-            table.add_row(["token selection", len(selection), "kept; ranking does not use it"])
+            table.add_row(["token selection", len(selection), "head=token_selection starts from it"])
         for prefix, number in sorted(self.dropped.items()):
             table.add_row([f"{prefix}*", number, "dropped: not used in this project"])
         return "\n".join([str(table), *([RANKED_WITHOUT] if selection else [])])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from model.backbones.position_embeddings import write_positions
+from model.heads import TokenSelectionHead
 from model.objectives import ID, MLM, LossTerm, Objective
 from model.published.convert import RANKED_WITHOUT, SELECTION_HEADS, Published
 from model.published.file import State
@@ -46,6 +47,35 @@ def write_converted(published: Published, folder: Path, *, source: Path) -> None
         save_file({name: tensor.contiguous() for name, tensor in published.heads.items()}, folder / HEADS_FILE)
 
 
+def load_selection(head: object, folder: Path) -> list[str]:
+    """Loads RDE's token selection in `folder` into `head`, and returns lines that say so.
+
+    Raises:
+        UserError: the weights have other shapes than `head`.
+    """
+    if not isinstance(head, TokenSelectionHead):
+        return []
+    saved = _read_heads(folder) if (folder / HEADS_FILE).is_file() else {}
+    weights = _of(saved, SELECTION_HEADS.removesuffix("."))
+    if not weights:
+        return [f"token selection is new: {folder} has none"]
+    own = head.state_dict()
+    found = {
+        f"{modality}_selection.{name}": value
+        for modality in ("image", "text")
+        for name, value in _of(weights, modality).items()
+        if f"{modality}_selection.{name}" in own
+    }
+    for name in own:
+        if name not in found or found[name].shape != own[name].shape:
+            raise UserError(
+                f"{folder / HEADS_FILE}: {name} of token selection is {_size(found.get(name))}, expected "
+                f"{_size(own[name])}; set head.width to the width of the published head"
+            )
+    head.load_state_dict(found)
+    return [f"token selection starts from {folder / HEADS_FILE}"]
+
+
 def load_heads(objective: Objective, folder: Path) -> list[str]:
     """Loads the heads in `folder` into `objective` where shapes fit, and returns one line for each head.
 
@@ -57,8 +87,7 @@ def load_heads(objective: Objective, folder: Path) -> list[str]:
     saved = _read_heads(folder)
     lines = []
     for name, kind in HEADS_OF.items():
-        prefix = f"{name}."
-        weights = {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
+        weights = _of(saved, name)
         term = next((term for term in objective.terms.values() if isinstance(term, kind)), None)
         if weights and term is not None:
             line = f"{name} starts from {folder / HEADS_FILE}{_load_fitting(term, weights)}"
@@ -80,10 +109,11 @@ def mask_row(folder: Path, vocab_size: int) -> int | None:
     return None if scores is None or scores.shape != (vocab_size,) else vocab_size - 3
 
 
-def ranking_notes(folder: Path, identities: int) -> list[str]:
+def ranking_notes(folder: Path, head: object, identities: int) -> list[str]:
     """Returns notes on a ranking by the backbone in `folder`: one line for each head that ranking does not use.
 
     Args:
+        head: the head that ranks.
         identities: number of identities of the dataset. There is a note if the classifier has another number.
     """
     if not (folder / HEADS_FILE).is_file():
@@ -96,7 +126,7 @@ def ranking_notes(folder: Path, identities: int) -> list[str]:
             f"{folder} was trained on {len(classifier):,} identities, this dataset has {identities:,}: ranking needs "
             "neither"
         )
-    if any(name.startswith(SELECTION_HEADS) for name in heads):
+    if not isinstance(head, TokenSelectionHead) and any(name.startswith(SELECTION_HEADS) for name in heads):
         notes.append(RANKED_WITHOUT)
     return notes
 
@@ -109,6 +139,12 @@ def _read_heads(folder: Path) -> State:
         raise UserError(f"{path} cannot be read: {error}; delete it, or convert the checkpoint again") from error
     check_finite(heads, str(path))
     return heads
+
+
+def _of(weights: State, prefix: str) -> State:
+    """Returns the weights below `prefix`, named without it."""
+    start = f"{prefix}."
+    return {name.removeprefix(start): value for name, value in weights.items() if name.startswith(start)}
 
 
 def _load_fitting(term: nn.Module, weights: dict[str, Tensor]) -> str:

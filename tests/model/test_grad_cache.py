@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from model.backbones import load_backbone
 from model.backbones.lora import add_lora
 from model.features import Encoded, Encoder, Features, PartEncoded
-from model.grad_cache import GradCache, refuse_tokens
-from model.heads import GlobalHead, PartHead
+from model.grad_cache import GradCache, refuse_unlike
+from model.heads import GlobalHead, PartHead, TokenSelectionHead
 from model.objectives import ModelSpec, Objective, build_objective
 from model.tbps import TBPS
 from utils.errors import UserError
@@ -247,16 +247,21 @@ def test_every_preset_is_taken_or_a_term_of_it_is_refused_by_name(preset: str) -
     reading = [name for name in objective.terms if name in TOKEN_TERMS]
     if reading:
         with pytest.raises(UserError, match=rf"loss\.terms\.{reading[0]} reads tokens"):
-            refuse_tokens(objective)
+            refuse_unlike(nn.Identity(), objective)
     else:
-        refuse_tokens(objective)
-    refuse_tokens(objective_of(preset, slots=PARTS))
+        refuse_unlike(nn.Identity(), objective)
+    refuse_unlike(nn.Identity(), objective_of(preset, slots=PARTS))
 
 
 @pytest.mark.parametrize(("preset", "term"), [("irra", "mlm"), ("fmfa", "mlm")])
 def test_a_term_that_reads_tokens_is_refused_by_name(preset: str, term: str) -> None:
     with pytest.raises(UserError, match=rf"loss\.terms\.{term} reads tokens.*~loss\.terms\.{term}"):
-        refuse_tokens(objective_of(preset, without=set()))
+        refuse_unlike(nn.Identity(), objective_of(preset, without=set()))
     with pytest.raises(UserError, match=r"loss\.terms\.efa reads tokens"):
-        refuse_tokens(objective_of("fmfa", without={"mlm"}))
-    refuse_tokens(objective_of(preset))
+        refuse_unlike(nn.Identity(), objective_of("fmfa", without={"mlm"}))
+    refuse_unlike(nn.Identity(), objective_of(preset))
+
+
+def test_a_head_that_normalises_over_the_batch_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"^head=token_selection normalises over the whole batch.*micro_batch=null$"):
+        refuse_unlike(TokenSelectionHead(4, (8, 2)), objective_of("sdm"))

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from data.batch import Tokens
-from data.text.masking import ADDED_MASK_TOKEN, MaskedTokens, Masker
+from data.text.masking import ADDED_MASK_TOKEN, MaskedTokens, Masker, Vocabulary
 from data.text.tokens import Tokenize
 from model.tiny.build import MAKERS
 from utils.continuing.composed import described
@@ -31,18 +31,18 @@ def draws(captions: int, seed: int) -> Tensor:
 
 def test_a_missing_mask_token_is_added_after_the_last_id(tokenizer: PreTrainedTokenizerFast) -> None:
     before = len(tokenizer)
-    masker = Masker(tokenizer)
+    masker = Masker(Vocabulary(tokenizer))
     assert masker.added
     assert tokenizer.mask_token == ADDED_MASK_TOKEN
     assert masker.mask_id == masker.max_id == before
-    again = Masker(tokenizer)
+    again = Masker(Vocabulary(tokenizer))
     assert not again.added
     assert again.mask_id == before
 
 
 def test_a_mask_token_of_the_vocabulary_is_written_and_is_no_word(tokenizer: PreTrainedTokenizerFast) -> None:
     before, man = len(tokenizer), tokenizer("man")["input_ids"][-2]
-    masker = Masker(tokenizer, mask_id=man)
+    masker = Masker(Vocabulary(tokenizer, mask_id=man))
     assert not masker.added
     assert (len(tokenizer), masker.mask_id) == (before, man)
     tokens = Tokenize(tokenizer, LENGTH)(CAPTIONS)
@@ -54,7 +54,7 @@ def test_a_mask_token_of_the_vocabulary_is_written_and_is_no_word(tokenizer: Pre
 
 
 def test_special_and_padding_tokens_are_never_masked_and_a_word_always_is(tokenizer: PreTrainedTokenizerFast) -> None:
-    masker = Masker(tokenizer)
+    masker = Masker(Vocabulary(tokenizer))
     tokens = Tokenize(tokenizer, LENGTH)(CAPTIONS)
     special = torch.isin(tokens.ids, torch.tensor(tokenizer.all_special_ids)) | ~tokens.mask
     for seed in range(50):
@@ -68,7 +68,7 @@ def test_special_and_padding_tokens_are_never_masked_and_a_word_always_is(tokeni
 
 
 def test_a_caption_without_words_has_nothing_masked(tokenizer: PreTrainedTokenizerFast) -> None:
-    masker = Masker(tokenizer)
+    masker = Masker(Vocabulary(tokenizer))
     tokens = Tokenize(tokenizer, LENGTH)(["...", "a man"])
     result = masked(masker, tokens)
     assert (result.labels[0] == -100).all()
@@ -77,7 +77,7 @@ def test_a_caption_without_words_has_nothing_masked(tokenizer: PreTrainedTokeniz
 
 
 def test_the_shares_are_those_of_bert(tokenizer: PreTrainedTokenizerFast) -> None:
-    masker = Masker(tokenizer)
+    masker = Masker(Vocabulary(tokenizer))
     word = tokenizer("man")["input_ids"][-2]
     ids = torch.full((4000, LENGTH), word)
     result = masked(masker, Tokens(ids, torch.ones_like(ids, dtype=torch.bool)))
@@ -94,7 +94,7 @@ def test_the_shares_are_those_of_bert(tokenizer: PreTrainedTokenizerFast) -> Non
 
 
 def test_each_row_depends_on_its_own_draws_alone(tokenizer: PreTrainedTokenizerFast) -> None:
-    masker = Masker(tokenizer)
+    masker = Masker(Vocabulary(tokenizer))
     tokens = Tokenize(tokenizer, LENGTH)(CAPTIONS)
     together = masker(tokens, draws(3, seed=1))
     for row in range(3):
