@@ -14,14 +14,14 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.annotations import DatasetSplits, read_dataset
+from data.annotations import DatasetSplits
 from data.annotations.layouts import SPLITS
 from data.batch import IMAGE, INDEX, MLM_LABELS, TEXT, TEXT_MASKED, TEXT_VIEWS, VIEWS, Batch, provided
 from data.images.read import FILTERS, Resize
 from data.images.readers import open_images
+from data.loading.chosen import USED, chosen_dataset
 from data.loading.counts import DatasetCounts, count, describe, provenance
 from data.loading.datasets import CaptionDataset, Collate, ImageDataset, PairDataset, captions_of
-from data.loading.limits import limit_splits, overfit
 from data.loading.loader import ResumableLoader, evaluation_loader, worker_processes
 from data.loading.samplers import Sampling
 from data.text.masking import Masker, Vocabulary
@@ -153,6 +153,12 @@ class TBPSDataModule(L.LightningDataModule):
         return torch.tensor([caption.image for caption in captions_of(self.dataset.train)])
 
     @property
+    def true_pairs(self) -> Tensor | None:
+        """`DatasetSplits.true_pairs` as bool ``(P,)``, for reports: it reads identities, also if training must not."""
+        true = self.dataset.true_pairs()
+        return None if true is None else torch.tensor(true)
+
+    @property
     def mask_token_added(self) -> bool:
         """Whether words are masked with a token that was added to the backbone's tokenizer."""
         return self._vocabulary is not None and self._vocabulary.added
@@ -281,22 +287,13 @@ def build_data(cfg: DictConfig, splits: Sequence[str] = SPLITS) -> TBPSDataModul
     Raises:
         UserError: the dataset is absent or damaged, images cannot be read, or a setting is invalid.
     """
-    options = cfg.dataset
-    reading = ("language", "val_protocol", "val_identities", "proportion", "fold_id")
-    loading = (key for key in options if key not in (*reading, "name", "label", "overfit_pairs", "description"))
-    chosen = {key: options[key] for key in reading}
-    dataset = read_dataset(options.name, cfg.dataset_root_dir, **chosen, seed=cfg.split_seed)
-    if options.overfit_pairs is not None:
-        dataset = overfit(dataset, options.overfit_pairs)
-    limits = {"val": cfg.trainer.limit_val_batches, "test": cfg.trainer.limit_test_batches}
-    dataset = limit_splits(dataset, limits, options.eval_batch_size)
     return TBPSDataModule(
-        dataset,
+        chosen_dataset(cfg, splits),
         tokenizer_path=cfg.backbone.folder,
         max_length=cfg.backbone.max_length,
         img_size=cfg.img_size,
         aug=instantiate(cfg.aug),
-        **{key: options[key] for key in loading},
+        **{key: value for key, value in cfg.dataset.items() if key not in USED},
         seed=cfg.seed,
         with_pids=cfg.pseudo_label.name == "none" or get_class(cfg.pseudo_label._target_).reads_pids,  # type: ignore[attr-defined]
         splits=splits,

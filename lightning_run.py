@@ -22,7 +22,7 @@ from solver.groups import parameter_table
 from utils.checkpoints.disk import sweep
 from utils.checkpoints.weights import AtomicCheckpointIO
 from utils.config.evaluation import Reporting
-from utils.config.options import limited
+from utils.config.options import limited, noise_told
 from utils.config.recipe import describe_recipe
 from utils.config.resolvers import RunInfo, run_info
 from utils.config.run_folders import settle
@@ -127,7 +127,7 @@ def start_loggers(trainer: L.Trainer, cfg: DictConfig, data: TBPSDataModule, rec
 def _run_info(cfg: DictConfig, data: TBPSDataModule) -> RunInfo:
     skipped = {split: size.images for split, size in data.dataset.skipped.items()}
     info = run_info(cfg, language=data.dataset.language, val_is_test=data.dataset.val_is_test, skipped=skipped)
-    return info | {"limited": limited(cfg, data.dataset.limits)}
+    return info | {"limited": limited(cfg, data.dataset.limits), "noise": noise_told(cfg)}
 
 
 @rank_zero_only
@@ -158,6 +158,8 @@ def _announce_data(cfg: DictConfig, data: TBPSDataModule) -> None:
     print(f"data    {data.describe()}\nimages  {data.describe_images()}")
     if left_out := limited(cfg, data.dataset.limits):
         print(f"limited {left_out}", flush=True)
+    if told := noise_told(cfg):
+        print(f"noise   {told}" + (f" ({data.dataset.noise})" if data.dataset.noise else ""), flush=True)
 
 
 def announce_precision(cfg: DictConfig, trainer: L.Trainer) -> None:

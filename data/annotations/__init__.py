@@ -24,6 +24,29 @@ class Record(NamedTuple):
     captions: tuple[str, ...]
 
 
+class Origin(NamedTuple):
+    """The image for which a caption was written: its identity and its `Record.image_id`."""
+
+    pid: int
+    image_id: int
+
+
+class Noise(NamedTuple):
+    """The captions of training pairs that were moved to other pairs, see `data.loading.noise`.
+
+    pairs: number of training pairs. moved: pairs with the caption of another pair. wrong: pairs with the caption of
+    another identity. sha256: hash of the order of the captions.
+    """
+
+    pairs: int
+    moved: int
+    wrong: int
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.moved:,} of {self.pairs:,} training captions moved, {self.wrong:,} of them to another identity"
+
+
 @dataclass(frozen=True)
 class DatasetSplits:
     """The records of a dataset, in file order.
@@ -35,6 +58,8 @@ class DatasetSplits:
     oddities: the number of images with each of `data.images.oddities.ODDITIES`.
     limits: texts on limits for a quick test (`data.loading.limits`), which every table must also say.
     file: the annotation file.
+    noise: counts of the moved training captions; None: none were moved.
+    origins: image_id of a training record -> the origin of each of its captions; empty without noise.
     """
 
     name: str
@@ -49,6 +74,8 @@ class DatasetSplits:
     oddities: Mapping[str, int] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
     file: Path | None = None
+    noise: Noise | None = None
+    origins: Mapping[int, tuple[Origin, ...]] = field(default_factory=dict)
 
     @property
     def val_is_test(self) -> bool:
@@ -58,6 +85,23 @@ class DatasetSplits:
     def captions(self, split: str) -> list[str]:
         """Returns the captions of a split, image by image, in the order of evaluation."""
         return [caption for record in getattr(self, split) for caption in record.captions]
+
+    def training_origins(self) -> list[Origin]:
+        """Returns the origin of the caption of each training pair, image by image."""
+        return [
+            self.origins[record.image_id][place] if self.origins else Origin(record.pid, record.image_id)
+            for record in self.train
+            for place in range(len(record.captions))
+        ]
+
+    def true_pairs(self) -> list[bool] | None:
+        """Returns whether each training pair's caption was written for the pair's identity; None without noise.
+
+        A caption that was moved to another pair of the same identity is true.
+        """
+        pids = (record.pid for record in self.train for _ in record.captions)
+        origins = zip(pids, self.training_origins(), strict=True)
+        return None if self.noise is None else [pid == origin.pid for pid, origin in origins]
 
     def image_paths(self, split: str) -> list[Path]:
         """Returns the image files of a split, in the order of evaluation."""

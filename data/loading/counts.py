@@ -74,10 +74,11 @@ def describe(dataset: DatasetSplits, counts: DatasetCounts, max_length: int) -> 
 
 
 def provenance(dataset: DatasetSplits, counts: DatasetCounts) -> dict[str, Any]:
-    """Returns facts that identify the data: language, name and hash of the annotation file, counts of the splits."""
+    """Returns facts that identify the data: language, name and hash of the annotation file, counts."""
     return {
         "language": dataset.language,
         "file": dataset.file and dataset.file.name,
         "annotations": dataset.file and file_hash(dataset.file),
         "splits": {split: of_split._asdict() for split, of_split in counts.splits.items()},
+        **({} if dataset.noise is None else {"noise": dataset.noise._asdict()}),
     }

@@ -1,6 +1,7 @@
 """Checks of the config's values, made before the run builds or logs anything."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from hydra.core.global_hydra import GlobalHydra
@@ -81,6 +82,16 @@ def limited(cfg: DictConfig, of_data: Sequence[str]) -> str:
         share = f"{100 * batches:g} % of the" if isinstance(batches, float) else f"{batches} of the"
         told.append(f"{share} batches of a training epoch")
     return "; ".join([*told, *of_data])
+
+
+def noise_told(cfg: DictConfig) -> str:
+    """Returns a text that says with which moved captions the tested weights were trained; empty if with none."""
+    if cfg.task == "test" and cfg.ckpt_path is None:
+        return ""
+    if cfg.dataset.noise_file is not None:
+        return f"trained with captions moved as in {Path(cfg.dataset.noise_file).name}"
+    rate = cfg.dataset.noise_rate
+    return f"trained with {100 * rate:g} % of the captions permuted" if rate else ""
 
 
 def _wrong(cfg: DictConfig) -> Iterator[str]:

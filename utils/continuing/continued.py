@@ -54,16 +54,21 @@ class Continued:
             data: facts about the dataset, see `utils.report.provenance.provenance`.
 
         Raises:
-            UserError: if the weights belong to another model, or the annotations have changed.
+            UserError: if the weights belong to another model, or the annotations or the noise have changed.
         """
         load_weights(module, self._checkpoint["state_dict"], source=self.path)
         earlier = self._checkpoint.get(KEY)
         before = earlier.get("data") if isinstance(earlier, dict) else None
-        hash_before = before.get("annotations") if isinstance(before, dict) else None
-        if hash_before not in (None, data["annotations"]):
+        before = before if isinstance(before, dict) else {}
+        if before.get("annotations") not in (None, data["annotations"]):
             raise UserError(
                 f"the annotations of {self.config.dataset.name} have changed since {self.path} was trained: restore "
                 f"the old {data['file']}, or start a new run without ckpt_path"
+            )
+        if before.get("noise") != data.get("noise"):
+            raise UserError(
+                f"{self.config.dataset.noise_file or 'the noise'} moves other captions than when {self.path} was "
+                "trained: restore the old file, or start a new run without ckpt_path"
             )
 
     def take_checkpoint(self) -> dict[str, Any]:

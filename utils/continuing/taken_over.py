@@ -75,7 +75,7 @@ def continued_config(cfg: DictConfig, trained: Any, path: Path) -> TakenOver:
 
 
 def model_config(cfg: DictConfig, trained: Any, path: Path) -> DictConfig:
-    """Returns `cfg` with the checkpoint's encoder and image interpolation, and its loss name and seed as labels.
+    """Returns `cfg` with the checkpoint's encoder and image interpolation; as labels, its loss name, seed and noise.
 
     Args:
         cfg, trained, path: as in `continued_config`.
@@ -95,6 +95,8 @@ def model_config(cfg: DictConfig, trained: Any, path: Path) -> DictConfig:
         config.loss.name, config.seed = checkpoint.value("loss.name", str), checkpoint.value("seed", int)
         if not any(override.key == INTERPOLATION for override in given_overrides()):
             OmegaConf.update(config, INTERPOLATION, checkpoint.value(INTERPOLATION, str, None))
+        config.dataset.noise_rate = checkpoint.value("dataset.noise_rate", float, 0.0)
+        config.dataset.noise_file = checkpoint.value("dataset.noise_file", str, None)
         for key in ("name", "language"):  # of the training, for the record of the test
             checkpoint.value(f"dataset.{key}", str, None)
     return with_composed(config, checkpoint.record, OmegaConf.create(checkpoint.plain))
@@ -138,6 +140,8 @@ class _TrainedConfig:
             found = found.get(part) if isinstance(found, dict) else None
         if found is None and default:
             return default[0]
+        if kind is float and type(found) is int:
+            found = float(found)
         if type(found) is not kind or not is_plain(found) or not str(found).isprintable():
             raise ForeignValueError(key, found, f"a plain {kind.__name__}")
         return found

@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from tests.small_run import CONFIG_DIR
-from utils.config.options import check_options, check_overrides, limited
+from utils.config.options import check_options, check_overrides, limited, noise_told
 from utils.config.resolvers import register_resolvers
 from utils.errors import UserError
 
@@ -130,3 +130,17 @@ def test_overrides_of_the_right_kind_pass() -> None:
 )
 def test_a_run_that_leaves_something_out_says_what(overrides: tuple[str, ...], told: str) -> None:
     assert limited(composed(*overrides), ["of data"] if told else []) == told
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ((), ""),
+        (("dataset.noise_rate=0.25",), "trained with 25 % of the captions permuted"),
+        (("dataset.noise_file=noise/CUHK_0.2.npy",), "trained with captions moved as in CUHK_0.2.npy"),
+        (("dataset.noise_rate=0.2", "task=test"), ""),
+        (("dataset.noise_rate=0.2", "task=test", "ckpt_path=a.ckpt"), "trained with 20 % of the captions permuted"),
+    ],
+)
+def test_a_run_says_with_which_noise_its_weights_were_trained(overrides: tuple[str, ...], told: str) -> None:
+    assert noise_told(composed(*overrides)) == told

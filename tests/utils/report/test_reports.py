@@ -81,6 +81,23 @@ def test_a_comparison_marks_such_runs_and_averages_them_with_no_others(tmp_path:
     }
 
 
+NOISE = "trained with 20 % of the captions permuted"
+
+
+def test_tables_say_which_runs_were_trained_with_noise(tmp_path: Path) -> None:
+    title = metrics_table(PAPER, facts(limited="debug=fast", noise=NOISE)).splitlines()[0]
+    assert title == f"drawn, test split; debug=fast; {NOISE}"
+    for seed, noise in enumerate(["", "", NOISE]):
+        save_metrics(tmp_path / str(seed), level(10 + seed), facts(seed=seed, noise=noise))
+    save_metrics(tmp_path / "limited", level(9), facts(limited="debug=fast", noise=NOISE))
+    comparison = compare_runs(find_metrics([tmp_path]))
+    names = ["hybrid_circle [2]", "hybrid_circle", "hybrid_circle [1] [2]"]
+    assert [row[0] for row in rows_of(comparison)[1:4]] == names
+    assert str(comparison).splitlines()[-2:] == ["[1] debug=fast", f"[2] {NOISE}"]
+    noisy, clean, limited = comparison.groups
+    assert noisy.queries == clean.queries != limited.queries, "noise in training leaves the queries comparable"
+
+
 def test_table_says_how_many_queries_were_left_out() -> None:
     metrics = PAPER | {"i2t": figures(0, queries=1, skipped=7)}
     last = metrics_table(metrics, facts(), split="val").splitlines()[-1]

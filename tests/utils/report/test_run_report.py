@@ -25,7 +25,7 @@ from utils.report.tested import Tested as FoundByTest  # pytest would collect a 
 METRICS = {direction: figures(10, 20, 30, 40, 50, queries=4) for direction in ("t2i", "i2t")}
 DRAWN = ("word_maps.jpg", "part_attention.jpg", "tsne.png", "outliers.png")
 RUN = {"strategy": "fmfa", "dataset": "drawn-en", "val_protocol": "held_out", "backbone": "tiny_clip"}
-RUN |= {"lora": "full", "seed": "1", "variant": "", "limited": ""}
+RUN |= {"lora": "full", "seed": "1", "variant": "", "limited": "", "noise": ""}
 
 
 def word_maps(tested: FoundByTest) -> Picture:

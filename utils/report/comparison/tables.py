@@ -15,6 +15,7 @@ from utils.report.comparison.groups import Group, alike, columns
 from utils.report.comparison.records import SHARES, SHOWN, SOURCES
 
 CHOSEN_ON_TEST = "checkpoint chosen on the test split (val_protocol=paper)"
+REMARKS: Final = ("limited", "noise")
 LATEX: Final = {
     **{letter: f"\\{letter}" for letter in "#$%&_{}"},
     **{sign: f"${sign}$" for sign in "<>|"},
@@ -103,13 +104,13 @@ class Comparison:
 
     def blocks(self, escape: Callable[[str], str] = str, bold: str = "{}") -> list[list[list[str]]]:
         """Returns for each direction its rows, with escaped cells, and the best of each column in bold."""
-        limits, blocks = self._limits(), []
+        remarks, blocks = self._remarks(), []
         for direction in DIRECTIONS:
             rows = []
             for group in self.groups:
                 names = [group.strategy, *(group.info[name] for name in columns(self.groups)[1:])]
                 names[0] += " ‡" if group.info["skipped_test"] else ""
-                names[0] += f" [{limits.index(group.info['limited']) + 1}]" if group.info["limited"] else ""
+                names[0] += "".join(f" [{remarks.index(group.info[key]) + 1}]" for key in REMARKS if group.info[key])
                 row = [escape(text) for text in (*names, str(len(group.seeds)), direction)]
                 for metric in self.metrics:
                     cell = escape(str(group.spreads[direction].get(metric, "-")))
@@ -165,9 +166,9 @@ class Comparison:
     def _values(self, name: str) -> list[str]:
         return sorted({group.info[name] for group in self.groups})
 
-    def _limits(self) -> list[str]:
-        """Returns the texts that say how runs were limited, in the order of their marks [1], [2], ..."""
-        return [text for text in self._values("limited") if text]
+    def _remarks(self) -> list[str]:
+        """Returns the texts that say how runs were limited or got noise, in the order of their marks [1], [2], ..."""
+        return [text for key in REMARKS for text in self._values(key) if text]
 
     def notes(self) -> list[str]:
         """Returns what the reader of the table has to know."""
@@ -178,7 +179,7 @@ class Comparison:
             notes.append(f"* {CHOSEN_ON_TEST}")
         if skipped := " or ".join(filter(None, self._values("skipped_test"))):
             notes.append(f"‡ test images left out because they cannot be read: {skipped}")
-        notes += [f"[{number}] {text}" for number, text in enumerate(self._limits(), 1)]
+        notes += [f"[{number}] {text}" for number, text in enumerate(self._remarks(), 1)]
         notes += [_not_averaged(same) for same in alike(self.groups) if len(same) > 1]
         if self.older:
             notes.append(f"runs left out because a newer run has the same settings and seed: {self.older}")

@@ -31,6 +31,7 @@ RUN = {
     "variant": "loss.terms.sdm.weight=2",
     "val_protocol": "held_out",
     "limited": "",
+    "noise": "trained with 20 % of the captions permuted",
 }
 
 

@@ -1,0 +1,30 @@
+"""The dataset that a config chooses: its splits, training noise and limits."""
+
+from collections.abc import Collection
+
+from omegaconf import DictConfig
+
+from data.annotations import DatasetSplits, read_dataset
+from data.loading.limits import limit_splits, overfit
+from data.loading.noise import add_noise
+
+READING = ("language", "val_protocol", "val_identities", "proportion", "fold_id")
+# Options of a dataset that its data module does not need.
+USED = (*READING, "name", "label", "overfit_pairs", "noise_rate", "noise_file", "description")
+
+
+def chosen_dataset(cfg: DictConfig, splits: Collection[str]) -> DatasetSplits:
+    """Returns the dataset that `cfg.dataset` describes. Only where `splits` has "train", its captions get noise.
+
+    Raises:
+        UserError: the dataset is absent or damaged, or an option is invalid.
+    """
+    options = cfg.dataset
+    chosen = {key: options[key] for key in READING}
+    dataset = read_dataset(options.name, cfg.dataset_root_dir, **chosen, seed=cfg.split_seed)
+    if options.overfit_pairs is not None:
+        dataset = overfit(dataset, options.overfit_pairs)
+    if "train" in splits:
+        dataset = add_noise(dataset, options.noise_rate, options.noise_file, cfg.split_seed)
+    limits = {"val": cfg.trainer.limit_val_batches, "test": cfg.trainer.limit_test_batches}
+    return limit_splits(dataset, limits, options.eval_batch_size)
