@@ -62,6 +62,7 @@ MODES = {
     "LoRA": ("loss=baseline", EVERY_2, CLIP, "lora=default"),
     "GradCache": ("loss=baseline", EVERY_2, "grad_cache.micro_batch=3"),
     "CPCL": ("experiment=cpcl", CLIP, EVERY_2, "pseudo_label.every_n_epochs=2", *CLUSTERS),
+    "RDE": ("experiment=rde", CLIP, EVERY_2, "dataset.noise_rate=0.3", "head.width=32"),
     "2 workers": ("loss=baseline", EVERY_2, "dataset.num_workers=2"),
     "one epoch": ("loss=baseline", "callbacks.last.every_n_steps=3", "trainer.max_epochs=1"),
     "early stopping": ("loss=baseline", EVERY_2, "callbacks=early_stopping", "callbacks.early_stopping.patience=1"),

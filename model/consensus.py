@@ -1,5 +1,6 @@
 """Confident consensus division of RDE (Qin et al., CVPR 2024): which training pairs are taken to match."""
 
+import warnings
 from collections.abc import Mapping
 from math import ceil
 from typing import Any, Final, Literal, NamedTuple, get_args
@@ -7,6 +8,7 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import roc_auc_score
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
@@ -127,7 +129,9 @@ class Consensus(Labeling):
         if losses.max() == losses.min():
             return np.ones(len(losses), dtype=bool)
         column = losses[:, None]
-        mixture = GaussianMixture(n_components=2, random_state=seed % 2**32, **FITS[self.fit]).fit(column)
+        mixture = GaussianMixture(n_components=2, random_state=seed % 2**32, **FITS[self.fit])
+        with warnings.catch_warnings(category=ConvergenceWarning, action="ignore"):  # the published iterations are few
+            mixture.fit(column)
         clean = mixture.predict_proba(column)[:, mixture.means_.argmin()]
         limit = 0.5 if clean.min() <= 0.5 else np.sort(clean)[len(clean) // 100]
         return clean > limit

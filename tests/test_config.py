@@ -19,8 +19,8 @@ from data.views.augmentation import Augmentation
 from data.views.build import Views
 from model.backbones import Backbone
 from model.backbones.lora import add_lora
+from model.labeling import Labeling
 from model.objectives import ModelSpec, build_objective
-from model.prototypes import Labeler
 from model.tbps import TBPS
 from solver.groups import split_parameters
 from utils.config.evaluation import build_measures, build_plots, build_reranker
@@ -39,7 +39,7 @@ OPTIONS = sorted(
     if not path.stem.startswith("_") and path.parent.name not in ("experiment", "debug")
 )
 EXPERIMENTS = sorted(path.stem for path in CONFIG.glob("experiment/*.yaml"))
-METHODS = ("cpcl", "fmfa", "irra", "part_cmr")
+METHODS = ("cpcl", "fmfa", "irra", "part_cmr", "rde")
 DATASETS = sorted(path.stem for path in CONFIG.glob("dataset/[!_]*.yaml"))
 TERMS = sorted(path.stem for path in CONFIG.glob("loss/term/[!_]*.yaml"))
 SPEC = ModelSpec(embed_dim=32, pooled_dim=32, num_classes=5, vocab_size=40)
@@ -89,7 +89,7 @@ def check_pseudo_label(cfg: DictConfig, folders: dict[str, Path]) -> None:
         cfg.pseudo_label.images.clusters = 7
         assert cfg.pseudo_label.texts.clusters == 7
     labeler = instantiate(cfg.pseudo_label)
-    assert isinstance(labeler, Labeler)
+    assert isinstance(labeler, Labeling)
     assert labeler.name == cfg.pseudo_label.name
 
 
@@ -167,7 +167,7 @@ def test_every_experiment_composes_with_every_backbone_and_dataset(experiment: s
     cfg = composed(f"experiment={experiment}", f"dataset={dataset}", name=primary)
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert cfg.dataset.name == dataset
-    embedded = {"cpcl": "tiny_clip", "fmfa": "tiny_clip", "irra": "tiny_clip"}
+    embedded = {"cpcl": "tiny_clip", "fmfa": "tiny_clip", "irra": "tiny_clip", "rde": "tiny_clip"}
     embedded["part_cmr"] = "tiny_resnet_bert"
     assert cfg.backbone.name == {"demo": embedded.get(experiment, "tiny_siglip")}.get(primary, primary)
     needs = build_objective(cfg.loss.terms, SPEC).needs & set(VIEWS)

@@ -40,6 +40,7 @@ OF_PRESET = {
     "hybrid_circle": [NARROW],
     "itc": ["+loss/term@loss.terms.cmpm=cmpm"],  # in no preset
     "part_cmr": ["experiment=part_cmr"],
+    "rde": ["experiment=rde", "dataset.noise_rate=0.3"],
     "tbps_clip": [NARROW],
 }
 PRESETS = sorted(file.stem for file in (ROOT / "config" / "loss").glob("[!_]*.yaml"))
@@ -143,6 +144,11 @@ def test_every_term_is_among_the_steps(two: Found) -> None:
 def test_the_pseudo_labels_that_agree_are_of_several_clusters(two: Found) -> None:
     buffers = two.ranks[0]["steps"]["cpcl"]["buffers"]
     assert min(buffers[f"labeler.{modality}_labels"].max() for modality in ("image", "text")) >= 3
+
+
+def test_the_weights_of_pairs_that_agree_leave_some_pairs_out(two: Found) -> None:
+    weights = two.ranks[0]["steps"]["rde"]["buffers"]["labeler.pair_weights"]
+    assert 0 < weights.mean() < 1
 
 
 def test_metrics_are_those_of_one_process(two: Found, root: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
 import trainer
-from data.batch import INDEX, Batch
+from data.batch import Batch
 from data.loading.dummy_batch import blank_batch, published_identities
 from lightning_models import LitTBPS, build_module
 from lightning_plan import trace_step
@@ -51,7 +51,7 @@ def real_module(cfg: DictConfig) -> tuple[LitTBPS, Batch]:
     for memory in (part for part in module.modules() if isinstance(part, PrototypeMemory)):
         memory.prototypes = torch.rand(identities, memory.prototypes.shape[1])
     if module.labeler is not None:
-        module.labeler.image_labels = module.labeler.text_labels = torch.zeros_like(batch[INDEX])
+        module.labeler.preset(BATCH)
     return module, batch
 
 
@@ -84,6 +84,7 @@ def measured_peak(cfg: DictConfig) -> int:
         ("experiment=fmfa", "img_size_str=64x32"),
         ("experiment=cpcl", "img_size_str=64x32", f"dataset.batch_size={BATCH}"),
         ("experiment=part_cmr", "img_size_str=64x32"),
+        ("experiment=rde", "img_size_str=64x32", f"dataset.batch_size={BATCH}"),
         ("experiment=part_cmr", "backbone=tiny_clip", "img_size_str=64x32"),
     ],
     ids=" ".join,

@@ -54,7 +54,7 @@ def all_recipes(bench: Bench) -> list[Recipe]:
     """Returns the recipes in the table of planned peaks. Without a GPU: every kind of objective on tiny backbones."""
     if bench.on_gpu:
         return [Recipe(*run) for run in RUNS]
-    methods = (f"experiment={method}" for method in ("irra", "fmfa", "cpcl", "part_cmr"))
+    methods = (f"experiment={method}" for method in ("irra", "fmfa", "cpcl", "part_cmr", "rde"))
     return [Recipe("demo", overrides, TINY) for overrides in ((), (LORA,), *((method,) for method in methods))]
 
 
@@ -92,13 +92,7 @@ class Trainee:
             shape = identities, memory.prototypes.shape[1]
             memory.prototypes = nn.functional.normalize(torch.rand(shape, device=device), dim=1)
         if self.module.labeler is not None:
-            for label in self.module.labeler.provides:
-                kind = getattr(self.module.labeler, label)
-                setattr(
-                    self.module.labeler,
-                    label,
-                    (self.batch[INDEX] // 2 + 1).clamp(max=1 if kind.is_floating_point() else None).to(kind.dtype),
-                )
+            self.module.labeler.preset(self.size, device)
         self.optimizer = instantiate(cfg.optimizer)(self.module.named_parameters())
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "16-mixed")
 
