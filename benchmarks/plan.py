@@ -30,6 +30,7 @@ RUNS = (
     ("cir_msiglip", (FULL,)),
     ("m_siglip", ()),
     ("m_siglip", (LORA,)),
+    ("m_siglip", ("lora=dora",)),
     ("m_siglip", (HYBRID, LORA)),
     ("clip", ()),
     ("clip", (LORA,)),

@@ -69,7 +69,8 @@ def kind_of(name: str, dimensions: int) -> str:
     """Returns the kind of the parameter of that name, one of `KINDS`.
 
     "norm" is the weight of a normalization, "position" a table of position embeddings, "vector" any other parameter
-    with one dimension, such as a class token, and "matrix" any other parameter, such as a convolution or a token table.
+    with one dimension, such as a class token or the magnitudes of DoRA, and "matrix" any other parameter, such as a
+    convolution or a token table.
     """
     last = name.rpartition(".")[2]
     if last in ("logit_scale", "logit_bias") or last.endswith("temperature"):
@@ -80,7 +81,7 @@ def kind_of(name: str, dimensions: int) -> str:
         return "position"
     if dimensions >= 2:
         return "matrix"
-    return "norm" if last == "weight" else "vector"
+    return "norm" if last == "weight" and ".lora_magnitude_vector." not in name else "vector"
 
 
 def split_parameters(

@@ -90,6 +90,7 @@ WAYS: Final[Mapping[str, Sequence[str]]] = {
     "outliers": ("loss=cpcl", "loss.terms.pcm.start=member"),
     "anchors": ("loss=hybrid_circle", "loss.terms.cross_modal_circle.scope=anchor"),
     "lora": ("loss=irra", "lora=default", "lora.r=2"),
+    "dora": ("loss=irra", "lora=dora", "lora.r=2"),
     "recomputed": ("loss=irra", "backbone.gradient_checkpointing=true"),
     "grad_cache": ("loss=tbps_clip", "grad_cache.micro_batch=4"),
     "frozen": ("loss=sdm", "backbone.freeze_text=true", "backbone.freeze_token_table=true"),

@@ -45,6 +45,7 @@ OF_PRESET = {
 }
 PRESETS = sorted(file.stem for file in (ROOT / "config" / "loss").glob("[!_]*.yaml"))
 STEPS = {preset: [f"loss={preset}", *OF_PRESET.get(preset, ())] for preset in PRESETS}
+STEPS["dora"] = ["loss=itc", "lora=dora", "lora.dropout=0"]
 STEPS["grad_cache"] = ["loss=tbps_clip", NARROW, "grad_cache.micro_batch=2"]
 EXACT = "trainer.precision=64-true"  # in fp32 gradients differ by the rounding of another order of summing
 

@@ -13,7 +13,7 @@ def tower(layers: int, length: int, width: int, inner: int) -> int:
     return layers * (4 * length * width**2 + 2 * length**2 * width + 2 * length * width * inner)
 
 
-@pytest.mark.parametrize("lora", ["none", "default"])
+@pytest.mark.parametrize("lora", ["none", "default", "dora"])
 def test_operations_are_those_of_the_matrices_of_clip(lora: str) -> None:
     overrides = [f"lora={lora}", "img_size_str=384x128", "dataset=cuhk_pedes"]
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):

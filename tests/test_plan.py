@@ -79,6 +79,7 @@ def measured_peak(cfg: DictConfig) -> int:
     [
         ("loss=hybrid_circle",),
         ("loss=hybrid_circle", "lora=default", "lora.dropout=0"),
+        ("loss=hybrid_circle", "lora=dora", "lora.dropout=0"),
         ("loss=hybrid_circle", "backbone.gradient_checkpointing=true"),
         ("loss=hybrid_circle", "grad_cache.micro_batch=4"),
         ("experiment=fmfa", "img_size_str=64x32"),
@@ -102,7 +103,7 @@ def test_the_traced_peak_is_the_measured_one(overrides: tuple[str, ...]) -> None
 
 
 def test_parameters_are_those_of_the_module() -> None:
-    cfg = config("lora=default")
+    cfg = config("lora=dora")
     module, _ = real_module(cfg)
     traced = trace_step(cfg, 2)
     assert traced.parameters == sum(parameter.numel() for parameter in module.parameters())

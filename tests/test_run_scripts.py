@@ -98,6 +98,16 @@ def test_dry_run_prints_a_command_per_strategy_and_runs_nothing(checkout: Checko
     assert commands == [[*fixed, f"loss={loss}", f"output_dir={folder}"] for loss in LOSSES]
 
 
+def test_another_form_of_adapters_is_an_override_of_the_script_that_trains_them(checkout: Checkout):
+    done = checkout.run("run_cir_loss", "--dry-run", "--demo", "hybrid", "lora=dora", "seed=1")
+    command = shlex.split(done.stdout)
+    assert [part for part in command if part.startswith("lora=")] == ["lora=dora"]
+    assert command[-1] == "seed=1"
+    refused = checkout.run("run_cir_full", "--dry-run", "--demo", "hybrid", "lora=dora")
+    assert refused.returncode == 2
+    assert "lora=dora: run_cir_loss.sh trains adapters" in refused.stderr
+
+
 @pytest.mark.parametrize("script", LORA)
 @pytest.mark.parametrize("options", [[], ["--demo"]])
 def test_the_commands_of_a_dry_run_compose(checkout: Checkout, script: str, options: list[str]):
@@ -202,7 +212,7 @@ def test_data_and_backbone_chosen_by_override_are_left_to_the_trainer(checkout: 
         (["pure", "hybrid"], "two strategies, pure and hybrid"),
         (["all", "--dryrun"], "there is no option --dryrun"),
         (["all", "loss=irra"], "loss=irra is what this script sets"),
-        (["all", "lora=none"], "lora=none is what this script sets"),
+        (["all", "lora=none"], "lora=none: run_cir_loss.sh trains adapters"),
     ],
 )
 def test_wrong_arguments_are_one_sentence_and_status_2(checkout: Checkout, arguments: list[str], message: str):

@@ -253,9 +253,10 @@ def test_cmr_without_a_part_head_does_not_start(small_root: Path, tmp_path: Path
         trainer.train(config(small_root, tmp_path, "+loss/term@loss.terms.cmr=cmr", "+loss/term@loss.terms.id=id"))
 
 
-def test_lora_saves_what_it_trains_and_reloads(small_root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lora", ["default", "dora"])
+def test_lora_saves_what_it_trains_and_reloads(lora: str, small_root: Path, tmp_path: Path) -> None:
     overrides = (
-        "lora=default",
+        f"lora={lora}",
         "backbone=tiny_clip",
         "trainer.max_epochs=1",
         "backbone.gradient_checkpointing=true",
@@ -269,8 +270,9 @@ def test_lora_saves_what_it_trains_and_reloads(small_root: Path, tmp_path: Path)
     adapters = load_file(tmp_path / "run" / "adapters" / "adapter_model.safetensors")
     trained = {name: tensor for name, tensor in saved.items() if "lora_" in name}
     assert len(adapters) == len(trained) > 0
+    assert any(name.endswith(".lora_magnitude_vector") for name in adapters) == (lora == "dora")
     for name, tensor in adapters.items():
-        own = name.replace(".weight", ".default.weight")
+        own = f"{name.removesuffix('.weight')}.default.weight"
         assert torch.equal(tensor, next(value for key, value in trained.items() if key.endswith(own)))
 
 
@@ -322,7 +324,7 @@ def test_killed_in_the_middle_of_an_epoch_and_continued_is_bit_identical(small_r
         "callbacks.last.every_n_steps=2",
         "trainer.accumulate_grad_batches=2",
         "trainer.enable_model_summary=false",
-        "lora=default",  # its dropout draws from the random state of the step
+        "lora=dora",  # its dropout draws from the random state of the step
     )
     straight = tmp_path / "straight"
     trainer.train(config(small_root, straight, "trainer.max_epochs=3", *overrides))

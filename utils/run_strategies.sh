@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Trains the Circle-loss strategies and compares them in one table: run_cir_loss.sh and run_cir_full.sh.
 # Arguments: the calling script's name without .sh, the `lora` option that it stands for, the user's arguments.
+# With adapters, lora=dora or another option chooses their form.
 set -euo pipefail
 
-readonly SCRIPT=$1 LORA=$2
+readonly SCRIPT=$1
+lora=$2
 shift 2
 readonly NAMES=(baseline in_modal nc_itc pure hybrid curriculum)
 readonly LOSSES=(baseline in_modal_circle nc_itc pure_circle hybrid_circle curriculum_circle)
@@ -34,7 +36,7 @@ menu() {
 
 usage() {
     local how="with LoRA adapters"
-    [[ $LORA != none ]] || how="with all its weights"
+    [[ $lora != none ]] || how="with all its weights"
     cat <<EOF
 Usage: ./$SCRIPT.sh [STRATEGY] [--demo] [--dry-run] [OVERRIDE...]
 
@@ -96,7 +98,12 @@ for argument in "$@"; do
         --demo) config=demo ;;
         --dry-run) dry_run=true ;;
         -*) fail "there is no option $argument; see ./$SCRIPT.sh --help." ;;
-        loss=* | lora=*) fail "$argument is what this script sets; to choose it run \`uv run trainer.py $argument\`." ;;
+        lora=*)
+            [[ $lora != none && $argument != lora=none ]] ||
+                fail "$argument: run_cir_loss.sh trains adapters (lora=default, lora=dora, ...), run_cir_full.sh all weights."
+            lora=${argument#*=}
+            ;;
+        loss=*) fail "$argument is what this script sets; to choose it run \`uv run trainer.py $argument\`." ;;
         output_dir=*) folder=${argument#*=} ;;
         *=* | '~'*) overrides+=("$argument") ;;
         *)
@@ -135,7 +142,7 @@ fi
 trap 'echo "Interrupted; no further strategy is trained." >&2; exit 130' INT
 failed=()
 for i in "${chosen[@]}"; do
-    run=(uv run trainer.py -cn "$config" "lora=$LORA" "loss=${LOSSES[i]}" "output_dir=$folder" "${overrides[@]}")
+    run=(uv run trainer.py -cn "$config" "lora=$lora" "loss=${LOSSES[i]}" "output_dir=$folder" "${overrides[@]}")
     if $dry_run; then
         printf -v line '%q ' "${run[@]}"
         echo "${line% }"

@@ -185,9 +185,9 @@ def test_after_the_step_the_random_state_is_that_of_the_plain_step() -> None:
 
 @pytest.mark.parametrize("amp", [None, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointing"])
-@pytest.mark.parametrize("family", ["siglip", "clip"])
+@pytest.mark.parametrize(("family", "use_dora"), [("siglip", False), ("clip", False), ("siglip", True)])
 def test_real_towers_with_lora_amp_and_activation_checkpointing(
-    family: str, checkpointing: bool, amp: torch.dtype | None, hub_folders: dict[str, Path]
+    family: str, use_dora: bool, checkpointing: bool, amp: torch.dtype | None, hub_folders: dict[str, Path]
 ) -> None:
     backbone = load_backbone(
         family,
@@ -200,7 +200,7 @@ def test_real_towers_with_lora_amp_and_activation_checkpointing(
     )
     torch.manual_seed(0)
     target = r".*\.self_attn\.(q|k|v|out)_proj"
-    add_lora(backbone, r=4, alpha=8, dropout=0.3, target=target)
+    add_lora(backbone, r=4, alpha=8, dropout=0.3, target=target, use_dora=use_dora)
     for name, parameter in backbone.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
@@ -211,7 +211,9 @@ def test_real_towers_with_lora_amp_and_activation_checkpointing(
     assert_equal(cached, plain, rtol=1e-4 if amp is None else 0.05)
     adapters = [gradient for name, gradient in cached.items() if "lora_A" in name]
     assert len(adapters) == 16
-    assert all(gradient.abs().sum() > 0 for gradient in adapters)
+    magnitudes = [gradient for name, gradient in cached.items() if "lora_magnitude_vector" in name]
+    assert len(magnitudes) == (16 if use_dora else 0)
+    assert all(gradient.dtype == torch.float32 and gradient.abs().sum() > 0 for gradient in adapters + magnitudes)
 
 
 def test_the_embeddings_of_a_part_head_are_cached_as_well(hub_folders: dict[str, Path]) -> None:

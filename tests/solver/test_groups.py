@@ -49,6 +49,7 @@ def split(groups: dict, model: nn.Module | None = None) -> dict:
         ("encoder.backbone.model.logit_scale", 0, "backbone", "temperature"),
         ("encoder.backbone.model.logit_bias", 1, "backbone", "temperature"),
         ("encoder.backbone.model.base_model.layers.0.q_proj.lora_A.default.weight", 2, "adapters", "matrix"),
+        ("encoder.backbone.model.layers.0.q_proj.lora_magnitude_vector.default.weight", 1, "adapters", "vector"),
         ("encoder.head.attention.queries", 2, "head", "matrix"),
         ("encoder.head.pos_embed", 2, "head", "position"),
         ("objective.terms.any_name.image_log_temperature", 0, "loss", "temperature"),

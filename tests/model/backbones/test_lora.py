@@ -1,10 +1,13 @@
+import json
+from functools import partialmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from peft import PeftModel
+from torch import nn
 from transformers import CLIPModel, SiglipModel
 
 from model.backbones import Backbone, load_backbone
@@ -15,9 +18,14 @@ FAMILIES = ("siglip", "clip")
 TARGET = r".*(vision_model|text_model)\.(.+\.)?encoder\.layers\.\d+\.self_attn\.(q|k|v|out)_proj"
 IDS = torch.tensor([[2, 5, 6, 3, 1, 1, 1, 1, 1, 1, 1, 1], [2, 9, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1]])
 CONFIG = Path(__file__).parents[3] / "config"
+FORMS: Final[dict[str, dict[str, bool]]] = {
+    "default": {},
+    "dora": {"use_dora": True},
+    "rslora": {"use_rslora": True},
+}
 
 
-def adapted(folders: dict[str, Path], family: str, *, checkpointing: bool = False) -> Backbone:
+def adapted(folders: dict[str, Path], family: str, *, checkpointing: bool = False, **options: Any) -> Backbone:
     backbone = load_backbone(
         "small",
         family,
@@ -28,7 +36,7 @@ def adapted(folders: dict[str, Path], family: str, *, checkpointing: bool = Fals
         gradient_checkpointing=checkpointing,
     )
     torch.manual_seed(3)
-    add_lora(backbone, r=4, alpha=8, dropout=0.0, target=TARGET)
+    add_lora(backbone, **{"r": 4, "alpha": 8, "dropout": 0.0, "target": TARGET, **options})
     return backbone
 
 
@@ -42,11 +50,22 @@ def randomize_adapters(backbone: Backbone) -> None:
     for name, parameter in backbone.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2)
+        elif "lora_magnitude" in name:
+            parameter.data *= 1 + 0.3 * torch.rand_like(parameter)
 
 
 def test_the_target_of_the_config_is_the_one_tested() -> None:
     with initialize_config_dir(str(CONFIG), version_base="1.3"):
         assert compose("lora/default").lora.target == TARGET
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_forms_of_the_config_are_those_tested(form: str) -> None:
+    with initialize_config_dir(str(CONFIG), version_base="1.3"):
+        found = compose(f"lora/{form}").lora
+    assert found.name == {"default": "lora"}.get(form, form)
+    assert {key: value for key, value in found.items() if key.startswith("use_")} == FORMS[form]
+    assert (found.r, found.dropout, found.target) == (32, 0.05, TARGET)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -62,26 +81,30 @@ def test_adapters_sit_on_the_attention_of_both_towers_only(hub_folders: dict[str
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_both_towers_get_gradient(hub_folders: dict[str, Path], family: str, checkpointing: bool) -> None:
-    backbone = adapted(hub_folders, family, checkpointing=checkpointing).train()
+@pytest.mark.parametrize("form", ["default", "dora"])
+def test_both_towers_get_gradient(hub_folders: dict[str, Path], family: str, checkpointing: bool, form: str) -> None:
+    backbone = adapted(hub_folders, family, checkpointing=checkpointing, dropout=0.1, **FORMS[form]).train()
     randomize_adapters(backbone)
     image, text = embeddings(backbone)
     (image.square().sum() + text.square().sum()).backward()
     for tower in ("vision_model", "text_model"):
         gradients = [p.grad for n, p in backbone.named_parameters() if tower in n and "lora_" in n]
-        assert gradients
+        assert len(gradients) == 2 * 4 * (3 if form == "dora" else 2)  # layers x projections x tensors
         assert all(g is not None and g.abs().sum() > 0 for g in gradients), tower
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("form", FORMS)
 def test_merged_and_saved_adapters_give_the_same_embeddings(
-    hub_folders: dict[str, Path], tmp_path: Path, family: str
+    hub_folders: dict[str, Path], tmp_path: Path, family: str, form: str
 ) -> None:
-    backbone = adapted(hub_folders, family).eval()
+    backbone = adapted(hub_folders, family, **FORMS[form]).eval()
     randomize_adapters(backbone)
     with torch.no_grad():
         image, text = embeddings(backbone)
         save_adapters(backbone, tmp_path / "adapter")
+        saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+        assert (saved["use_dora"], saved["use_rslora"]) == (form == "dora", form == "rslora")
         merge_lora(backbone)
         assert not any("lora_" in name for name, _ in backbone.named_parameters())
         for ours, expected in zip(embeddings(backbone), (image, text), strict=True):
@@ -91,6 +114,62 @@ def test_merged_and_saved_adapters_give_the_same_embeddings(
         loaded = PeftModel.from_pretrained(library, str(tmp_path / "adapter")).merge_and_unload().eval()
         output = loaded.get_text_features(input_ids=IDS)
         torch.testing.assert_close(getattr(output, "pooler_output", output), text, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("amp", [False, True], ids=["fp32", "bf16"])
+def test_dora_starts_as_the_backbone_whatever_the_dropout(hub_folders: dict[str, Path], amp: bool) -> None:
+    plain = load_backbone("small", "clip", hub_folders["clip"], (32, 32), sigmoid=True, max_length=12).train()
+    backbone = adapted(hub_folders, "clip", use_dora=True, dropout=0.5).train()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        for found, expected in zip(embeddings(backbone), embeddings(plain), strict=True):
+            torch.testing.assert_close(found, expected)
+
+
+def test_dora_is_the_direction_of_the_updated_weight_times_a_magnitude(hub_folders: dict[str, Path]) -> None:
+    backbone = adapted(hub_folders, "clip", use_dora=True)
+    randomize_adapters(backbone)
+    layer = backbone.hub_model.vision_model.encoder.layers[1].self_attn.v_proj
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    magnitude = layer.lora_magnitude_vector["default"].weight
+    x = torch.randn(5, layer.in_features, generator=torch.Generator().manual_seed(0))
+
+    def by_hand() -> torch.Tensor:
+        updated = layer.base_layer.weight + 8 / 4 * b @ a
+        rows = [m * row / row.detach().square().sum().sqrt() for m, row in zip(magnitude, updated, strict=True)]
+        return x @ torch.stack(rows).T + layer.base_layer.bias
+
+    found, expected = layer(x), by_hand()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    gradients = [torch.autograd.grad(output.square().sum(), (a, b, magnitude)) for output in (found, expected)]
+    for own, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(own, other, atol=1e-4, rtol=1e-4)
+
+
+def test_rslora_divides_by_the_root_of_the_rank(hub_folders: dict[str, Path]) -> None:
+    of_rank_4 = [
+        adapted(hub_folders, "clip", alpha=12, use_rslora=True),  # 12 / sqrt(4)
+        adapted(hub_folders, "clip", alpha=24),  # 24 / 4
+    ]
+    for backbone in of_rank_4:
+        randomize_adapters(backbone.eval())
+    for found, expected in zip(*map(embeddings, of_rank_4), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_compiled_towers_with_dora_give_the_same_gradients(
+    hub_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the code that inductor would generate."""
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+    plain, compiled = (adapted(hub_folders, "clip", use_dora=True).train() for _ in range(2))
+    compiled.compile_towers()
+    for backbone in (plain, compiled):
+        randomize_adapters(backbone)
+        image, text = embeddings(backbone)
+        (image.square().sum() + text.square().sum()).backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2
+    for (name, expected), actual in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(actual.grad, expected.grad, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_a_target_that_matches_nothing_is_one_sentence(hub_folders: dict[str, Path]) -> None:
@@ -105,6 +184,7 @@ def test_a_target_that_matches_nothing_is_one_sentence(hub_folders: dict[str, Pa
         ({"r": 10**9}, "lora: r=1000000000, dropout=0.0; expected a rank of 1 to 4096"),
         ({"dropout": 7.0}, "lora: r=2, dropout=7.0"),
         ({"target": "(q_proj"}, r"lora.target: '\(q_proj' is no regular expression \(missing \)"),
+        ({"target": ".*layer_norm1"}, r"lora.target: '\.\*layer_norm1' matches a module that peft cannot adapt"),
     ],
 )
 def test_adapters_that_cannot_be_are_one_sentence(
@@ -113,3 +193,23 @@ def test_adapters_that_cannot_be_are_one_sentence(
     backbone = load_backbone("small", "clip", hub_folders["clip"], (32, 32), sigmoid=False, max_length=12)
     with pytest.raises(UserError, match=message):
         add_lora(backbone, **{"r": 2, "alpha": 2, "dropout": 0.0, "target": ".*q_proj", **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"target": ".*out_proj"},
+            r"matches vision_model\.head\.attention\.out_proj, inside an nn\.Multihead",
+        ),
+        (
+            {"target": ".*head.attention", "use_dora": True},
+            r"peft cannot adapt \(Multihead.* not support DoRA",
+        ),
+    ],
+)
+def test_the_pooling_head_is_adapted_as_peft_can_or_refused(
+    hub_folders: dict[str, Path], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        adapted(hub_folders, "siglip", **options)
