@@ -81,8 +81,22 @@ def test_every_parameter_of_irra_has_the_released_rate_decay_and_eps(experiment:
     assert {irra_released(name) for name in found} >= {(1, 4e-5), (2, 0), (5, 4e-5), (5, 0)}
 
 
-def test_every_epoch_of_irra_has_the_released_rate() -> None:
-    cfg, _, optimizer = built("experiment=irra", "dataset=cuhk_pedes", name="clip")
+def test_every_parameter_of_rde_has_the_released_rate_decay_and_eps() -> None:
+    cfg, parameters, optimizer = built("experiment=rde", "dataset=cuhk_pedes", name="clip")
+    assert type(optimizer) is torch.optim.Adam
+    assert (cfg.trainer.max_epochs, cfg.dataset.batch_size, cfg.trainer.accumulate_grad_batches) == (60, 64, 1)
+    found = of_each(optimizer)
+    assert found.keys() == {name for name, parameter in parameters.items() if parameter.requires_grad}
+    assert sum("_selection." in name for name in found) == 16  # three layers and a norm of each modality
+    for name in found.keys() - {"encoder.backbone.model.logit_scale"}:  # TAL has no temperature to learn
+        is_bias = name.endswith("bias")
+        rate = 1e-3 if "_selection." in name else 2e-5 if is_bias else 1e-5
+        assert found[name] == (pytest.approx(rate), 0 if is_bias else 4e-5, 1e-3), name
+
+
+@pytest.mark.parametrize("experiment", ["irra", "rde"])
+def test_every_epoch_of_irra_and_rde_has_the_released_rate(experiment: str) -> None:
+    cfg, _, optimizer = built(f"experiment={experiment}", "dataset=cuhk_pedes", name="clip")
     peaks = {name: lr for name, (lr, _, _) in of_each(optimizer).items()}
     cosine = [(1 + math.cos(math.pi * (epoch - 5) / 55)) / 2 for epoch in range(5, 60)]
     shares = [*(0.1 + 0.9 * epoch / 5 for epoch in range(5)), *cosine]

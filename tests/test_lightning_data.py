@@ -1,3 +1,5 @@
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,21 +19,22 @@ from data.annotations import DatasetSplits, Record
 from data.batch import (
     IMAGE,
     IMAGE_AUG,
-    IMAGE_LABELS,
     IMAGE_SS1,
     IMAGE_SS2,
     IMAGE_VIEWS,
     INDEX,
     MLM_LABELS,
     MLM_POSITIONS,
+    NOT_PREDICTED,
     PIDS,
     SOURCE,
     TEXT,
-    TEXT_LABELS,
     TEXT_MASKED,
+    TOKEN_DRAWS,
     Batch,
     Tokens,
 )
+from data.text.masking import TokenNoise
 from data.views.augmentation import Augmentation, RandomWordDeletion
 from data.views.build import PROVIDED_BY
 from lightning_data import TBPSDataModule
@@ -155,10 +158,31 @@ class TestTraining:
         with pytest.raises(UserError, match="sampler=identity reads identities"):
             TBPSDataModule(dataset, **settings | {"sampler": "identity"})
 
-    def test_pseudo_labels_take_the_place_of_pids(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
-        labels = {IMAGE_LABELS, TEXT_LABELS}
-        assert TBPSDataModule(dataset, **settings).provides & {*labels, PIDS} == {PIDS}
-        assert TBPSDataModule(dataset, **settings | {"with_pids": False}).provides & {*labels, PIDS} == labels
+    def test_pids_are_provided_if_training_may_read_them(
+        self, dataset: DatasetSplits, settings: dict[str, Any]
+    ) -> None:
+        assert PIDS in TBPSDataModule(dataset, **settings).provides
+        assert PIDS not in TBPSDataModule(dataset, **settings | {"with_pids": False}).provides
+
+    def test_words_are_changed_in_training_alone_and_masking_sees_the_changed_ones(
+        self, dataset: DatasetSplits, settings: dict[str, Any]
+    ) -> None:
+        plain = TBPSDataModule(dataset, **settings)
+        aug = replace(settings["aug"], tokens=partial(TokenNoise, p=0.5, masked=0.5, replaced=0.2))
+        noisy = TBPSDataModule(dataset, **settings | {"aug": aug})
+        for data in (plain, noisy):
+            data.set_views({TEXT, MLM_LABELS})
+        assert noisy.mask_token_added
+        for clean, changed in zip(plain.train_dataloader(), noisy.train_dataloader(), strict=True):
+            assert clean[INDEX].equal(changed[INDEX])
+            assert not clean[TEXT].ids.equal(changed[TEXT].ids)
+            assert (changed[TEXT].mask.sum(dim=1) <= clean[TEXT].mask.sum(dim=1)).all()
+            told = changed[MLM_LABELS] != NOT_PREDICTED
+            assert changed[TEXT].ids[told].equal(changed[MLM_LABELS][told])
+            assert TOKEN_DRAWS not in changed
+        for loaders in zip(plain.val_dataloader(), noisy.val_dataloader(), strict=True):
+            for clean, changed in zip(*loaders, strict=True):
+                assert TEXT not in clean or clean[TEXT].ids.equal(changed[TEXT].ids)
 
     def test_without_pids_pairs_come_in_stages(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
         data = TBPSDataModule(dataset, **settings | {"with_pids": False})

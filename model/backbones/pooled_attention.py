@@ -48,11 +48,11 @@ class PooledAttention:
         """
         queries, keys = (self._kept.pop(name).unflatten(-1, (self._heads, -1)) for name in ("queries", "keys"))
         query = queries[torch.arange(len(queries), device=queries.device), position]
-        with torch.autocast(queries.device.type, enabled=False):
-            scores = torch.einsum("bhd,blhd->bhl", query.float(), keys.float()) * query.shape[-1] ** -0.5
-            if visible is not None:
-                scores = scores.masked_fill(~visible[:, None], -torch.inf)
-            return scores.softmax(dim=-1).mean(dim=1)
+        # Products that are added up, because autocast would compute a matrix product in 16 bits.
+        scores = (query.float()[:, None] * keys.float()).sum(dim=-1) * query.shape[-1] ** -0.5  # (B, L, heads)
+        if visible is not None:
+            scores = scores.masked_fill(~visible[:, :, None], -torch.inf)
+        return scores.softmax(dim=1).mean(dim=2)
 
     def _keep(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         if self._records:

@@ -33,20 +33,6 @@ class ClusteringResult(NamedTuple):
     before: Labels
     after: Labels
 
-    def statistics(self, image_ids: Tensor, text_ids: Tensor) -> Mapping[str, float]:
-        """Returns `cluster_statistics` as "images/before/outliers", "texts/after/purity", ...
-
-        Args:
-            image_ids, text_ids: true identities, for reporting only. Shapes: ``(Ni,)``, ``(Nt,)``.
-        """
-        ids = Labels(image_ids, text_ids)
-        return {
-            f"{modality}/{stage}/{name}": value
-            for stage, labels in zip(self._fields, self, strict=True)
-            for modality in Labels._fields
-            for name, value in cluster_statistics(getattr(labels, modality), getattr(ids, modality)).items()
-        }
-
 
 class Labeler(Labeling):
     """The pseudo labels of the training pairs, and the clustering that finds them. Checkpoints contain the labels.
@@ -139,7 +125,14 @@ class Labeler(Labeling):
         return f"labels  {', '.join(parts)}; {clustered:,} of {len(self.stages):,} pairs clustered"
 
     def statistics(self, found: ClusteringResult, pairs: EncodedPairs) -> Mapping[str, float]:
-        return found.statistics(pairs.image_pids.cpu(), pairs.text_pids.cpu())
+        """Returns `cluster_statistics` as "images/before/outliers", "texts/after/purity", ..."""
+        ids = Labels(pairs.image_pids.cpu(), pairs.text_pids.cpu())
+        return {
+            f"{modality}/{stage}/{name}": value
+            for stage, labels in zip(found._fields, found, strict=True)
+            for modality in Labels._fields
+            for name, value in cluster_statistics(getattr(labels, modality), getattr(ids, modality)).items()
+        }
 
     def announce(self) -> str:
         return f"labels  identities are not read; labels from {self.name}, OPLM {self.oplm}"

@@ -122,7 +122,8 @@ def gradients(
             wrap(encoder),  # type: ignore[arg-type]
             images,
             {"text": (ids, torch.ones_like(ids, dtype=torch.bool))},
-            dict.fromkeys(("pids", "image_labels", "text_labels"), torch.tensor([0, 0, 1, 1, 2, 3, 3])),
+            dict.fromkeys(("pids", "image_labels", "text_labels"), torch.tensor([0, 0, 1, 1, 2, 3, 3]))
+            | {"pair_weights": torch.tensor([1.0, 0, 1, 1, 0, 1, 1])},
             epoch=0.5,
             recompute=recompute,
         )

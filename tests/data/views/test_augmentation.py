@@ -51,7 +51,7 @@ def every_choice() -> list[str]:
 
 class TestConfigs:
     def test_there_are_the_choices_of_the_papers(self) -> None:
-        assert every_choice() == ["cir", "flip", "irra", "light", "none", "siglip", "tbps_clip"]
+        assert every_choice() == ["cir", "flip", "irra", "light", "none", "rde", "siglip", "tbps_clip"]
 
     @pytest.mark.parametrize("size", [(96, 48), (384, 128), (256, 256)])
     @pytest.mark.parametrize("name", every_choice())
@@ -90,6 +90,7 @@ class TestConfigs:
             "none": {"image", "text"},
             "flip": {"image", "text"},
             "irra": {"image", "text"},
+            "rde": {"image", "text"},
             "cir": {"image", "image_aug", "image_ss", "text"},
             "tbps_clip": {"image", "image_aug", "image_ss", "text"},
             "siglip": {"image", "image_aug", "image_ss", "text"},

@@ -95,7 +95,7 @@ def make_features(encoder: TinyEncoder) -> MakeFeatures:
         ids = {v: torch.randint(VOCABULARY, (len(pids), LENGTH), generator=draw) for v in TEXT_VIEWS}
         mask = torch.arange(LENGTH) < torch.randint(1, LENGTH + 1, (len(pids), 1), generator=draw)
         words = torch.where(torch.arange(LENGTH) < 1, ids["text"], -100)  # to predict: the first of each
-        labels = {"pids": pids, "image_labels": pids, "text_labels": pids}
+        labels = {"pids": pids, "image_labels": pids, "text_labels": pids, "pair_weights": torch.ones(len(pids))}
         labels |= {"mlm_labels": words, "mlm_positions": torch.arange(len(pids)) * LENGTH}
         return Features(encoder, images, {v: (ids[v], mask) for v in TEXT_VIEWS}, labels | own, epoch=epoch)
 

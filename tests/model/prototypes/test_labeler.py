@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.labeling import EncodedPairs
+from model.objectives import Objective
 from model.prototypes import (
     ClusteringResult,
     JaccardDBSCAN,
@@ -44,13 +46,38 @@ def labeler(images: Cluster, texts: Cluster, oplm: str = "two_stage", every_n_ep
     return Labeler(name="test", images=images, texts=texts, oplm=oplm, every_n_epochs=every_n_epochs)  # type: ignore[arg-type]
 
 
+class NoPrototypes(Objective):
+    """An objective without terms, which keeps the labels with which prototypes are reset."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.reset: list[Labels] = []
+
+    def reset_prototypes(self, images: Modality, texts: Modality, seed: int) -> None:
+        self.reset.append(Labels(images.labels, texts.labels))
+
+
+def encoded(images: Tensor, texts: Tensor, text_images: Tensor) -> EncodedPairs:
+    one, pids = torch.ones(()), torch.arange(len(images)) // 3
+    return EncodedPairs(images, texts, text_images, pids, pids[text_images], one, one)
+
+
+PAIRS = encoded(features(IMAGES, 1), features(TEXTS, 2, 6), TEXT_IMAGES)
+
+
 def find(made: Labeler) -> ClusteringResult:
-    return made.find(features(IMAGES, 1), features(TEXTS, 2, 6), TEXT_IMAGES, seed=3)
+    return made.find(PAIRS, NoPrototypes(), seed=3)
+
+
+def take(made: Labeler, found: ClusteringResult) -> Labeler:
+    objective = NoPrototypes()
+    made.take(found, PAIRS, objective, seed=3)
+    assert objective.reset == [found.after]
+    return made
 
 
 def relabeled(made: Labeler) -> Labeler:
-    made.take(find(made), TEXT_IMAGES)
-    return made
+    return take(made, find(made))
 
 
 def test_both_modalities_are_clustered_apart_and_then_mined() -> None:
@@ -91,7 +118,7 @@ def test_a_pair_has_the_label_of_its_image_and_that_of_its_caption() -> None:
 def test_a_pair_with_an_outlier_on_either_side_is_left_out_or_trained_later(oplm: str, later: int) -> None:
     made = labeler(fixed([0, 1, -1]), fixed([0, 0, 0, -1]), oplm)
     labels = Labels(fixed([0, 1, -1])(torch.zeros(IMAGES), 0), fixed([0, 0, 0, -1])(torch.zeros(TEXTS), 0))
-    made.take(ClusteringResult(labels, labels), TEXT_IMAGES)
+    take(made, ClusteringResult(labels, labels))
     expected = [
         1 if labels.images[i] >= 0 and t >= 0 else later for i, t in zip(TEXT_IMAGES, labels.texts, strict=True)
     ]
@@ -104,7 +131,7 @@ def test_the_history_counts_clusters_and_outliers_before_and_after() -> None:
     for rescued in (1, 3):
         after = OUTLIERS.images.clone()
         after[:rescued] = torch.arange(rescued)
-        made.take(ClusteringResult(OUTLIERS, Labels(after, OUTLIERS.texts)), TEXT_IMAGES)
+        take(made, ClusteringResult(OUTLIERS, Labels(after, OUTLIERS.texts)))
     assert made.history.tolist() == [[[1, 12, 11], [0, 24, 24]], [[3, 12, 9], [0, 24, 24]]]
     assert made.describe() == (
         "labels  3 clusters of images (12 outliers, 9 after mining), 0 clusters of captions (24 outliers, 24 after "
@@ -113,8 +140,8 @@ def test_the_history_counts_clusters_and_outliers_before_and_after() -> None:
 
 
 def test_statistics_are_named_by_modality_and_stage() -> None:
-    found = find(labeler(fixed([0, 1, -1]), fixed([0, 1])))
-    figures = found.statistics(torch.arange(IMAGES) // 3, TEXT_IMAGES // 3)
+    made = labeler(fixed([0, 1, -1]), fixed([0, 1]))
+    figures = made.statistics(find(made), PAIRS)
     assert figures["images/before/outliers"] == 4
     assert figures["texts/after/clusters"] == 2
     assert {name.split("/")[2] for name in figures} == {"clusters", "outliers", "purity", "nmi", "ami"}
@@ -163,7 +190,7 @@ def test_fewer_samples_than_neighbours() -> None:
     cluster = JaccardDBSCAN(k1=20, k2=6, eps=0.5, min_samples=2)
     made = labeler(cluster, cluster)
     with pytest.warns(UserWarning, match="only one cluster"):
-        found = made.find(two, two, torch.arange(2), seed=0)
+        found = made.find(encoded(two, two, torch.arange(2)), NoPrototypes(), seed=0)
     assert found.after.images.tolist() == found.after.texts.tolist() == [0, 0]
 
 
