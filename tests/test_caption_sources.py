@@ -27,15 +27,8 @@ MIXED = ("dataset.language=mixed", "dataset.all_languages=true")
 
 
 def train(root: Path, out: Path, *overrides: str) -> dict[str, float]:
-    options = (
-        *ANY_METHOD,
-        "loss=itc",
-        "logger=csv",
-        "trainer.max_epochs=1",
-        f"dataset_root_dir={root}",
-        f"run_dir={out}",
-    )
-    with command(*options, *overrides) as cfg:
+    options = (*ANY_METHOD, "loss=itc", "logger=csv", "trainer.max_epochs=1", f"dataset_root_dir={root}")
+    with command(*options, f"run_dir={out}", *overrides) as cfg:
         return trainer.TASKS[cfg.task](cfg)
 
 

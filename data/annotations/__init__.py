@@ -111,9 +111,10 @@ class DatasetSplits:
 
         A caption that was moved to another pair of the same identity is true.
         """
+        if self.noise is None:
+            return None
         pids = (record.pid for record in self.train for _ in record.captions)
-        origins = zip(pids, self.training_origins(), strict=True)
-        return None if self.noise is None else [pid == origin.pid for pid, origin in origins]
+        return [pid == origin.pid for pid, origin in zip(pids, self.training_origins(), strict=True)]
 
     def image_paths(self, split: str) -> list[Path]:
         """Returns the image files of a split, in the order of evaluation."""

@@ -169,7 +169,7 @@ def _check_records(
             problems.append(Problem(number, entry.key, "a key that the record has more than once", "one value"))
             continue
         values: dict[str, Any] = {}
-        needed = fields | further if entry.get("split") == "train" else fields
+        needed = fields | further if further and entry.get("split") == "train" else fields
         for key, field in needed.items():
             if key not in entry:
                 found = f"missing (the record has {_names(entry) or 'no keys'})"
