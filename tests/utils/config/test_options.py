@@ -48,7 +48,7 @@ def composed(*overrides: str) -> DictConfig:
         ("dataset.noise_file=5", "dataset.noise_file: 5 given, expected the path of a .npy file or null"),
         (
             "dataset.further_captions=para",
-            "dataset.further_captions: 'para' given, expected a mapping such as {captions",
+            "dataset.further_captions: 'para' given, expected a mapping such as",
         ),
         ("shown_queries=-1", "shown_queries: -1 given, expected at least 0"),
         ("shown_queries=[3,x]", r"shown_queries: \[3, 'x'\] given, expected at least 0"),
