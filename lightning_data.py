@@ -1,6 +1,6 @@
 """TBPSDataModule: the data loaders of a dataset, with its views and its sampler."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +21,10 @@ from data.images.read import FILTERS, Resize
 from data.images.readers import open_images
 from data.loading.chosen import USED, chosen_dataset
 from data.loading.counts import DatasetCounts, count, describe, provenance
-from data.loading.datasets import CaptionDataset, Collate, ImageDataset, PairDataset, captions_of
+from data.loading.datasets import CaptionChoice, CaptionDataset, Collate, ImageDataset, PairDataset, captions_of
 from data.loading.loader import ResumableLoader, evaluation_loader, worker_processes
-from data.loading.samplers import Sampling
+from data.loading.samplers import EpochSampler
+from data.loading.sampling import Sampling
 from data.text.masking import Masker, Vocabulary
 from data.text.tokens import Tokenize, clean_dataset, load_tokenizer
 from data.views.augmentation import Augmentation
@@ -32,8 +33,6 @@ from data.views.on_device import DeviceViews
 from utils.checkpoints.folder import read_interpolation
 from utils.config.surroundings import check_room_for_workers
 from utils.errors import UserError, check_choice, check_positive
-
-AUGMENT_ON = ("auto", "worker", "device")
 
 
 class TBPSDataModule(L.LightningDataModule):
@@ -74,13 +73,15 @@ class TBPSDataModule(L.LightningDataModule):
         cache_dir: str | Path,
         augment_on: str,
         seed: int,
+        all_languages: bool = False,
+        further_captions: Mapping[str, float] | None = None,
         with_pids: bool = True,
         splits: Sequence[str] = SPLITS,
         on_broken: str = "error",
         list_in: Path | None = None,
     ) -> None:
         super().__init__()
-        check_choice("dataset.augment_on", augment_on, AUGMENT_ON)
+        check_choice("dataset.augment_on", augment_on, ("auto", "worker", "device"))
         check_positive("dataset.eval_batch_size", eval_batch_size)
         self.interpolation = read_interpolation(Path(tokenizer_path)) if interpolation is None else interpolation
         check_choice("dataset.interpolation", self.interpolation, tuple(FILTERS))
@@ -89,22 +90,19 @@ class TBPSDataModule(L.LightningDataModule):
         self.tokenize = Tokenize(tokenizer, max_length, cleaned=True)
         self._collate = Collate(self.tokenize)
         self._aug = aug
-        self._sampling = Sampling(sampler, num_instance, batch_size, seed, with_pids)
+        self._sampling = Sampling(sampler, num_instance, batch_size, seed, with_pids, all_languages)
         self._eval_batch_size = eval_batch_size
         self._num_workers = num_workers
         self._augment_on, self._with_pids = augment_on, with_pids
+        self._further = dict(further_captions or {})
         self._views: Views | None = None
         self._device_views: DeviceViews | None = None
         self._vocabulary: Vocabulary | None = None
+        self.mask_token_added = False  # to the backbone's tokenizer
         height, width = self._img_size = img_size[0], img_size[1]
-        self.dataset, self._read = open_images(  # last, because it may take long
-            dataset,
-            splits,
-            Resize((height, width), self.interpolation),
-            cache_dir=Path(cache_dir) if cache else None,
-            on_broken=on_broken,
-            list_in=list_in,
-        )
+        resize = Resize((height, width), self.interpolation)
+        own: dict[str, Any] = {"cache_dir": Path(cache_dir) if cache else None, "on_broken": on_broken}
+        self.dataset, self._read = open_images(dataset, splits, resize, **own, list_in=list_in)  # last: may take long
         self._stages = np.ones(len(self.text_images), dtype=np.int64)
 
     @property
@@ -128,6 +126,7 @@ class TBPSDataModule(L.LightningDataModule):
         make_noise = self._aug.tokens if views & set(TEXT_VIEWS) else None
         if TEXT_MASKED in views or make_noise is not None:
             self._vocabulary = Vocabulary(self.tokenize.tokenizer, mask_id)
+            self.mask_token_added = self._vocabulary.added
             masker = Masker(self._vocabulary) if TEXT_MASKED in views else None
             self._collate = Collate(self.tokenize, masker, make_noise and make_noise(self._vocabulary))
 
@@ -157,11 +156,6 @@ class TBPSDataModule(L.LightningDataModule):
         """`DatasetSplits.true_pairs` as bool ``(P,)``, for reports: it reads identities, also if training must not."""
         true = self.dataset.true_pairs()
         return None if true is None else torch.tensor(true)
-
-    @property
-    def mask_token_added(self) -> bool:
-        """Whether words are masked with a token that was added to the backbone's tokenizer."""
-        return self._vocabulary is not None and self._vocabulary.added
 
     @property
     def num_classes(self) -> int:
@@ -204,7 +198,7 @@ class TBPSDataModule(L.LightningDataModule):
         Raises:
             UserError: this training set gives no batch, or `world_size` does not divide the batch.
         """
-        return len(self._sampling.sampler(self._training_set(), self._stages, rank=0, world_size=world_size))
+        return len(self._sampler(self._training_set(), rank=0, world_size=world_size))
 
     def describe(self) -> str:
         """Returns one line that describes the dataset, for the first screen."""
@@ -221,7 +215,7 @@ class TBPSDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         dataset = self._training_set()
-        sampler = self._sampling.sampler(dataset, self._stages, **self._share)
+        sampler = self._sampler(dataset, **self._share)
         return ResumableLoader(dataset, sampler, self._collate, num_workers=self._workers(), pin_memory=self._feeds_gpu)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
@@ -243,9 +237,8 @@ class TBPSDataModule(L.LightningDataModule):
         """Returns a loader of the test "captions" or "images"; `change` maps texts, or uint8 pixels ``(3, H, W)``."""
         if of == "captions":
             return self._evaluation_loader(CaptionDataset(self.dataset.test, change), 0)
-        return self._evaluation_loader(
-            ImageDataset(self.dataset.test, lambda r: change(self._read(r))), self._workers()
-        )
+        images = ImageDataset(self.dataset.test, lambda record: change(self._read(record)))
+        return self._evaluation_loader(images, self._workers())
 
     @property
     def _feeds_gpu(self) -> bool:
@@ -263,8 +256,13 @@ class TBPSDataModule(L.LightningDataModule):
     def _training_set(self) -> PairDataset:
         if self._views is None:
             raise RuntimeError("call set_views(objective.needs) before training")
-        options = {"with_pids": self._with_pids, "later": self._augments_on_device}
+        options: dict[str, Any] = {"with_pids": self._with_pids, "later": self._augments_on_device}
+        options["choice"] = CaptionChoice(self.dataset, self._further) if self._further else None
         return PairDataset(self.dataset.train, self._read, self._views, **options)
+
+    def _sampler(self, dataset: PairDataset, **share: int) -> EpochSampler:
+        languages = self.dataset.caption_languages("train")
+        return self._sampling.sampler(dataset, self._stages, languages, **share)
 
     def _evaluation_loaders(self, split: str) -> list[DataLoader[Batch]]:
         records = getattr(self.dataset, split)

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -30,7 +31,8 @@ class LitRanker(L.LightningModule):
 
     Attributes:
         retrieval: the last split that was ranked.
-        ranks, metrics: direction -> ranks or metrics of that split.
+        ranks, metrics: direction -> ranks or metrics of that split. If its captions have several languages, metrics has
+            also those of the queries in each: "t2i/vi", ...
     """
 
     retrieval: Retrieval
@@ -108,6 +110,10 @@ class LitRanker(L.LightningModule):
         self.retrieval = Retrieval(*self._collect(IMAGE), *self._collect(TEXT), *described)
         self.ranks = self.retrieval.ranks()
         self.metrics = {direction: measure(ranks, self.measures) for direction, ranks in self.ranks.items()}
+        languages = np.array(dataset.caption_languages(split))
+        for language in dict.fromkeys(languages.tolist()):
+            own = self.ranks["t2i"].take(np.flatnonzero(languages == language))
+            self.metrics[f"t2i/{language}"] = measure(own, self.measures)
         # trainer.validate ranks the chosen checkpoint again, which is not a point of the training curve.
         is_on_curve = self.trainer.state.fn != TrainerFn.VALIDATING and bool(self.trainer.loggers)
         for name, value in self.figures(split).items():

@@ -19,9 +19,8 @@ COUNTS = "48 of 48 training captions moved, {} of them to another identity"
 
 
 def train(root: Path, out: Path, *overrides: str) -> dict[str, float]:
-    with command(
-        *ANY_METHOD, "loss=itc", "trainer.max_epochs=1", f"dataset_root_dir={root}", f"run_dir={out}", *overrides
-    ) as cfg:
+    options = (*ANY_METHOD, "loss=itc", "logger=csv", "trainer.max_epochs=1", f"dataset_root_dir={root}")
+    with command(*options, f"run_dir={out}", *overrides) as cfg:
         return trainer.TASKS[cfg.task](cfg)
 
 

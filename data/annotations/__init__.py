@@ -60,6 +60,8 @@ class DatasetSplits:
     file: the annotation file.
     noise: counts of the moved training captions; None: none were moved.
     origins: image_id of a training record -> the origin of each of its captions; empty without noise.
+    further: key of further captions -> image_id of a training record -> its further captions.
+    languages: image_id -> the language of each of its captions; empty if all have the same.
     """
 
     name: str
@@ -76,6 +78,8 @@ class DatasetSplits:
     file: Path | None = None
     noise: Noise | None = None
     origins: Mapping[int, tuple[Origin, ...]] = field(default_factory=dict)
+    further: Mapping[str, Mapping[int, tuple[str, ...]]] = field(default_factory=dict)
+    languages: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def val_is_test(self) -> bool:
@@ -85,6 +89,14 @@ class DatasetSplits:
     def captions(self, split: str) -> list[str]:
         """Returns the captions of a split, image by image, in the order of evaluation."""
         return [caption for record in getattr(self, split) for caption in record.captions]
+
+    def caption_languages(self, split: str) -> list[str]:
+        """Returns the language of each caption of a split, image by image; empty if all have the same.
+
+        Captions that noise has moved count as of the language of their place.
+        """
+        records = getattr(self, split) if self.languages else ()
+        return [self.languages[record.image_id][place] for record in records for place in range(len(record.captions))]
 
     def training_origins(self) -> list[Origin]:
         """Returns the origin of the caption of each training pair, image by image."""
@@ -99,9 +111,10 @@ class DatasetSplits:
 
         A caption that was moved to another pair of the same identity is true.
         """
+        if self.noise is None:
+            return None
         pids = (record.pid for record in self.train for _ in record.captions)
-        origins = zip(pids, self.training_origins(), strict=True)
-        return None if self.noise is None else [pid == origin.pid for pid, origin in origins]
+        return [pid == origin.pid for pid, origin in zip(pids, self.training_origins(), strict=True)]
 
     def image_paths(self, split: str) -> list[Path]:
         """Returns the image files of a split, in the order of evaluation."""
@@ -124,6 +137,7 @@ def read_dataset(
     proportion: float = 1.0,
     fold_id: int = 0,
     seed: int = 0,
+    further: Sequence[str] = (),
 ) -> DatasetSplits:
     """Returns the records of dataset `name`, one per image; white space in captions is collapsed.
 
@@ -139,11 +153,12 @@ def read_dataset(
         proportion: share of the train identities to keep, after holding out; val and test stay whole.
         fold_id: number of the share, from the ``1 / proportion`` disjoint shares.
         seed: decides which identities are held out, and the fold of each identity.
+        further: keys of further captions that training records must have, see `DatasetSplits.further`.
 
     Raises:
         UserError: if the dataset is absent, or an argument or a record is wrong; the message says where.
     """
-    annotations = load_annotations(name, layout_of(name, language), root)
+    annotations = load_annotations(name, layout_of(name, language, further), root)
     if annotations.problems:
         doctor = f"uv run python -m data.doctor {name} --root {root}"
         raise UserError(
@@ -199,9 +214,22 @@ def cut(
         )
     kept = _fold(_identities(train), proportion, fold_id, seed)
     train = [record for record in train if record.pid in kept]
-    language, respelled, file = annotations.layout.language, annotations.respelled, annotations.file
+    images = annotations.images
     return DatasetSplits(
-        annotations.name, language, annotations.folder, train, val, test, validation, respelled, file=file
+        annotations.name,
+        annotations.layout.language,
+        annotations.folder,
+        train,
+        val,
+        test,
+        validation,
+        annotations.respelled,
+        file=annotations.file,
+        further={
+            key: {record.image_id: images[record.image_id].further[place] for record in train}
+            for place, key in enumerate(annotations.layout.further)
+        },
+        languages={number: image.languages for number, image in enumerate(images) if image.languages},
     )
 
 

@@ -23,13 +23,17 @@ class Field(NamedTuple):
 
 def record_fields(layout: Layout, paths: ImagePaths) -> dict[str, Field]:
     """Returns key -> `Field` for each required key of a record."""
-    captions = Field(_captions, "a sentence or a list of sentences")
     return {
         "id": Field(_pid, "a whole number, 0 or more"),
         "split": Field(_split, f"one of {', '.join(SPLIT_NAMES)} (a file without splits cannot be used)"),
         layout.path_key: Field(lambda value: paths.find(_text(value)), f"an image path below {IMAGE_FOLDER}/"),
-        **dict.fromkeys(layout.caption_keys[layout.language], captions),
+        **dict.fromkeys(layout.caption_keys[layout.language], CAPTIONS),
     }
+
+
+def further_fields(layout: Layout) -> dict[str, Field]:
+    """Returns key -> `Field` for each key of further captions, which only records of the training split need."""
+    return dict.fromkeys(layout.further, CAPTIONS)
 
 
 def _pid(value: Any) -> int:
@@ -78,3 +82,6 @@ def _text(value: Any) -> str:
     except UnicodeEncodeError as error:
         raise WrongValueError(f"text with broken Unicode at character {error.start + 1}") from error
     return value
+
+
+CAPTIONS: Final = Field(_captions, "a sentence or a list of sentences")

@@ -1,6 +1,6 @@
 """The layout of each dataset: its folder, the keys of its annotation file, and its official size."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -35,6 +35,7 @@ class Layout:
     official: split -> size of the split as distributed, with captions in the first language.
     ids_may_restart: whether each split may number its identities from 0.
     language: the language that is read.
+    further: keys of further captions that training records must have.
     """
 
     folder: str
@@ -46,13 +47,19 @@ class Layout:
     official: Mapping[str, Size]
     ids_may_restart: bool
     language: str
+    further: tuple[str, ...] = ()
+
+    def language_of(self, key: str) -> str:
+        """Returns the language of the captions at `key`; the key itself if no language has only that key."""
+        return next((language for language, keys in self.caption_keys.items() if keys == (key,)), key)
 
 
-def layout_of(name: str, language: str | None = None) -> Layout:
-    """Returns the layout of dataset `name` for `language`; None: the language in its YAML.
+def layout_of(name: str, language: str | None = None, further: Sequence[str] = ()) -> Layout:
+    """Returns the layout of dataset `name` for `language` (None: the language in its YAML) and `further` captions.
 
     Raises:
-        UserError: if there is no such dataset or language (names the nearest), or its YAML does not describe a dataset.
+        UserError: if there is no such dataset or language (names the nearest), its YAML does not describe a dataset,
+            or a key in `further` is read already.
     """
     dataset = described("dataset", name)
     with library_errors(f"dataset/{name}.yaml does not describe a dataset", "see the comments in dataset/_base.yaml"):
@@ -61,10 +68,14 @@ def layout_of(name: str, language: str | None = None) -> Layout:
         official = {split: Size(**counts) for split, counts in (options.pop("official") or {}).items()}
         options["images_from"] = tuple(options["images_from"])
         files, language = _names(options.pop("files")), language or dataset.language or next(iter(keys))
-        layout = Layout(**options, files=files, caption_keys=keys, official=official, language=language)
+        options |= {"files": files, "caption_keys": keys, "official": official}
+        layout = Layout(**options, language=language, further=tuple(further))
     if layout.language not in keys:
         known, hint = " or ".join(map(repr, keys)), nearest(layout.language, list(keys))
         raise UserError(f"dataset.language={layout.language} is not in dataset {name}; expected {known}.{hint}")
+    for key in further:
+        if key in ("id", "split", layout.path_key, *keys[layout.language]):
+            raise UserError(f"dataset.further_captions.{key}: {name} reads {key} already; name another key of a record")
     return layout
 
 

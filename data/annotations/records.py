@@ -4,11 +4,11 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from data.annotations.fields import record_fields
+from data.annotations.fields import further_fields, record_fields
 from data.annotations.layouts import IMAGE_FOLDER, SPLITS, Layout
 from data.annotations.paths import ImagePaths
 from data.annotations.values import WrongValueError, kind_of, short
@@ -18,13 +18,19 @@ KEYS_SHOWN: Final = 8
 
 
 class Annotation(NamedTuple):
-    """An image's annotation in the file: record number from 1, raw identity, split, path below imgs/, captions."""
+    """An image's annotation in the file: record number from 1, raw identity, split, path below imgs/, captions.
+
+    further: the captions at each of the layout's `further` keys; empty outside the training split.
+    languages: the language of each caption; empty if the layout's language has one key.
+    """
 
     number: int
     pid: int
     split: str
     path: str
     captions: tuple[str, ...]
+    further: tuple[tuple[str, ...], ...] = ()
+    languages: tuple[str, ...] = ()
 
 
 class Problem(NamedTuple):
@@ -73,7 +79,7 @@ def load_annotations(name: str, layout: Layout, root: str | Path) -> Annotations
     """
     folder = Path(root) / layout.folder
     file = _find_file(name, layout, folder)
-    entries = _read_list(file)
+    entries = read_entries(file)
     problems: list[Problem] = []
     paths = ImagePaths(folder / IMAGE_FOLDER)
     sound = list(_check_records(entries, layout, paths, problems))
@@ -108,7 +114,12 @@ def _find_file(name: str, layout: Layout, folder: Path) -> Path:
     )
 
 
-def _read_list(file: Path) -> list[Any]:
+def read_entries(file: Path) -> list[Any]:
+    """Returns the records of an annotation file.
+
+    Raises:
+        UserError: if it is not a JSON list of records.
+    """
     try:
         content = json.loads(file.read_bytes().decode("utf-8-sig"), object_pairs_hook=_object)
     except OSError as error:
@@ -148,7 +159,8 @@ def _check_records(
     entries: list[Any], layout: Layout, paths: ImagePaths, problems: list[Problem]
 ) -> Iterator[Annotation]:
     """Yields the valid records and adds the faults of the others to `problems`."""
-    fields = record_fields(layout, paths)
+    fields, further = record_fields(layout, paths), further_fields(layout)
+    keys = layout.caption_keys[layout.language]
     for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, dict):
             problems.append(Problem(number, None, kind_of(entry), f"an object with keys {_names(fields)}"))
@@ -157,7 +169,8 @@ def _check_records(
             problems.append(Problem(number, entry.key, "a key that the record has more than once", "one value"))
             continue
         values: dict[str, Any] = {}
-        for key, field in fields.items():
+        needed = fields | further if further and entry.get("split") == "train" else fields
+        for key, field in needed.items():
             if key not in entry:
                 found = f"missing (the record has {_names(entry) or 'no keys'})"
                 problems.append(Problem(number, key, found, field.expected))
@@ -166,9 +179,11 @@ def _check_records(
                 values[key] = field.parse(entry[key])
             except WrongValueError as wrong:
                 problems.append(Problem(number, key, str(wrong), field.expected))
-        if len(values) == len(fields):
-            captions = sum((values[key] for key in layout.caption_keys[layout.language]), ())
-            yield Annotation(number, values["id"], values["split"], values[layout.path_key], captions)
+        if len(values) == len(needed):
+            captions = sum((values[key] for key in keys), ())
+            more = tuple(values[key] for key in layout.further if key in values)
+            languages = tuple(layout.language_of(key) for key in keys for _ in values[key]) if len(keys) > 1 else ()
+            yield Annotation(number, values["id"], values["split"], values[layout.path_key], captions, more, languages)
 
 
 def _names(keys: Iterable[str]) -> str:
@@ -183,8 +198,7 @@ def _merge(annotations: Iterable[Annotation], problems: list[Problem]) -> list[A
     It adds a problem if records of one image have different identities or splits.
     """
     images: dict[str, Annotation] = {}
-    captions: dict[str, list[str]] = {}  # of images with several records
-    known: dict[str, set[str]] = {}
+    several: dict[str, list[Annotation]] = {}  # the records of images that have more than one
     for annotation in annotations:
         first = images.setdefault(annotation.path, annotation)
         if first is annotation:
@@ -195,14 +209,22 @@ def _merge(annotations: Iterable[Annotation], problems: list[Problem]) -> list[A
                 expected = f"{there!r} as in record {first.number}, which names the same image"
                 problems.append(Problem(annotation.number, key, found, expected))
         if (first.pid, first.split) == (annotation.pid, annotation.split):
-            if annotation.path not in captions:
-                captions[annotation.path], known[annotation.path] = list(first.captions), set(first.captions)
-            new = [caption for caption in annotation.captions if caption not in known[annotation.path]]
-            captions[annotation.path] += new
-            known[annotation.path].update(new)
-    return [
-        image._replace(captions=tuple(captions[path])) if path in captions else image for path, image in images.items()
-    ]
+            several.setdefault(annotation.path, [first]).append(annotation)
+    return [_joined(several[path]) if path in several else image for path, image in images.items()]
+
+
+def _joined(annotations: list[Annotation]) -> Annotation:
+    """Returns the first annotation of an image with the new captions of the later ones."""
+    first, *later = annotations
+    captions, languages, known = list(first.captions), list(first.languages), set(first.captions)
+    for annotation in later:
+        new = [place for place, caption in enumerate(annotation.captions) if caption not in known]
+        captions += [annotation.captions[place] for place in new]
+        languages += [annotation.languages[place] for place in new if annotation.languages]
+        known.update(annotation.captions)
+    columns = zip(*(annotation.further for annotation in annotations), strict=True)
+    further = tuple(tuple(dict.fromkeys(chain.from_iterable(column))) for column in columns)
+    return first._replace(captions=tuple(captions), further=further, languages=tuple(languages))
 
 
 def _restarts(images: list[Annotation]) -> bool:

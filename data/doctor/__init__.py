@@ -17,6 +17,7 @@ from data.annotations.layouts import IMAGE_FOLDER, layout_of
 from data.annotations.paths import nearest_name
 from data.annotations.records import load_annotations
 from data.annotations.values import short
+from data.doctor.columns import column_summary
 from data.doctor.images import look_at_images
 from data.doctor.summary import (
     DatasetSummary,
@@ -83,6 +84,7 @@ def examine(
         "images": {"decoded": decode} | image_summary(annotations, states),
         "duplicates": duplicate_summary(annotations, states),
         "respelled": annotations.respelled,
+        "further_captions": column_summary(annotations),
     }
     errors = [annotations.sentence(problem) for problem in annotations.problems] + _image_errors(report)
     try:
@@ -130,6 +132,8 @@ def _warnings(report: DatasetSummary) -> list[str]:
     ):
         if count:
             warnings.append(f"{what}: {count:,}")
+    problems = (column["problem"] for column in report["further_captions"].values())
+    warnings += [f"no further captions: {problem}" for problem in problems if problem]
     odd, respelled = report["images"]["odd"], report["respelled"]
     named = {
         **{f"images {words}": [i["path"] for i in odd if kind in i["oddities"]] for kind, words in ODDITIES.items()},

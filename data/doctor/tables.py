@@ -6,6 +6,7 @@ from typing import Any, Final
 from prettytable import PrettyTable
 
 from data.doctor.summary import DatasetSummary
+from utils.errors import one_line
 from utils.images import FAULTS
 
 NAMED_AT_MOST: Final = 10
@@ -76,6 +77,7 @@ def _summary_table(report: DatasetSummary) -> str:
         ["captions cut", _token_sentence(tokens) if tokens else "not counted (see --tokenizer)"],
         ["shared captions", f"{len(duplicates['captions_under_several_ids']):,}"],
         ["shared image files", "not decoded" if files is None else f"{len(files):,}"],
+        ["further captions", _column_sentence(report["further_captions"])],
         ["merged records", f"{duplicates['merged_records']:,}"],
         ["validation", VALIDATION[validation["from"]].format(**validation) if validation else "-"],
     ]
@@ -88,6 +90,11 @@ def _id_sentence(ids: DatasetSummary) -> str:
     return (
         "{first:,} to {last:,}, {distinct:,} identities, {unused:,} numbers unused, {with_one_image:,} with one image"
     ).format(**ids) + (", each split counts from 0" if ids["restart_in_each_split"] else "")
+
+
+def _column_sentence(columns: DatasetSummary) -> str:
+    told = "{key}: {captions:,} in {records:,} of {train_records:,} train records"
+    return ", ".join(told.format(key=one_line(key), **column) for key, column in columns.items()) or "none"
 
 
 def _token_sentence(tokens: DatasetSummary) -> str:

@@ -14,14 +14,15 @@ USED = (*READING, "name", "label", "overfit_pairs", "noise_rate", "noise_file", 
 
 
 def chosen_dataset(cfg: DictConfig, splits: Collection[str]) -> DatasetSplits:
-    """Returns the dataset that `cfg.dataset` describes. Only where `splits` has "train", its captions get noise.
+    """Returns the dataset that `cfg.dataset` describes. Noise and further captions only if `splits` has "train".
 
     Raises:
         UserError: the dataset is absent or damaged, or an option is invalid.
     """
     options = cfg.dataset
     chosen = {key: options[key] for key in READING}
-    dataset = read_dataset(options.name, cfg.dataset_root_dir, **chosen, seed=cfg.split_seed)
+    further = tuple(options.further_captions or ()) if "train" in splits else ()
+    dataset = read_dataset(options.name, cfg.dataset_root_dir, **chosen, seed=cfg.split_seed, further=further)
     if options.overfit_pairs is not None:
         dataset = overfit(dataset, options.overfit_pairs)
     if "train" in splits:

@@ -1,6 +1,7 @@
 """Counts of a dataset's identities, images, captions and tokens."""
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 from data.annotations import DatasetSplits
@@ -19,19 +20,33 @@ class SplitCounts(NamedTuple):
     cut: int
 
 
+class FurtherCounts(NamedTuple):
+    """The number of further captions at a key, and of those with more tokens than the backbone reads."""
+
+    captions: int
+    cut: int
+
+
 @dataclass(frozen=True)
 class DatasetCounts:
-    """The counts of the splits "train", "val" and "test", the most tokens in a caption, and the largest token id."""
+    """The counts of the splits "train", "val" and "test", and of the further captions of train by their key.
+
+    most_tokens, max_token_id: the most tokens in a caption, and the largest token id, over all of them.
+    """
 
     splits: dict[str, SplitCounts]
     most_tokens: int
     max_token_id: int
+    further: dict[str, FurtherCounts]
 
 
 def count(dataset: DatasetSplits, tokenize: Tokenize) -> DatasetCounts:
     """Returns the counts of the splits; tokenises every caption."""
     splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     tokens = {name: tokenize.count(dataset.captions(name)) for name in splits}
+    further = {key: list(chain.from_iterable(column.values())) for key, column in dataset.further.items()}
+    further_tokens = {key: tokenize.count(captions) for key, captions in further.items()}
+    counted = [*tokens.values(), *further_tokens.values()]
     return DatasetCounts(
         splits={
             name: SplitCounts(
@@ -42,8 +57,9 @@ def count(dataset: DatasetSplits, tokenize: Tokenize) -> DatasetCounts:
             )
             for name, records in splits.items()
         },
-        most_tokens=max(split.longest for split in tokens.values()),
-        max_token_id=max(split.max_id for split in tokens.values()),
+        most_tokens=max(part.longest for part in counted),
+        max_token_id=max(part.max_id for part in counted),
+        further={key: FurtherCounts(len(captions), further_tokens[key].cut) for key, captions in further.items()},
     )
 
 
@@ -53,7 +69,8 @@ def describe(dataset: DatasetSplits, counts: DatasetCounts, max_length: int) -> 
         f"{name} {split.images:,} images, {split.captions:,} captions, {split.identities:,} identities"
         for name, split in counts.splits.items()
     ]
-    cut = sum(split.cut for split in counts.splits.values())
+    told += [f"further captions {key}: {further.captions:,}" for key, further in counts.further.items()]
+    cut = sum(own.cut for own in counts.splits.values()) + sum(own.cut for own in counts.further.values())
     if cut:
         told.append(f"{cut:,} captions cut to {max_length} tokens (the longest has {counts.most_tokens})")
     told += [f"images {ODDITIES[oddity]}: {number:,}" for oddity, number in dataset.oddities.items()]
@@ -80,5 +97,6 @@ def provenance(dataset: DatasetSplits, counts: DatasetCounts) -> dict[str, Any]:
         "file": dataset.file and dataset.file.name,
         "annotations": dataset.file and file_hash(dataset.file),
         "splits": {split: of_split._asdict() for split, of_split in counts.splits.items()},
+        **({"further": {key: own._asdict() for key, own in counts.further.items()}} if counts.further else {}),
         **({} if dataset.noise is None else {"noise": dataset.noise._asdict()}),
     }

@@ -1,13 +1,15 @@
 """Datasets of samples, and their collation into the batches of `data/batch.py`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
+from random import Random
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from data.annotations import Record
+from data.annotations import DatasetSplits, Record
 from data.batch import (
     IMAGE,
     INDEX,
@@ -28,6 +30,7 @@ from data.loading.samplers import Draw, Indices
 from data.text.masking import Masker, TokenNoise
 from data.text.tokens import Tokenize
 from data.views.build import Views
+from utils.errors import UserError
 
 Sample = dict[str, Any]
 
@@ -44,6 +47,38 @@ def captions_of(records: Sequence[Record]) -> list[Caption]:
     return [Caption(image, text) for image, record in enumerate(records) for text in record.captions]
 
 
+class CaptionChoice:
+    """A choice between a training pair's own caption and the further captions of the image it was written for.
+
+    The seed of a draw alone decides. The own caption has the weight 1; of further captions at the chosen key all of the
+    image are as likely.
+
+    Args:
+        dataset: the dataset.
+        weights: key of further captions -> weight.
+
+    Raises:
+        UserError: a weight is not a number above 0.
+    """
+
+    def __init__(self, dataset: DatasetSplits, weights: Mapping[str, float]) -> None:
+        for key, weight in weights.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < inf:
+                raise UserError(
+                    f"dataset.further_captions.{key}: {weight} given, expected a weight above 0; the dataset's own "
+                    "captions have the weight 1"
+                )
+        self._weights = [1.0, *weights.values()]
+        columns = [dataset.further[key] for key in weights]
+        self._further = [[column[origin.image_id] for column in columns] for origin in dataset.training_origins()]
+
+    def __call__(self, draw: Draw, own: str) -> str:
+        """Returns the caption of `draw`, whose pair has the caption `own`."""
+        random = Random(draw.seed)
+        [source] = random.choices(range(len(self._weights)), self._weights)
+        return random.choice(self._further[draw.pair][source - 1]) if source else own
+
+
 class PairDataset(Dataset[Sample]):
     """The (image, caption) pairs of a training set: each caption with its image.
 
@@ -54,16 +89,25 @@ class PairDataset(Dataset[Sample]):
         with_pids: whether samples contain the person, renumbered from 0 without gaps. If not, training code has no
             access to identities.
         later: whether the image views are built later, from `SOURCE` and `SEEDS`.
+        choice: chooses the caption of each draw; None: the pair's own.
     """
 
     def __init__(
-        self, records: Sequence[Record], read: ImageReader, views: Views, *, with_pids: bool, later: bool = False
+        self,
+        records: Sequence[Record],
+        read: ImageReader,
+        views: Views,
+        *,
+        with_pids: bool,
+        later: bool = False,
+        choice: CaptionChoice | None = None,
     ) -> None:
         self._records = records
         self._captions = captions_of(records)
         self._read = read
         self._views = views
         self._later = later
+        self._choice = choice
         self._pids = self.pids.tolist() if with_pids else None
 
     @property
@@ -83,6 +127,8 @@ class PairDataset(Dataset[Sample]):
     def __getitem__(self, draw: Draw) -> Sample:
         """Returns the views of pair `draw.pair`; `draw.seed` alone determines their randomness."""
         place, text = self._captions[draw.pair]
+        if self._choice is not None:
+            text = self._choice(draw, text)
         sample: Sample = {**self._views.of_caption(text, draw.seed), INDEX: draw.pair}
         if self._views.need_image:
             image = self._read(self._records[place])

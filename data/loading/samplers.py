@@ -2,15 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.errors import UserError, check_choice, check_positive
-
-SAMPLERS: Final = ("random", "identity")
+from utils.errors import UserError
 
 Indices = NDArray[np.int64]
 
@@ -53,6 +50,11 @@ class EpochSampler(ABC):
         self._seed = seed
         share = batch_size // world_size
         self._mine = slice(rank * share, (rank + 1) * share)
+
+    @property
+    def batch_size(self) -> int:
+        """Pairs in a batch, over all processes."""
+        return self._batch_size
 
     @property
     def sampler(self) -> "EpochSampler":
@@ -193,62 +195,6 @@ class IdentitySampler(EpochSampler):
         lap = _count_within_runs(self._images[order])
         image_rank = rng.permutation(self._images.max() + 1)[self._images[order]]
         return order[np.lexsort((image_rank, lap, self._pids[order]))]
-
-
-class Pairs(Protocol):
-    """The person and the image of each pair of a training set, both ``(N,)``, numbered from 0 without gaps."""
-
-    @property
-    def pids(self) -> Indices: ...
-
-    @property
-    def images(self) -> Indices: ...
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """The settings of batch sampling in training.
-
-    name: `random` pairs, or P persons x `num_instance` pairs (`identity`).
-    num_instance: pairs of a person in a batch, for `identity`.
-    batch_size: pairs in a batch, over all processes.
-    seed: seed of the run.
-    with_pids: whether identities may be read; if not, pairs come in stages.
-
-    Raises:
-        UserError: if the name is unknown or needs identities that may not be read, or a number is below 1.
-    """
-
-    name: str
-    num_instance: int
-    batch_size: int
-    seed: int
-    with_pids: bool
-
-    def __post_init__(self) -> None:
-        check_choice("dataset.sampler", self.name, SAMPLERS)
-        check_positive("dataset.batch_size", self.batch_size)
-        check_positive("dataset.num_instance", self.num_instance)
-        if self.name == "identity" and not self.with_pids:
-            raise UserError(
-                "dataset.sampler=identity reads identities, which training with pseudo_label must not; use "
-                "dataset.sampler=random."
-            )
-
-    def sampler(self, pairs: Pairs, stages: Indices, *, rank: int, world_size: int) -> EpochSampler:
-        """Returns the sampler of a process.
-
-        Args:
-            pairs: the pairs of the training set.
-            stages: ``(N,)`` stage of each pair; used if identities may not be read.
-            rank, world_size: number of this process, and of all processes.
-        """
-        share = {"seed": self.seed, "rank": rank, "world_size": world_size}
-        if not self.with_pids:
-            return StagedSampler(stages, self.batch_size, **share)
-        if self.name == "random":
-            return RandomSampler(len(stages), self.batch_size, **share)
-        return IdentitySampler(pairs.pids, pairs.images, self.batch_size, self.num_instance, **share)
 
 
 def _most_batches(due: Indices, batch_size: int, num_instance: int) -> int:

@@ -68,7 +68,11 @@ def clean_dataset(dataset: DatasetSplits, tokenizer: PreTrainedTokenizerBase) ->
         split: [record._replace(captions=clean_for(tokenizer, record.captions)) for record in getattr(dataset, split)]
         for split in SPLITS
     }
-    return replace(dataset, **records)
+    further = {
+        key: {image: clean_for(tokenizer, captions) for image, captions in column.items()}
+        for key, column in dataset.further.items()
+    }
+    return replace(dataset, **records, further=further)
 
 
 class Tokenize:

@@ -111,6 +111,11 @@ def _wrong(cfg: DictConfig) -> Iterator[str]:
                 f"trainer.{option}: {_shown(value)} given, expected a number of batches (1 or more), a share (above "
                 "0.0, 1.0 for all) or null for all"
             )
+    file, further = cfg.dataset.noise_file, cfg.dataset.further_captions
+    if file is not None and not isinstance(file, str):
+        yield f"dataset.noise_file: {_shown(file)} given, expected the path of a .npy file or null"
+    if further is not None and not isinstance(further, DictConfig):
+        yield f"dataset.further_captions: {_shown(further)} given, expected a mapping such as {{captions_para: 0.5}}"
     rerankers = ["none", *cfg.evaluation.rerankers]
     if cfg.evaluation.rerank not in rerankers:
         name = str(cfg.evaluation.rerank)

@@ -67,7 +67,7 @@ def save_metrics(
     """Writes metrics.json and metrics.csv, in full precision, into `folder` and returns the path of metrics.json.
 
     Args:
-        metrics: "t2i" and "i2t" -> metrics.
+        metrics: "t2i" and "i2t" -> metrics, and those of each language of the queries.
         run: the settings that distinguish the run from others: strategy, dataset, backbone, lora, seed; val_protocol
             ("paper" if the checkpoint was chosen on the test split); skipped_<split> (the number of its images that
             were left out because they cannot be read); variant (all other overrides as text); limited (a text that
@@ -80,7 +80,7 @@ def save_metrics(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = {direction: metrics[direction].as_row() for direction in DIRECTIONS}
+    rows = {ranking: own.as_row() for ranking, own in metrics.items()}
     finished = datetime.now(UTC).isoformat(timespec="microseconds")
     report: dict[str, Any] = {"run": dict(run), "split": split, "finished": finished, "metrics": rows}
     if similarity is not None:

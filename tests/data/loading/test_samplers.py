@@ -3,7 +3,8 @@ from itertools import chain, pairwise, permutations
 import numpy as np
 import pytest
 
-from data.loading.samplers import Draw, EpochSampler, IdentitySampler, RandomSampler, Sampling, StagedSampler
+from data.loading.samplers import Draw, EpochSampler, IdentitySampler, RandomSampler, StagedSampler
+from data.loading.sampling import Sampling
 from utils.errors import UserError
 
 

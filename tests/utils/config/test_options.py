@@ -45,6 +45,11 @@ def composed(*overrides: str) -> DictConfig:
         ("trainer.accumulate_grad_batches=1.5", "trainer.accumulate_grad_batches: 1.5 given"),
         ("dataset.eval_batch_size=null", "dataset.eval_batch_size: null given"),
         ("dataset.batch_size=true", "dataset.batch_size: True given"),
+        ("dataset.noise_file=5", "dataset.noise_file: 5 given, expected the path of a .npy file or null"),
+        (
+            "dataset.further_captions=para",
+            "dataset.further_captions: 'para' given, expected a mapping such as",
+        ),
         ("shown_queries=-1", "shown_queries: -1 given, expected at least 0"),
         ("shown_queries=[3,x]", r"shown_queries: \[3, 'x'\] given, expected at least 0"),
         ("evaluation.rerank=k_reciprocol", "no such re-ranker. Did you mean 'k_reciprocal'"),
