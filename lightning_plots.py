@@ -8,10 +8,10 @@ from data.text.words import rarest, words_of
 from lightning_models import LitTBPS
 from lightning_ranker import LitRanker
 from model.heads import attention_maps
-from utils.report.plots.clusters import outliers_picture
-from utils.report.plots.parts import PartAttention, attention_picture
+from utils.report.plots.clusters import outliers_figure
+from utils.report.plots.parts import PartAttention, attention_figure
 from utils.report.plots.pictures import Picture
-from utils.report.plots.similarity import word_maps_picture
+from utils.report.plots.similarity import word_maps_figure
 from utils.report.tested import Tested
 
 
@@ -27,7 +27,7 @@ def word_maps(tested: Tested) -> Picture | None:
         return None
     words = rarest(words_of(data.tokenize.tokenizer, pair[TEXT].ids[0].tolist()), captions)
     photo, grid = to_pil_image(pair[IMAGE][0]), module.encoder.backbone.grid
-    return Picture(word_maps_picture(photo, captions[says_most], words, *maps, grid), ".jpg")
+    return Picture(word_maps_figure(photo, captions[says_most], words, *maps, grid), ".jpg")
 
 
 def part_attention(tested: Tested) -> Picture | None:
@@ -41,13 +41,13 @@ def part_attention(tested: Tested) -> Picture | None:
         words = words_of(data.tokenize.tokenizer, pair[TEXT].ids[0].tolist())
         path, grid = tested.retrieval.paths[int(pair[INDEX])], module.encoder.backbone.grid
         samples.append(PartAttention(path=path, words=words, grid=grid, foreground=attention[0], of_words=attention[1]))
-    return Picture(attention_picture(samples), ".jpg") if samples else None
+    return Picture(attention_figure(samples), ".jpg") if samples else None
 
 
 def outliers(tested: Tested) -> Picture | None:
     """Returns the numbers of clusters and outliers over the epochs, or None without pseudo labels."""
     labeler = tested.module.labeler if isinstance(tested.module, LitTBPS) else None
-    return None if labeler is None else Picture(outliers_picture(labeler.history, labeler.every_n_epochs))
+    return None if labeler is None else Picture(outliers_figure(labeler.history, labeler.every_n_epochs))
 
 
 def _on_device(pair: Batch, module: LitRanker) -> tuple[Tensor, Tensor, Tensor]:
