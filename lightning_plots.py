@@ -4,7 +4,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from data.batch import IMAGE, INDEX, TEXT, Batch
-from data.text.words import rarest, words_of
+from data.text.words import most_telling, words_of
 from lightning_models import LitTBPS
 from lightning_ranker import LitRanker
 from model.heads import attention_maps
@@ -25,7 +25,8 @@ def word_maps(tested: Tested) -> Picture | None:
     maps = attention_maps.word_maps(module.objective, module.encoder, *_on_device(pair, module))
     if maps is None:
         return None
-    words = rarest(words_of(data.tokenize.tokenizer, pair[TEXT].ids[0].tolist()), captions)
+    pids = tested.retrieval.text_pids.tolist()
+    words = most_telling(words_of(data.tokenize.tokenizer, pair[TEXT].ids[0].tolist()), captions, pids)
     photo, grid = to_pil_image(pair[IMAGE][0]), module.encoder.backbone.grid
     return Picture(word_maps_figure(photo, captions[says_most], words, *maps, grid), ".jpg")
 
