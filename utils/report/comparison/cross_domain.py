@@ -13,7 +13,7 @@ class Matrix(NamedTuple):
     """The R@1 of text to image of one method.
 
     header: the method, then the datasets of the tests.
-    rows: the dataset of a training, then a cell for each test; "" if there is none.
+    rows: the dataset and the variant of a training, then a cell for each test; "" if there is none.
     """
 
     header: list[str]
@@ -28,11 +28,12 @@ def cross_domain(groups: Sequence[Group]) -> list[Matrix]:
     """
     if not any(group.info["trained_on"] for group in groups):
         return []
-    names = [name for name in columns(groups) if name not in ("dataset", "trained_on")]
+    names = [name for name in columns(groups) if name not in ("dataset", "variant", "trained_on")]
     cells: dict[str, dict[str, dict[str, list[str]]]] = {}
     for group in groups:
-        method = " ".join(filter(None, (_without_dataset(group.info[name]) for name in names)))
+        method = " ".join(group.info[name] for name in names)
         source = group.info["trained_on"].removesuffix(SHARES) or group.info["dataset"]
+        source = " ".join([source, *_without_dataset(group.info["variant"])])
         mark = SHARES if is_shared(group) else ""
         row = cells.setdefault(method, {}).setdefault(source, {})
         row.setdefault(group.info["dataset"], []).append(f"{group.spreads['t2i'].get('R1', '-')}{mark}")
@@ -51,5 +52,5 @@ def is_shared(group: Group) -> bool:
     return group.info["trained_on"].endswith(SHARES)
 
 
-def _without_dataset(variant: str) -> str:
-    return " ".join(part for part in variant.split() if not part.startswith(("dataset=", "dataset.")))
+def _without_dataset(variant: str) -> list[str]:
+    return [part for part in variant.split() if not part.startswith(("dataset=", "dataset."))]
