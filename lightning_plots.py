@@ -4,18 +4,18 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from data.batch import IMAGE, INDEX, TEXT, Batch
-from data.text.words import rarest, words_of
+from data.text.words import most_telling, words_of
 from lightning_models import LitTBPS
 from lightning_ranker import LitRanker
 from model.consensus import Consensus
 from model.heads import attention_maps
 from model.labeling import Labeling
 from model.prototypes import Labeler
-from utils.report.plots.clusters import outliers_picture
-from utils.report.plots.division import division_picture
-from utils.report.plots.parts import PartAttention, attention_picture
+from utils.report.plots.clusters import outliers_figure
+from utils.report.plots.division import division_figure
+from utils.report.plots.parts import PartAttention, attention_figure
 from utils.report.plots.pictures import Picture
-from utils.report.plots.similarity import word_maps_picture
+from utils.report.plots.similarity import word_maps_figure
 from utils.report.tested import Tested
 
 
@@ -29,9 +29,10 @@ def word_maps(tested: Tested) -> Picture | None:
     maps = attention_maps.word_maps(module.objective, module.encoder, *_on_device(pair, module))
     if maps is None:
         return None
-    words = rarest(words_of(data.tokenize.tokenizer, pair[TEXT].ids[0].tolist()), captions)
+    pids = tested.retrieval.text_pids.tolist()
+    words = most_telling(words_of(data.tokenize.tokenizer, pair[TEXT].ids[0].tolist()), captions, pids)
     photo, grid = to_pil_image(pair[IMAGE][0]), module.encoder.backbone.grid
-    return Picture(word_maps_picture(photo, captions[says_most], words, *maps, grid), ".jpg")
+    return Picture(word_maps_figure(photo, captions[says_most], words, *maps, grid), ".jpg")
 
 
 def part_attention(tested: Tested) -> Picture | None:
@@ -45,13 +46,13 @@ def part_attention(tested: Tested) -> Picture | None:
         words = words_of(data.tokenize.tokenizer, pair[TEXT].ids[0].tolist())
         path, grid = tested.retrieval.paths[int(pair[INDEX])], module.encoder.backbone.grid
         samples.append(PartAttention(path=path, words=words, grid=grid, foreground=attention[0], of_words=attention[1]))
-    return Picture(attention_picture(samples), ".jpg") if samples else None
+    return Picture(attention_figure(samples), ".jpg") if samples else None
 
 
 def outliers(tested: Tested) -> Picture | None:
     """Returns the numbers of clusters and outliers over the epochs, or None without clusters."""
     labeler = _labeler(tested)
-    return Picture(outliers_picture(labeler.history, labeler.every_n_epochs)) if isinstance(labeler, Labeler) else None
+    return Picture(outliers_figure(labeler.history, labeler.every_n_epochs)) if isinstance(labeler, Labeler) else None
 
 
 def pair_losses(tested: Tested) -> Picture | None:
@@ -59,7 +60,7 @@ def pair_losses(tested: Tested) -> Picture | None:
     labeler = _labeler(tested)
     if not isinstance(labeler, Consensus):
         return None
-    return Picture(division_picture(labeler.losses, labeler.pair_weights, tested.data.true_pairs))
+    return Picture(division_figure(labeler.losses, labeler.pair_weights, tested.data.true_pairs))
 
 
 def _labeler(tested: Tested) -> Labeling | None:

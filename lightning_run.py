@@ -187,7 +187,7 @@ def report(cfg: DictConfig, module: LitRanker, record: dict[str, Any], reporting
         module=module,
         data=data,
     )
-    written = RunReport(cfg.run_dir, trainer.loggers, trainer.global_step, record)
+    written = RunReport(cfg.run_dir, trainer.loggers, trainer.global_step, record, reporting.figures)
     if trainer.is_global_zero:
         written.save(tested)
     if reporting.changes:

@@ -93,7 +93,7 @@ def test_changed_captions_and_images_are_ranked_beside_the_plain_ones(
     levels = {"first_words": "[1.0,0.1]", "exchange_colors": "[1.0]", "hide_below": "[0,1]", "shrink": "null"}
     own = [f"evaluation.changes.{name}.levels={asked}" for name, asked in levels.items() if asked != "null"]
     own += [f"~evaluation.changes.{name}" for name in ("drop_words", "hide_above", "grey")]
-    own += ["evaluation.changes.shrink=null", "evaluation=robustness", "shown_queries=[3,0]"]
+    own += ["evaluation.changes.shrink=null", "evaluation=robustness", "shown_queries=[3,0]", "evaluation.figures=pdf"]
     places = ("task=test", f"dataset_root_dir={small_root}", f"run_dir={tmp_path}", "logger=csv")
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         cfg = compose("demo", overrides=[*SMALL, *own, *places])
@@ -111,7 +111,12 @@ def test_changed_captions_and_images_are_ranked_beside_the_plain_ones(
     printed = capsys.readouterr().out
     assert re.search(r"^\| first_words +\| +0.1 \| +[\d.]+ \([+-]", printed, re.MULTILINE)
     assert re.search(r"^cost    [\d,]+ parameters, all trained; [\d.]+ GFLOPs an image", printed, re.MULTILINE)
-    cfg.shown_queries, cfg.run_dir = [0, 16], str(tmp_path / "refused")
+    figures = {file.name for file in tmp_path.glob("*.pdf")}
+    assert figures == {"ranked.pdf", "robustness.pdf", "similarities.pdf"}
+    cfg.evaluation.figures, cfg.run_dir = "PNG", str(tmp_path / "refused")
+    with pytest.raises(UserError, match=r"evaluation\.figures=PNG is unknown; expected none or pdf or svg"):
+        trainer.test(cfg)
+    cfg.evaluation.figures, cfg.shown_queries = "none", [0, 16]
     with pytest.raises(UserError, match=r"shown_queries=\[0, 16\]: the test split has the captions 0 to 15"):
         trainer.test(cfg)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from data.annotations import read_dataset
 from data.synthetic.generate import SyntheticSpec, generate
 from utils.errors import run_command
-from utils.report.plots.pictures import font
+from utils.report.plots.figure import font
 
 PERSONS, IMAGES, WIDTH, HEIGHT = 10, 6, 64, 128
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 STARTS, END = ("▁", "Ġ"), "</w>"  # word starts in SentencePiece and byte-level BPE; word end in CLIP
@@ -41,15 +42,27 @@ def words_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[Wor
     return words
 
 
-def rarest(words: Sequence[Word], captions: Sequence[str], most: int = 8) -> list[Word]:
-    """Returns up to `most` different words in their order: the words that the fewest `captions` contain.
+def most_telling(words: Sequence[Word], captions: Sequence[str], pids: Sequence[int], most: int = 8) -> list[Word]:
+    """Returns up to `most` different words in their order: those that tell most about the person.
 
-    Rare words distinguish persons, and this needs no list of stop words for any language.
+    If a caption has such a word, the other captions of the person have it much more often than all captions do.
+    Function words do not differ so, and this needs no list of them for any language. Rarer words win a tie.
+
+    Args:
+        captions, pids: a split's captions and the identities that they describe.
     """
     lowered = [caption.lower() for caption in captions]
-    different = list({word.text.lower(): word for word in reversed(words)}.items())
-    different.sort(key=lambda item: sum(item[0] in caption for caption in lowered))
-    return sorted((word for _, word in different[:most]), key=lambda word: word.positions)
+    _, persons, sizes = np.unique(pids, return_inverse=True, return_counts=True)
+
+    def rank(text: str) -> tuple[float, int]:
+        has = np.array([text in caption for caption in lowered])
+        own = np.bincount(persons[has], minlength=len(sizes))
+        pairs, possible = (own * (own - 1)).sum(), (own * (sizes - 1)).sum()
+        return -pairs / max(possible * has.mean(), 1e-12), has.sum()
+
+    different = {word.text.lower(): word for word in reversed(words)}
+    chosen = sorted(different, key=rank)[:most]
+    return sorted((different[text] for text in chosen), key=lambda word: word.positions)
 
 
 def _spells(text: str) -> bool:

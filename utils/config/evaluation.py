@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from utils.errors import library_errors
+from utils.errors import check_choice, library_errors
 
 if TYPE_CHECKING:
     from utils.ranking.changes import Change
     from utils.ranking.metrics import Metric
     from utils.ranking.rerank import Reranker
     from utils.report.tested import Plot
+
+
+FIGURES: Final = ("none", "pdf", "svg")
 
 
 def build_measures(evaluation: DictConfig) -> dict[str, Metric]:
@@ -28,16 +31,18 @@ class Reporting(NamedTuple):
     plots: dict[str, Plot]
     changes: list[Change]
     page: bool
+    figures: str
 
 
 def build_reporting(evaluation: DictConfig) -> Reporting:
     """Returns what `evaluation` asks for.
 
     Raises:
-        UserError: a change has an invalid setting.
+        UserError: a change has an invalid setting, or the format of figures is unknown.
     """
-    reranker = build_reranker(evaluation)
-    return Reporting(reranker, build_plots(evaluation), build_changes(evaluation), evaluation.page)
+    check_choice("evaluation.figures", evaluation.figures, FIGURES)
+    reranker, plots = build_reranker(evaluation), build_plots(evaluation)
+    return Reporting(reranker, plots, build_changes(evaluation), evaluation.page, evaluation.figures)
 
 
 def build_plots(evaluation: DictConfig) -> dict[str, Plot]:

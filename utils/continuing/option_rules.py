@@ -86,6 +86,7 @@ RULES: Final = (
             "evaluation.rerank",
             "evaluation.rerankers.*",
             "evaluation.plots.*",
+            "evaluation.figures",
             "evaluation.changes.*",
             "evaluation.page",
             "img_size_str",

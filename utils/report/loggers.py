@@ -17,7 +17,7 @@ from PIL import Image
 from utils.errors import UserError, nearest
 from utils.ranking.metrics import DIRECTIONS, METRICS
 from utils.report.csv_logger import AppendingCSVLogger
-from utils.report.plots.pictures import RankedQuery, marked, ranked_picture
+from utils.report.plots.pictures import RankedQuery, marked
 
 MODES = ("online", "offline", "disabled")
 OLD_MODES = {"dryrun": "offline", "run": "online"}
@@ -58,24 +58,17 @@ def build_loggers(
 
 
 @rank_zero_only
-def log_ranked(loggers: Sequence[Logger], queries: Sequence[RankedQuery], *, key: str, step: int) -> None:
-    """Logs queries with their ranked images, marked right or wrong: a W&B table, a TensorBoard image."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            columns, rows = _ranked_table(queries)
-            with _staged(logger.save_dir or "."):
-                logger.log_table(key, columns, rows, step=step)
-        elif isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(key, np.asarray(ranked_picture(queries)), step, dataformats="HWC")
-
-
-@rank_zero_only
-def log_picture(loggers: Sequence[Logger], picture: Image.Image, *, key: str, step: int) -> None:
-    """Logs a picture to W&B and TensorBoard."""
+def log_picture(
+    loggers: Sequence[Logger], picture: Image.Image, *, key: str, step: int, queries: Sequence[RankedQuery] = ()
+) -> None:
+    """Logs a picture to W&B and TensorBoard; on W&B, `queries` become a table of their images, right or wrong."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             with _staged(logger.save_dir or "."):
-                logger.log_image(key, [picture], step=step)
+                if queries:
+                    logger.log_table(key, *_ranked_table(queries), step=step)
+                else:
+                    logger.log_image(key, [picture], step=step)
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(key, np.asarray(picture), step, dataformats="HWC")
 

@@ -11,6 +11,7 @@ key on W&B             what it shows (TensorBoard: the same as pictures)
 `test/tsne`            images and captions of some persons, by t-SNE; tsne.png
 `test/outliers`        clusters and outliers over the epochs, if training used pseudo labels; outliers.png
 `test/word_maps`       similarity of a caption's words to the patches of its image, if a loss is EFA; word_maps.jpg
+`test/robustness`      the result at each level of changed captions and images, if there are any; robustness.png
 =====================  ===================================================================================
 """
 
@@ -23,9 +24,9 @@ from lightning.pytorch.loggers import Logger
 from utils.errors import one_line
 from utils.ranking.changes import changes_table
 from utils.ranking.positives import save_ranks
-from utils.report.loggers import log_page, log_picture, log_provenance, log_ranked
+from utils.report.loggers import log_page, log_picture, log_provenance
 from utils.report.page.run_page import write_run_page
-from utils.report.plots.pictures import saved
+from utils.report.plots.figure import as_image, save_vector
 from utils.report.reports import metrics_table, save_metrics
 from utils.report.tested import Plot, Tested
 
@@ -38,6 +39,7 @@ class RunReport:
         loggers: the run's loggers.
         step: the step at which everything is logged.
         provenance: the run's record, for its files and for W&B's config.
+        vector: the format in which each picture is also saved: pdf, svg or none.
     """
 
     def __init__(
@@ -46,16 +48,18 @@ class RunReport:
         loggers: Sequence[Logger],
         step: int,
         provenance: Mapping[str, Any] | None = None,
+        vector: str = "none",
     ) -> None:
         self._folder = Path(folder)
         self._loggers = loggers
         self._step = step
         self._provenance = provenance
+        self._vector = vector
         self._saved: list[Path] = []
         self._pictures: list[Path] = []
 
     def save(self, tested: Tested) -> None:
-        """Writes the metrics and ranks, again if there is more to write."""
+        """Writes the metrics and ranks. A second call writes what was measured since."""
         found, pids = tested.ranks, tested.retrieval.query_pids()
         again = tested.reranked
         if again is not None:
@@ -70,7 +74,8 @@ class RunReport:
             changed=[changed.as_dict() for changed in tested.changed],
             efficiency=None if tested.efficiency is None else tested.efficiency._asdict(),
         )
-        self._saved = [metrics, save_ranks(self._folder, found, pids, tested.retrieval.captions)]
+        if not self._saved or again is not None:
+            self._saved = [metrics, save_ranks(self._folder, found, pids, tested.retrieval.captions)]
 
     def show(self, tested: Tested) -> None:
         """Prints the tables, and logs the similarities of all test pairs."""
@@ -94,13 +99,14 @@ class RunReport:
         picture = plot(tested)
         if picture is None:
             return
-        self._saved.append(self._folder / f"{name}{picture.suffix}")
-        saved(picture.image, self._saved[-1])
-        self._pictures.append(self._saved[-1])
-        if picture.queries:
-            log_ranked(self._loggers, picture.queries, key=f"test/{name}", step=self._step)
-        else:
-            log_picture(self._loggers, picture.image, key=f"test/{name}", step=self._step)
+        image, file = as_image(picture.figure), self._folder / f"{name}{picture.suffix}"
+        image.save(file, quality=90)
+        self._pictures.append(file)
+        self._saved.append(file)
+        if self._vector != "none":
+            self._saved.append(self._folder / f"{name}.{self._vector}")
+            save_vector(picture.figure, self._saved[-1])
+        log_picture(self._loggers, image, key=f"test/{name}", step=self._step, queries=picture.queries)
 
     def page(self, tested: Tested) -> None:
         """Writes report.html with all that was saved and drawn so far, and logs it. A failure is only printed."""

@@ -16,10 +16,10 @@ NOISE = (
 
 
 def quiet_libraries() -> None:
-    """Hides the start-up notices of Lightning and transformers; errors and other warnings stay."""
+    """Hides the notices of Lightning, transformers and fontTools; errors and other warnings stay."""
     import transformers
 
-    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "fontTools"):
         logging.getLogger(name).setLevel(logging.WARNING)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -1,13 +1,18 @@
 """Words of token ids, for tokenizers that mark the start of a word and for those that mark its end."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from data.text.words import Word, rarest, words_of
+from data.synthetic import SyntheticSpec
+from data.synthetic.captions.annotators import annotate
+from data.synthetic.population import PEDESTRIANS
+from data.synthetic.shot import sample_shot
+from data.text.words import Word, most_telling, words_of
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -64,9 +69,43 @@ def test_nothing_but_padding_and_punctuation_has_no_words(sentencepiece: PreTrai
     assert words_of(sentencepiece, ids_of(sentencepiece, ["▁", ".", "</s>", "<pad>"])) == []
 
 
-def test_the_rarest_words_come_in_the_order_of_the_caption() -> None:
-    words = [Word(text, [i]) for i, text in enumerate(["A", "red", "coat", "a", "mauve", "hat", "a"])]
-    captions = ["A red coat a mauve hat a", "a red coat", "A Red hat", "a Mauve bag"]
-    assert rarest(words, captions, most=3) == [words[2], words[4], words[5]]
-    assert rarest(words, captions) == words[:3] + words[4:6]
-    assert rarest([], captions) == []
+def test_the_most_telling_words_are_those_that_captions_of_a_person_share() -> None:
+    words = [Word(text, [i]) for i, text in enumerate(["A", "red", "coat", "also", "Mauve", "hat", "a"])]
+    captions = [
+        "A red coat also mauve hat",
+        "a red mauve hat",
+        "a blue coat",
+        "also a blue coat",
+        "a red coat",
+        "a coat",
+    ]
+    # shared with the other caption of the person / in all captions: a 1/1, red (2/3)/(3/6), coat (4/5)/(5/6), also 0,
+    # mauve and hat 1/(2/6)
+    assert most_telling(words, captions, [7, 7, 9, 9, 3, 3], most=3) == [words[1], words[4], words[5]]
+    assert most_telling(words, captions, [7, 7, 9, 9, 3, 3], most=4) == [words[0], words[1], words[4], words[5]]
+    assert most_telling(words, captions, range(6), most=3) == words[3:6]  # nothing is shared: the rarest
+    assert most_telling([], captions, range(6)) == []
+
+
+@pytest.mark.parametrize(
+    ("language", "function_words"),
+    [
+        ("en", "a an the and is are in on with of to he she it they has have at by also wearing dressed as"),
+        ("vi", "và là một có của cái chiếc với từ đang cũng người anh cô ấy mặc màu"),
+    ],
+)
+def test_function_words_do_not_take_the_columns_of_word_maps(language: str, function_words: str) -> None:
+    captions, pids = [], []
+    for identity in SyntheticSpec(train=200, val=1, test=1, pretrain=1).identities():
+        for camera in PEDESTRIANS.cameras[:3]:
+            rng = random.Random(f"{identity.pid} {camera.light}")
+            shot = sample_shot(identity.appearance, camera, rng)
+            told = annotate(identity.appearance, shot, language, 2, rng, PEDESTRIANS.styles)
+            captions += [caption.text for caption in told]
+            pids += [identity.pid] * len(told)
+    longest = sorted(captions, key=lambda text: -len(set(text.split())))[:10]
+    for caption in longest:
+        words = [Word(text.strip(".,"), [place]) for place, text in enumerate(caption.split())]
+        shown = {word.text.lower() for word in most_telling(words, captions, pids)}
+        assert len(shown) == 8
+        assert not shown & set(function_words.split()), caption

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.wandb_files import of_kind, records
 from utils.errors import UserError
-from utils.report.loggers import AppendingCSVLogger, build_loggers, log_comparison, log_page, log_picture, log_ranked
+from utils.report.loggers import AppendingCSVLogger, build_loggers, log_comparison, log_page, log_picture
 from utils.report.plots.pictures import RankedImage, RankedQuery
 
 CONFIG_DIR = Path(__file__).parents[3] / "config" / "logger"
@@ -96,7 +96,7 @@ def test_tensorboard_continues_and_shows_the_picture(tmp_path: Path, ranked: lis
     for step in (1, 2):
         [logger] = build("tensorboard", tmp_path)
         logger.log_metrics({"train/loss": 0.5 * step}, step=step)
-        log_ranked([logger], ranked, key="test/t2i/ranked", step=step)
+        log_picture([logger], Image.new("RGB", (8, 9)), key="test/t2i/ranked", step=step, queries=ranked)
         log_picture([logger], Image.new("RGB", (6, 4)), key="test/similarities", step=step)
         logger.finalize("success")
     events = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -129,7 +129,7 @@ def test_wandb_run(
     for step, percent in ((1, 10.0), (2, 30.0), (3, 20.0)):
         logger.log_metrics({"val/t2i/R1": percent, "val/i2t/mINP": -percent, "train/loss": percent}, step=step)
     monkeypatch.delenv("WANDB_DATA_DIR")
-    log_ranked([logger], ranked, key="test/t2i/ranked", step=3)
+    log_picture([logger], Image.new("RGB", (8, 9)), key="test/t2i/ranked", step=3, queries=ranked)
     assert "WANDB_DATA_DIR" not in os.environ
     staged = (tmp_path / "wandb" / "artifacts" / "staging").iterdir()
     assert sum(path.read_bytes().startswith(b"\x89PNG") for path in staged) == 5

@@ -129,11 +129,16 @@ def test_ten_runs_as_latex(tmp_path: Path) -> None:
     assert len(rows) == 1 + 2 * (len(changes) + 3)
     assert {line.count(" & ") + 1 for line in rows} == {len(re.findall(r"tabular\}\{([lr]+)\}", latex)[0])}
     assert not re.search(r"[^\x00-\x7f]|(?<!\\)[#%^~](?![*\\ ])", plain.partition("\n")[2].replace("$^", ""))
+    compile_latex(latex, tmp_path)
+
+
+def compile_latex(latex: str, folder: Path) -> None:
+    """Compiles the tables, if a TeX is installed."""
     if tex := shutil.which("pdflatex") or shutil.which("tectonic"):
         document = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{latex}\end{{document}}"
-        (tmp_path / "table.tex").write_text(document, encoding="utf-8")
+        (folder / "table.tex").write_text(document, encoding="utf-8")
         options = ["-interaction=nonstopmode", "-halt-on-error"] if tex.endswith("pdflatex") else []
-        done = subprocess.run([tex, *options, "table.tex"], cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = subprocess.run([tex, *options, "table.tex"], cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-2000:]
 
 

@@ -11,8 +11,9 @@ from prettytable import PrettyTable, TableStyle
 
 from utils.ranking.metrics import DIRECTIONS, METRICS
 from utils.ranking.significance import SIGNIFICANT, PairedTest
+from utils.report.comparison.cross_domain import SHARED_NOTE, Matrix, cross_domain, is_shared
 from utils.report.comparison.groups import Group, alike, columns
-from utils.report.comparison.records import SHARES, SHOWN, SOURCES
+from utils.report.comparison.records import SHOWN, SOURCES
 
 CHOSEN_ON_TEST = "checkpoint chosen on the test split (val_protocol=paper)"
 REMARKS: Final = ("limited", "noise")
@@ -28,6 +29,7 @@ LATEX: Final = {
     "‡": r"$^\ddagger$",
     "±": r"$\pm$",
     "Δ": r"$\Delta$",
+    "°": r"$^\circ$",
 }
 
 
@@ -52,7 +54,8 @@ class Comparison:
         for rows in self.blocks():
             for row in rows:
                 table.add_row(row, divider=row is rows[-1])
-        return "\n".join([self.title(), str(table), *self.notes(), *self.cross_domain()])
+        matrices = [line for matrix in self.cross_domain() for line in ("", str(_matrix_table(matrix)))]
+        return "\n".join([self.title(), str(table), *self.notes(), *matrices])
 
     def csv(self) -> str:
         """Returns the table as CSV in full precision, with a line for each group and direction."""
@@ -78,18 +81,18 @@ class Comparison:
         table.set_style(TableStyle.MARKDOWN)
         table.add_rows([row for rows in self.blocks(_markdown, "**{}**") for row in rows])
         notes = [f"- {_markdown(note)}" for note in self.notes()]
-        return "\n".join([_markdown(self.title()), "", str(table), *([""] if notes else []), *notes])
+        matrices = [line for matrix in self.cross_domain() for line in ("", str(_matrix_table(matrix, _markdown)))]
+        return "\n".join([_markdown(self.title()), "", str(table), *([""] if notes else []), *notes, *matrices])
 
     def latex(self) -> str:
         r"""Returns the table as LaTeX for ``\usepackage{booktabs}``, the best of each column in bold."""
-        header, names = self.header(), columns(self.groups)
-        caption = _latex("; ".join([self.title(), *self.notes()]))
-        lines = [r"% \usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{caption}.}}"]
-        lines += [rf"\begin{{tabular}}{{{'l' * len(names)}{'r' * (len(header) - len(names))}}}", r"\toprule"]
-        lines.append(" & ".join(map(_latex, header)) + r" \\")
-        for rows in self.blocks(_latex, r"\textbf{{{}}}"):
-            lines += [r"\midrule", *(" & ".join(row) + r" \\" for row in rows)]
-        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+        caption, blocks = "; ".join([self.title(), *self.notes()]), self.blocks(_latex, r"\textbf{{{}}}")
+        lines = [r"% \usepackage{booktabs}", *_latex_table(caption, self.header(), len(columns(self.groups)), blocks)]
+        for matrix in self.cross_domain():
+            title = f"{matrix.header[0]} (rows), tested on (columns)"
+            rows = [list(map(_latex, row)) for row in matrix.rows]
+            lines += ["", *_latex_table(title, ["", *matrix.header[1:]], 1, [rows])]
+        return "\n".join(lines)
 
     @property
     def metrics(self) -> list[str]:
@@ -121,28 +124,9 @@ class Comparison:
             blocks.append(rows)
         return blocks
 
-    def cross_domain(self) -> list[str]:
-        """Returns a matrix for each method that was tested on other datasets than its own: R@1 of text to image."""
-        if not any(group.info["trained_on"] for group in self.groups):
-            return []
-        names = [name for name in columns(self.groups) if name not in ("dataset", "trained_on")]
-        cells: dict[str, dict[str, dict[str, str]]] = {}
-        for group in self.groups:
-            method = " ".join(filter(None, (_without_dataset(group.info[name]) for name in names)))
-            source = group.info["trained_on"].removesuffix(SHARES) or group.info["dataset"]
-            mark = SHARES if group.info["trained_on"].endswith(SHARES) else ""
-            row = cells.setdefault(method, {}).setdefault(source, {})
-            before, found = row.get(group.info["dataset"]), f"{group.spreads['t2i'].get('R1', '-')}{mark}"
-            row[group.info["dataset"]] = found if before is None else f"{before} / {found}"  # rows that are kept apart
-        tested = self._values("dataset")
-        lines = []
-        for method, rows in cells.items():
-            table = PrettyTable([f"{method}, t2i R1: trained on", *tested], align="r")
-            table.add_rows([[source, *(row.get(name, "") for name in tested)] for source, row in sorted(rows.items())])
-            lines += ["", str(table)]
-        if any(group.info["trained_on"].endswith(SHARES) for group in self.groups):
-            lines.append(f"{SHARES.strip()} training and test have images of the same collection")
-        return lines
+    def cross_domain(self) -> list[Matrix]:
+        """Returns the matrix of each method that was tested on other datasets than its own."""
+        return cross_domain(self.groups)
 
     def _is_best(self, group: Group, direction: str, metric: str) -> bool:
         """Returns whether no other group with the same queries has a higher mean, of those shown."""
@@ -181,6 +165,8 @@ class Comparison:
             notes.append(f"‡ test images left out because they cannot be read: {skipped}")
         notes += [f"[{number}] {text}" for number, text in enumerate(self._remarks(), 1)]
         notes += [_not_averaged(same) for same in alike(self.groups) if len(same) > 1]
+        if any(map(is_shared, self.groups)):
+            notes.append(SHARED_NOTE)
         if self.older:
             notes.append(f"runs left out because a newer run has the same settings and seed: {self.older}")
         return notes
@@ -203,8 +189,23 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _without_dataset(variant: str) -> str:
-    return " ".join(part for part in variant.split() if not part.startswith(("dataset=", "dataset.")))
+def _matrix_table(matrix: Matrix, escape: Callable[[str], str] | None = None) -> PrettyTable:
+    """Returns the table of a matrix, in Markdown if its texts are to be escaped."""
+    table = PrettyTable([(escape or str)(name) for name in matrix.header], align="r")
+    if escape is not None:
+        table.set_style(TableStyle.MARKDOWN)
+    table.add_rows([[(escape or str)(cell) for cell in row] for row in matrix.rows])
+    return table
+
+
+def _latex_table(caption: str, header: Sequence[str], words: int, blocks: Sequence[list[list[str]]]) -> list[str]:
+    """Returns the lines of a table: its first `words` columns to the left, rules between the blocks of escaped rows."""
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(caption)}.}}"]
+    lines += [rf"\begin{{tabular}}{{{'l' * words}{'r' * (len(header) - words)}}}", r"\toprule"]
+    lines.append(" & ".join(map(_latex, header)) + r" \\")
+    for rows in blocks:
+        lines += [r"\midrule", *(" & ".join(row) + r" \\" for row in rows)]
+    return [*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]
 
 
 def _shown(difference: PairedTest | str) -> str:

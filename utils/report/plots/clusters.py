@@ -1,7 +1,6 @@
 """Pictures of pseudo labels and of features: outliers over the epochs, and persons by t-SNE."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING
 
@@ -11,11 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from utils.report.plots.pictures import FAINT, INK, RIGHT, WRONG, Picture
-from utils.report.plots.similarity import drawn
+from utils.report.plots.figure import FAINT, INK, RIGHT, WRONG, new_figure, styled, wrapped
+from utils.report.plots.pictures import Picture
 
 if TYPE_CHECKING:
     from utils.report.tested import Tested
@@ -25,8 +23,9 @@ PERPLEXITY = 30
 IMAGE_MARK, TEXT_MARK = "o", "^"
 
 
-def outliers_picture(history: Tensor, every_n_epochs: int, path: str | Path | None = None) -> Image.Image:
-    """Returns a picture of clusters and outliers over the epochs, for images and captions; saves it to `path`.
+@styled
+def outliers_figure(history: Tensor, every_n_epochs: int) -> Figure:
+    """Returns a figure of clusters and outliers over the epochs, for images and captions.
 
     Source: CPCL, Figs. 4 and 5.
 
@@ -36,7 +35,7 @@ def outliers_picture(history: Tensor, every_n_epochs: int, path: str | Path | No
         every_n_epochs: epochs between two clusterings.
     """
     epochs = every_n_epochs * np.arange(len(history)) + 1
-    figure = Figure(figsize=(10, 4), dpi=110, layout="constrained")
+    figure = new_figure(1.9)
     for axes, title, counts in zip(figure.subplots(1, 2), ("images", "captions"), history.cpu().unbind(1), strict=True):
         for label, color, line, values in (
             ("clusters", FAINT, ":", counts[:, 0]),
@@ -49,32 +48,32 @@ def outliers_picture(history: Tensor, every_n_epochs: int, path: str | Path | No
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
-    return drawn(figure, path)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    return figure
 
 
 def tsne(tested: "Tested", persons: int | Sequence[int] = PERSONS) -> Picture:
-    """Returns a t-SNE picture of the images and captions of some persons of the test split.
+    """Returns a t-SNE figure of the images and captions of some persons of the test split.
 
     Args:
         persons: how many of them, chosen at random, or their identities; at most 26.
     """
     found, title = tested.retrieval, f"{tested.name}: persons of the test split"
     sides = found.images, found.texts, found.image_pids, found.text_pids
-    return Picture(tsne_picture(*sides, title, persons=persons))
+    return Picture(tsne_figure(*sides, title, persons=persons))
 
 
-def tsne_picture(
+@styled
+def tsne_figure(
     images: Tensor,
     texts: Tensor,
     image_pids: Tensor,
     text_pids: Tensor,
     title: str,
-    path: str | Path | None = None,
     *,
     persons: int | Sequence[int] = PERSONS,
-) -> Image.Image:
-    """Returns a t-SNE picture of some persons, each with a colour and a letter; saves it to `path`.
+) -> Figure:
+    """Returns a t-SNE figure of some persons, each with a colour and a letter.
 
     Images are discs, captions are triangles; a person's letter stands at the mean of each. Source: CPCL, Fig. 6.
 
@@ -95,23 +94,23 @@ def tsne_picture(
         for among in (torch.isin(pids, chosen.to(pids.device)),)
     ]
     points = _plane(torch.cat([features for *_, features in shown]).numpy())
-    figure = Figure(figsize=(7, 6), dpi=110, layout="constrained")
+    figure = new_figure(3)
     axes = figure.subplots()
     for (mark, pids, _), places in zip(shown, np.split(points, [len(shown[0][1])]), strict=True):
         for person, letter in zip(chosen, ascii_uppercase, strict=False):
             own = places[(pids == person).numpy()]
             color = f"C{ascii_uppercase.index(letter)}"
-            axes.scatter(*own.T, marker=mark, color=color, alpha=0.55, linewidths=0)
+            axes.scatter(own[:, 0], own[:, 1], s=12, marker=mark, color=color, alpha=0.55, linewidths=0)
             axes.annotate(letter, own.mean(axis=0), color=color, weight="bold", ha="center", va="center")
     handles = [
         Line2D([], [], linestyle="", marker=mark, color=FAINT, label=f"{label} ({len(pids)})")
         for label, (mark, pids, _) in zip(("images", "captions"), shown, strict=True)
     ]
-    axes.legend(handles=handles, frameon=False)
-    axes.set_title(title, color=INK, loc="left")
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+    axes.set_title("\n".join(wrapped(title, 3.2)), color=INK, loc="left")
     axes.set_xticks([])
     axes.set_yticks([])
-    return drawn(figure, path)
+    return figure
 
 
 def _plane(features: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,28 +1,41 @@
 """Pictures of a ranking: captions with their best images, marked right or wrong."""
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from utils.errors import UserError
 from utils.images import BadImageError, read_bytes, read_rgb
 from utils.ranking.retrieval import top_k
+from utils.report.plots.figure import (
+    BACKDROP,
+    FAINT,
+    INK,
+    LINE,
+    MARGIN,
+    PAPER,
+    RIGHT,
+    WIDTH,
+    WRONG,
+    place_photo,
+    sheet,
+    styled,
+    wrapped,
+)
 
 if TYPE_CHECKING:
     from utils.report.tested import Tested
 
-RIGHT, WRONG = "#1a8a3a", "#cc2936"
-INK, FAINT, PAPER, BACKDROP = "#1c1c1c", "#6b6b6b", "#ffffff", "#e9e9e9"
-THUMB = (150, 300)
-FRAME, GAP, MARGIN, BADGE = 7, 16, 28, 46
-CAPTION_WIDTH, TEXT_SIZE, LINE = 440, 24, 33
-HEADER, ROW_GAP = 48, 34
+THUMB = (150, 300)  # of an image in W&B's table, in pixels
+FRAME, BADGE = 7, 46  # of its frame and its mark, in pixels
+GAP, BLOCK_GAP, WIDEST = 0.03, 0.1, 0.45  # between images, between queries, and an image's width, in inches
 
 
 @dataclass(frozen=True)
@@ -49,9 +62,9 @@ class RankedQuery:
 
 
 class Picture(NamedTuple):
-    """The result of a plot: an image, its file suffix, and the queries that it shows, for W&B's table."""
+    """The result of a plot: a figure, the suffix of its picture, and the queries that it shows, for W&B's table."""
 
-    image: Image.Image
+    figure: Figure
     suffix: str = ".png"
     queries: Sequence[RankedQuery] = ()
 
@@ -62,7 +75,7 @@ def spread(count: int, wanted: int) -> range:
 
 
 def ranked(tested: "Tested") -> Picture | None:
-    """Returns a picture of test captions with their ten best images, or None if no queries are to be shown."""
+    """Returns a figure of test captions with their ten best images, or None if no queries are to be shown."""
     found, some = tested.retrieval, list(tested.shown)
     if not some:
         return None
@@ -70,7 +83,7 @@ def ranked(tested: "Tested") -> Picture | None:
     queries = rank_queries(
         found.texts[some], found.images, found.text_pids[some], found.image_pids, captions, found.paths
     )
-    return Picture(ranked_picture(queries), ".jpg", queries)
+    return Picture(ranked_figure(queries), ".jpg", queries)
 
 
 def rank_queries(
@@ -107,53 +120,37 @@ def rank_queries(
     ]
 
 
-def ranked_picture(queries: Sequence[RankedQuery], path: str | Path | None = None) -> Image.Image:
-    """Returns a picture with a row for each query: its caption and its images by rank; saves it to `path`.
+@styled
+def ranked_figure(queries: Sequence[RankedQuery]) -> Figure:
+    """Returns a figure with a block for each query: its caption, and below it its images by rank.
 
     Raises:
         UserError: if an image cannot be read.
     """
-    text = font(TEXT_SIZE)
-    captions = [_wrap(composed(query.caption), text) for query in queries]
-    heights = [max(THUMB[1] + LINE, (len(lines) + 2) * LINE) for lines in captions]
-    columns = max(len(query.images) for query in queries)
-    left = MARGIN + CAPTION_WIDTH + 2 * GAP
-    size = (
-        left + columns * (THUMB[0] + GAP) - GAP + MARGIN,
-        HEADER + sum(heights) + ROW_GAP * (len(queries) - 1) + MARGIN,
-    )
-    picture = Image.new("RGB", size, PAPER)
-    draw = ImageDraw.Draw(picture)
-
-    def centered(column: int, y: int, words: str, color: str) -> None:
-        middle = left + column * (THUMB[0] + GAP) + THUMB[0] // 2
-        draw.text((middle, y), words, color, font=text, anchor="mm")
-
-    for column in range(columns):
-        centered(column, HEADER // 2, str(column + 1), FAINT)
-    top = HEADER
+    most = max(len(query.images) for query in queries)
+    width = min((WIDTH - 2 * MARGIN + GAP) / most - GAP, WIDEST)
+    photo = width * THUMB[1] / THUMB[0]
+    captions = [wrapped(query.caption, WIDTH - 2 * MARGIN) for query in queries]
+    heights = [(len(lines) + 2) * LINE + photo + GAP for lines in captions]
+    figure, axes = sheet(2 * MARGIN + sum(heights) + BLOCK_GAP * (len(queries) - 1))
+    top = MARGIN
     for query, lines, height in zip(queries, captions, heights, strict=True):
-        for number, line in enumerate(lines):
-            draw.text((MARGIN, top + number * LINE), line, INK, font=text)
         summary = f"{query.found} of {query.true_images} true images in the top {len(query.images)}"
-        draw.text((MARGIN, top + (len(lines) + 0.4) * LINE), summary, FAINT, font=text)
-        for column, image in enumerate(query.images):
-            picture.paste(marked(image), (left + column * (THUMB[0] + GAP), top))
-            centered(column, top + THUMB[1] + LINE // 2 + 4, f"{image.score:.2f}", RIGHT if image.right else WRONG)
-        top += height + ROW_GAP
-    return saved(picture, path)
-
-
-def saved(picture: Image.Image, path: str | Path | None) -> Image.Image:
-    """Returns `picture`; writes it to `path`, if given, in the format of the suffix. Photos should use .jpg."""
-    if path is not None:
-        picture.save(path, quality=90)
-    return picture
-
-
-def composed(text: str) -> str:
-    """Returns `text` with letter and accents as one character (NFC), because fonts draw it better."""
-    return unicodedata.normalize("NFC", text)
+        for number, line in enumerate([*lines, summary]):
+            color = INK if number < len(lines) else FAINT
+            axes.text(MARGIN, top + number * LINE, line, color=color, va="top", parse_math=False)
+        above = top + (len(lines) + 1) * LINE + GAP
+        for rank, image in enumerate(query.images):
+            left = MARGIN + rank * (width + GAP)
+            color, sign = (RIGHT, "✓") if image.right else (WRONG, "✗")
+            place_photo(axes, read_photo(image.path), left, above, width, photo)
+            axes.add_patch(Rectangle((left, above), width, photo, fill=False, edgecolor=color, linewidth=1.2))
+            badge = {"boxstyle": "square,pad=0.1", "facecolor": color, "edgecolor": "none"}
+            axes.text(left + 0.02, above + 0.02, sign, color=PAPER, va="top", bbox=badge)
+            score = f"{image.score:.2f}"
+            axes.text(left + width / 2, above + photo + 0.03, score, color=color, ha="center", va="top")
+        top += height + BLOCK_GAP
+    return figure
 
 
 def read_photo(path: Path) -> Image.Image:
@@ -191,23 +188,3 @@ def _badge(right: bool) -> Image.Image:
         points = [(x / 100 * side, y / 100 * side) for x, y in stroke]
         draw.line(points, PAPER, width=side // 9, joint="curve")
     return badge.resize((BADGE, BADGE), Image.Resampling.LANCZOS)
-
-
-@lru_cache
-def font(size: int) -> ImageFont.FreeTypeFont:
-    """Returns DejaVu Sans, which has the Vietnamese letters and comes with matplotlib."""
-    import matplotlib
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
-    """Returns `text` broken into lines that fit into `CAPTION_WIDTH`."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= CAPTION_WIDTH:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return [line for line in lines if line]

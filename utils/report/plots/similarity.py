@@ -1,27 +1,44 @@
 """Pictures of similarities: between queries and gallery of a split, and between words and image patches."""
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from utils.report.plots.pictures import FAINT, INK, RIGHT, WRONG, Picture, composed, saved
+from utils.report.plots.figure import (
+    FAINT,
+    HEAT,
+    INK,
+    LINE,
+    MARGIN,
+    RIGHT,
+    WIDTH,
+    WRONG,
+    composed,
+    new_figure,
+    place_image,
+    place_scale,
+    sheet,
+    styled,
+    text_width,
+    wrapped,
+)
+from utils.report.plots.pictures import Picture
 
 if TYPE_CHECKING:
     from utils.report.tested import Tested
 
 CHUNK_SIZE = 256
 FINE_BINS, SHOWN_BINS = 4096, 80
-HEAT = "inferno"
-TILE, PATCH = 2.6, 16  # height of a map in inches, side of a patch in pixels
+PATCH = 16  # side of a patch in pixels
+WIDEST, GAP, SCALE = 0.8, 0.04, 0.42  # width of a map, space around it, height of the scale, in inches
 
 
 @dataclass(frozen=True)
@@ -54,7 +71,7 @@ class PairSimilarities:
 
 def similarities(tested: "Tested") -> Picture:
     """Returns a histogram of the similarities of all test pairs, of the same person and of different persons."""
-    return Picture(histogram_picture(tested.pairs, f"{tested.name}, test"))
+    return Picture(histogram_figure(tested.pairs, f"{tested.name}, test"))
 
 
 @torch.no_grad()
@@ -92,9 +109,10 @@ def pair_similarities(query: Tensor, gallery: Tensor, query_pids: Tensor, galler
     return PairSimilarities(edges, heights[1], heights[0], int(pairs[1]), int(pairs[0]), same_mean, other_mean)
 
 
-def histogram_picture(found: PairSimilarities, title: str, path: str | Path | None = None) -> Image.Image:
-    """Returns a picture of both densities with their means and overlap; saves it to `path`."""
-    figure = Figure(figsize=(9, 4.5), dpi=110, layout="constrained")
+@styled
+def histogram_figure(found: PairSimilarities, title: str) -> Figure:
+    """Returns a figure of both densities with their means and overlap."""
+    figure = new_figure(2.3)
     axes = figure.subplots()
     edges = found.edges.numpy()
     for kind, density, pairs, mean, color, line in (
@@ -103,28 +121,28 @@ def histogram_picture(found: PairSimilarities, title: str, path: str | Path | No
     ):
         label = f"{kind}: {pairs:,} pairs, mean {mean:.3f}"
         axes.stairs(density.numpy(), edges, fill=True, color=color, alpha=0.35)
-        axes.stairs(density.numpy(), edges, color=color, linestyle=line, linewidth=1.8, label=label)
-        axes.axvline(mean, color=color, linestyle=line, linewidth=1)
-    axes.set_title(f"{title}: {100 * found.overlap:.1f} % overlap", color=INK, loc="left")
+        axes.stairs(density.numpy(), edges, color=color, linestyle=line, linewidth=1, label=label)
+        axes.axvline(mean, color=color, linestyle=line, linewidth=0.6)
+    axes.set_title("\n".join([*wrapped(title, 2.8), f"overlap {100 * found.overlap:.1f} %"]), color=INK, loc="left")
     axes.set_xlabel("similarity of a caption and an image of ...", color=FAINT)
     axes.set_ylabel("density", color=FAINT)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    return drawn(figure, path)
+    figure.legend(loc="outside lower center", frameon=False)
+    return figure
 
 
-def word_maps_picture(
+@styled
+def word_maps_figure(
     photo: Image.Image,
     caption: str,
     words: Sequence[tuple[str, Sequence[int]]],
     before: Tensor,
     after: Tensor,
     grid: tuple[int, int],
-    path: str | Path | None = None,
-) -> Image.Image:
-    """Returns a picture of word-patch similarities in an image, before and after sparsification; saves it to `path`.
+) -> Figure:
+    """Returns a figure of word-patch similarities in an image, before and after sparsification.
 
     A word of several tokens shows their mean. Patches without similarity show the photo in grey.
 
@@ -135,38 +153,36 @@ def word_maps_picture(
         before, after: similarities from 0 to 1. Shape: ``(L, H * W)``.
         grid: (H, W) of the patches.
     """
-    height, width = grid
-    tile = max(TILE * width / height, 1.1)
-    lines = textwrap.wrap(composed(caption), width=round(12 * tile * (len(words) + 1)))
-    size = ((len(words) + 1) * tile + 1.6, 2 * TILE + 0.5 + 0.25 * len(lines))
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
-    figure.suptitle("\n".join(lines), color=INK, x=0.01, ha="left")
-    axes = figure.subplots(2, len(words) + 1, squeeze=False)
-    colored = photo.convert("RGB").resize((width * PATCH, height * PATCH))
+    lines = wrapped(caption, WIDTH - 2 * MARGIN)
+    tops = MARGIN + len(lines) * LINE + max(text_width(text) for text, _ in words) + 0.1
+    width = min((WIDTH - 2 * MARGIN - LINE) / (len(words) + 1), WIDEST) - GAP
+    height = width * grid[0] / grid[1]
+    rows = tops, tops + height + GAP
+    end = rows[1] + height + 2 * LINE
+    figure, axes = sheet(end + SCALE)
+    for number, line in enumerate(lines):
+        axes.text(MARGIN, MARGIN + number * LINE, line, color=INK, va="top", parse_math=False)
+    colored = photo.convert("RGB").resize((grid[1] * PATCH, grid[0] * PATCH))
     gray = ImageOps.grayscale(colored)
-    whole = (0, width, height, 0)
-    for row, (label, maps) in enumerate((("before sparsification", before), ("after", after))):
-        axes[row, 0].imshow(colored, extent=whole)
-        axes[row, 0].set_ylabel(label, color=INK)
-        for place, (text, positions) in zip(axes[row, 1:], words, strict=True):
+    scale = ScalarMappable(Normalize(0, 1), HEAT)
+    for top, label, maps in zip(rows, ("before", "after"), (before, after), strict=True):
+        axes.text(MARGIN, top + height / 2, label, color=INK, rotation="vertical", va="center")
+        left = MARGIN + LINE
+        place_image(axes, colored, left, top, width, height)
+        for text, positions in words:
+            left += width + GAP
             patches = maps[list(positions)].float().mean(dim=0).view(grid).cpu().numpy()
-            left = np.ones(grid) if row == 0 else patches > 0
-            place.imshow(gray, cmap="gray", vmin=0, vmax=255, extent=whole)
-            heat = place.imshow(patches, cmap=HEAT, vmin=0, vmax=1, extent=whole, alpha=0.7 * left)
-            if row == 0:
-                place.set_title(composed(text), color=INK)
+            shown = np.ones(grid) if top == rows[0] else patches > 0
+            place_image(axes, gray, left, top, width, height, cmap="gray", vmin=0, vmax=255)
+            heat = scale.to_rgba(patches, alpha=0.7 * shown)
+            place_image(axes, heat, left, top, width, height)
+            center = left + width / 2
+            if top == rows[0]:
+                spelled = axes.text(center, top - GAP, composed(text), color=INK, ha="center", va="bottom")
+                spelled.set(rotation="vertical", parse_math=False)
             else:
-                place.set_xlabel(f"{int(left.sum())} of {left.size}", color=FAINT)
-    axes[1, 0].set_xlabel("patches left", color=FAINT)
-    for place in axes.flat:
-        place.set_xticks([])
-        place.set_yticks([])
-    figure.colorbar(heat, ax=axes, label="similarity, from a word's least to its most similar patch")
-    return drawn(figure, path)
-
-
-def drawn(figure: Figure, path: str | Path | None = None) -> Image.Image:
-    """Returns `figure` as a picture; saves it to `path`."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return saved(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), path)
+                axes.text(center, top + height + GAP, f"{int(shown.sum())}", color=FAINT, ha="center", va="top")
+    note = f"patches that sparsification leaves, of {grid[0] * grid[1]}"
+    axes.text(WIDTH - MARGIN, end, note, color=FAINT, ha="right", va="bottom")
+    place_scale(figure, scale, "similarity, from a word's least to its most similar patch", 0.4, end + 0.05, 2.5)
+    return figure
