@@ -167,8 +167,8 @@ def test_heads_of_other_sizes_stay_as_they_are_and_are_named(irra: Irra, tmp_pat
     assert load_heads(objective, tmp_path) == []
     [note] = ranking_notes(tmp_path / "converted", GlobalHead(EMBED), 3)
     assert "trained on 7 identities, this dataset has 3" in note
-    assert ranking_notes(tmp_path / "converted", 7) == []
-    assert ranking_notes(tmp_path, 7) == []
+    assert ranking_notes(tmp_path / "converted", GlobalHead(EMBED), 7) == []
+    assert ranking_notes(tmp_path, GlobalHead(EMBED), 7) == []
 
 
 def test_the_report_tells_what_became_of_every_part(irra: Irra, tmp_path: Path) -> None:
