@@ -26,7 +26,8 @@ def add_lora(backbone: Backbone, *, r: int, alpha: int, dropout: float, target: 
             because the pooling head of SigLIP also has an `out_proj`, inside an `nn.MultiheadAttention`.
 
     Raises:
-        UserError: `r` or `dropout` is out of range, `target` is no regular expression, or no module matches it.
+        UserError: `r` or `dropout` is out of range, `target` is no regular expression, or no module of a tower that is
+            trained matches it.
     """
     if not 1 <= r <= LARGEST_RANK or not 0 <= dropout < 1:
         raise UserError(f"lora: r={r}, dropout={dropout}; expected a rank of 1 to {LARGEST_RANK} and a share below 1")
@@ -34,6 +35,8 @@ def add_lora(backbone: Backbone, *, r: int, alpha: int, dropout: float, target: 
         re.compile(target)
     except re.error as error:
         raise UserError(f"lora.target: {target!r} is no regular expression ({error})") from error
+    towers = {"image": backbone.hub_model.vision_model, "text": backbone.hub_model.text_model}
+    trained = [of for of, tower in towers.items() if any(p.requires_grad for p in tower.parameters())]
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=target)
     try:
         backbone.model = get_peft_model(backbone.model, config)
@@ -41,6 +44,12 @@ def add_lora(backbone: Backbone, *, r: int, alpha: int, dropout: float, target: 
         raise UserError(
             f"lora.target: no module of the backbone is named like {target!r}; see lora/default.yaml"
         ) from error
+    for of in trained:
+        if not any(p.requires_grad for p in towers[of].parameters()):
+            raise UserError(
+                f"lora.target: no module of the {of} tower is named like {target!r}, so it would not be trained: set "
+                f"backbone.freeze_{'vision' if of == 'image' else of}=true if that is meant, or lora=none"
+            )
     for name in ("logit_scale", "logit_bias"):
         parameter = getattr(backbone.hub_model, name, None)
         if isinstance(parameter, nn.Parameter):

@@ -20,7 +20,8 @@ class ModelSpec:
     """Sizes of the composed model and data, from which loss terms build their parameters.
 
     slots: number of embeddings per sample at each level, in the order of the blocks of `embedding`.
-    patches: number of patches of an image. They are its last tokens. None: every token is a patch.
+    patches: number of patches of an image. They are its last tokens. None: every token is a patch. 0: the image tower
+        has no patches, and terms that read tokens are refused.
     """
 
     embed_dim: int
