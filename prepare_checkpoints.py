@@ -21,8 +21,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from utils.checkpoints.disk import scratch_folder
 from utils.checkpoints.folder import (
-    OPEN_CLIP,
-    WEIGHTS,
     Architecture,
     IncompleteError,
     check_folder,
@@ -31,6 +29,7 @@ from utils.checkpoints.folder import (
     has_tokenizer,
     move_in,
 )
+from utils.checkpoints.layouts import OPEN_CLIP, WEIGHTS
 from utils.config.resolvers import parse_size
 from utils.continuing.composed import composer, described, options_of
 from utils.download.download import UnreachableError, sha256_of, writing
@@ -70,7 +69,11 @@ def prepare(
     if isinstance(backbone, str):
         backbone = described("backbone", backbone)
     if "model" in backbone:
-        return _open_clip(backbone, root, target, pretrained=pretrained, source=source)
+        from model.published.open_clip import prepare_open_clip
+
+        model = backbone.get("model")
+        folder = target or root / f"open_clip_{model}_checkpoints"
+        return prepare_open_clip(model, folder, pretrained=pretrained, source=source)
     name, architecture = backbone.name, Architecture.described(backbone)
     repo, steps = backbone.description.repository, backbone.description.steps if steps is None else steps
     folder = target or root / f"{name}_checkpoints"
@@ -144,21 +147,11 @@ def _converted_once(backbone: DictConfig, file: Path, root: Path) -> Path:
         )
     folder = file.with_name(f"{file.stem}-{sha256_of(file)[:8]}_checkpoints")
     with writing(folder), FileLock(file.with_name(f".{folder.name}.lock")):
-        weights = OPEN_CLIP.weights if of_open_clip else WEIGHTS
-        if (folder / weights).is_file():  # they are moved in last
+        if (folder / (OPEN_CLIP.weights if of_open_clip else WEIGHTS)).is_file():  # they are moved in last
             print(f"{name}: {folder} holds {file}, converted")
         else:
             prepare(backbone, root, source=file, target=folder)
     return folder
-
-
-def _open_clip(backbone: DictConfig, root: Path, target: Path | None, **told: Any) -> Path:
-    from model.published.open_clip import prepare_open_clip
-
-    model = None if OmegaConf.is_missing(backbone, "model") else backbone.model
-    if model is None:
-        raise UserError("prepare_checkpoints.py: name an architecture of open_clip, as in: open_clip --model ViT-B-16")
-    return prepare_open_clip(model, target or root / f"open_clip_{model}_checkpoints", **told)
 
 
 def _download(name: str, repo: str, folder: Path) -> None:
@@ -283,7 +276,9 @@ def main() -> None:
     parser.add_argument("--img-size", metavar="HxW", help="of the file (default: a square, or 3 to 1 as 384x128)")
     parser.add_argument("--activation", choices=("gelu", "quick_gelu"), help="of the file, where it does not tell")
     parser.add_argument("--model", help="of open_clip: an architecture, such as ViT-B-16")
-    parser.add_argument("--pretrained", metavar="TAG", help="of open_clip: the library's name of the weights, or random")
+    parser.add_argument(
+        "--pretrained", metavar="TAG", help="of open_clip: the library's name of the weights, or random"
+    )
     parser.add_argument("--root", type=Path, default=Path(), help="where to put the folders (default: here)")
     parser.add_argument("--steps", type=int, help="pre-training of a backbone from scratch (default: as its YAML says)")
     parser.add_argument("--config-dir", type=Path, metavar="FOLDER", help="holds backbone/NAME.yaml of your own")
@@ -299,9 +294,7 @@ def main() -> None:
         options = {key: getattr(args, key) for key in ("source", "target", "activation", "steps", "pretrained")}
         for backbone in [described("backbone", name) for name in names]:
             if args.model:
-                if "model" not in backbone:
-                    raise UserError(f"--model is an architecture of open_clip, not of {backbone.name}")
-                backbone.model = args.model
+                backbone.model = args.model  # only open_clip has one
             prepare(backbone, args.root, img_size=img_size, **options)
 
 

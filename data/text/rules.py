@@ -10,7 +10,8 @@ from tokenizers import normalizers
 from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerBase
 
 from utils.checkpoints.backbone_facts import open_clip_config, open_clip_library
-from utils.checkpoints.folder import CONFIGS, read_json
+from utils.checkpoints.folder import read_json
+from utils.checkpoints.layouts import CONFIGS
 from utils.errors import UserError
 
 Rule = Callable[[str], str]
@@ -88,7 +89,10 @@ def open_clip_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer = CLIPTokenizer(
             vocab=library.encoder,
             merges=[*library.bpe_ranks],
-            **{"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": end},
+            bos_token=start,
+            eos_token=end,
+            pad_token=end,
+            unk_token=end,
         )
     default = "whitespace" if text.get("hf_tokenizer_name") else "lower"
     setattr(tokenizer, RULE, get_clean_fn(options.get("clean", default)))

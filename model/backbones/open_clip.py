@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from model.backbones.base import Backbone, BackboneOutput
 from model.backbones.position_embeddings import Positions, resize_positions
 from utils.checkpoints.backbone_facts import open_clip_config, open_clip_library
-from utils.checkpoints.folder import OPEN_CLIP
+from utils.checkpoints.layouts import OPEN_CLIP
 from utils.checkpoints.tensor_files import UnreadableError, check_finite, read_safetensors
 from utils.errors import UserError, library_errors
 
@@ -103,9 +103,7 @@ class TextTower(nn.Module):
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Returns pooled features ``(B, D)`` and tokens ``(B, L, D)`` of ids ``(B, L)``."""
-        found = self.embeddings.forward_intermediates(
-            ids, indices=1, normalize_intermediates=True, output_fmt="NLC"
-        )
+        found = self.embeddings.forward_intermediates(ids, indices=1, normalize_intermediates=True, output_fmt="NLC")
         (tokens,) = found["text_intermediates"]
         projection = self.embeddings.text_projection
         if isinstance(projection, nn.Linear):
@@ -203,9 +201,10 @@ def load_open_clip(
     if weights:
         load_weights(library, folder / OPEN_CLIP.weights)
     preprocess = options["preprocess_cfg"]
-    mean, std = (_three(preprocess.get(key, default), key, folder) for key, default in zip(
-        ("mean", "std"), STATISTICS, strict=True
-    ))
+    mean, std = (
+        _three(preprocess.get(key, default), key, folder)
+        for key, default in zip(("mean", "std"), STATISTICS, strict=True)
+    )
     size = f"{img_size[0]}x{img_size[1]}"
     with library_errors(f"open_clip's {name} does not encode images of {size}", "choose another img_size_str or model"):
         fitted = OpenClipModel(library, img_size, max_length, pos_interpolation)
@@ -235,7 +234,7 @@ def build(options: Mapping[str, Any], name: str) -> Any:
         raise UserError(f"open_clip's {name} is a CoCa, which also writes captions: choose a plain dual encoder")
     if text.get("hf_model_name"):
         raise UserError(
-            f"open_clip's {name} takes its text tower {text['hf_model_name']} from the hub: choose an architecture with "
+            f"open_clip's {name} takes its text tower {text['hf_model_name']} from the hub: choose one with "
             "a text tower of its own, or backbone=folder"
         )
     if ":" in str(vision.get("timm_model_name")):

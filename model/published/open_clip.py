@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from utils.checkpoints.backbone_facts import library_config, open_clip_config, open_clip_library
+from utils.checkpoints.backbone_facts import library_config, open_clip_config
 from utils.checkpoints.disk import scratch_folder
-from utils.checkpoints.folder import OPEN_CLIP, OPEN_CLIP_CONFIG, has_tokenizer, move_in, to_safetensors
+from utils.checkpoints.folder import has_tokenizer, move_in, to_safetensors
+from utils.checkpoints.layouts import OPEN_CLIP, OPEN_CLIP_CONFIG
 from utils.download.download import UnreachableError, writing
 from utils.download.hub import download_folder
 from utils.errors import UserError, library_errors, nearest
@@ -17,7 +18,9 @@ from utils.errors import UserError, library_errors, nearest
 RANDOM: Final = "random"  # --pretrained: no pre-trained weights
 
 
-def prepare_open_clip(model: str, folder: Path, *, pretrained: str | None = None, source: Path | None = None) -> Path:
+def prepare_open_clip(
+    model: str | None, folder: Path, *, pretrained: str | None = None, source: Path | None = None
+) -> Path:
     """Returns the folder of a model of open_clip, complete and in the library's own format.
 
     Args:
@@ -29,7 +32,8 @@ def prepare_open_clip(model: str, folder: Path, *, pretrained: str | None = None
     Raises:
         UserError: no such architecture or tag, a wrong or damaged source, or no network; says what to do.
     """
-    open_clip_library()
+    if model is None:
+        raise UserError("name an architecture of open_clip, such as: prepare_checkpoints.py open_clip --model ViT-B-16")
     library_config(model)
     if (folder / OPEN_CLIP.weights).is_file():
         open_clip_config(folder, model)
@@ -130,7 +134,9 @@ def _add_tokenizer(model: str, folder: Path, staging: Path) -> None:
 @contextmanager
 def _advice(model: str, otherwise: str = "") -> Iterator[None]:
     """Adds what to do without network to an `UnreachableError`."""
-    copied = f"copy the folder from another machine with 'prepare_checkpoints.py open_clip --model {model} --from FOLDER'"
+    copied = (
+        f"copy the folder from another machine with 'prepare_checkpoints.py open_clip --model {model} --from FOLDER'"
+    )
     try:
         yield
     except UnreachableError as error:

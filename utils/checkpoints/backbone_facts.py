@@ -9,7 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from utils.checkpoints.folder import CONFIGS, OPEN_CLIP_CONFIG, check_fixed_resolution, is_open_clip, read_json
+from utils.checkpoints.folder import check_fixed_resolution, is_open_clip, read_json
+from utils.checkpoints.layouts import CONFIGS, OPEN_CLIP_CONFIG
 from utils.errors import UserError, nearest
 
 OPEN_CLIP: Final = "open_clip"
@@ -55,7 +56,7 @@ def open_clip_config(folder: Path, model: str | None) -> dict[str, Any]:
     If there is no folder yet, it is the library's config of `model`, with an empty `preprocess_cfg`.
 
     Raises:
-        UserError: the folder is one of transformers as well, holds another architecture than `model`, or there is none.
+        UserError: the folder is one of transformers as well, is of another architecture than `model`, or there is none.
     """
     path = folder / OPEN_CLIP_CONFIG
     if not path.is_file():
@@ -64,7 +65,7 @@ def open_clip_config(folder: Path, model: str | None) -> dict[str, Any]:
         return {"model_cfg": library_config(model), "preprocess_cfg": {}}
     if not is_open_clip(folder):
         raise UserError(
-            f"{folder} holds a model of transformers as well as one of open_clip: choose backbone=folder for the first, "
+            f"{folder} holds a model of transformers and one of open_clip: choose backbone=folder for the first, "
             "or copy the second with 'uv run prepare_checkpoints.py open_clip --model NAME --from FOLDER --to OTHER'"
         )
     found = read_json(path)
@@ -72,7 +73,9 @@ def open_clip_config(folder: Path, model: str | None) -> dict[str, Any]:
     if not all(isinstance(section, dict) for section in sections):
         raise UserError(f"{path}: expected model_cfg with vision_cfg and text_cfg, as open_clip writes it")
     if model is not None and _sizes(found["model_cfg"]) != _sizes(library_config(model)):
-        raise UserError(f"{folder} holds another architecture than {model!r}: correct backbone.model or backbone.folder")
+        raise UserError(
+            f"{folder} is of another architecture than {model!r}: correct backbone.model or backbone.folder"
+        )
     preprocess = found.get("preprocess_cfg")
     return {"model_cfg": found["model_cfg"], "preprocess_cfg": preprocess if isinstance(preprocess, dict) else {}}
 

@@ -12,24 +12,13 @@ from typing import Any, Final, Self
 from safetensors import SafetensorError, safe_open
 
 from utils.checkpoints.disk import scratch_folder
+from utils.checkpoints.layouts import CONFIGS, OPEN_CLIP, OPEN_CLIP_CONFIG, PICKLED, SMALL_FILES, VOCABULARIES, WEIGHTS
 from utils.download.download import sha256_of, writing
 from utils.errors import UserError, first_line
 
-WEIGHTS: Final = "model.safetensors"
-PICKLED: Final = "pytorch_model.bin"
 RECORD: Final = "hub.json"
 LARGEST_JSON: Final = 10_000_000  # bytes
-CONFIGS: Final = ("config.json", "preprocessor_config.json")
-OPEN_CLIP_CONFIG: Final = "open_clip_config.json"
-VOCABULARIES: Final = (("tokenizer.json",), ("spiece.model",), ("vocab.json", "merges.txt"))
 RESAMPLE: Final = {2: "bilinear", 3: "bicubic"}  # numbers of Pillow's filters
-TOKENIZER_FILES: Final = (
-    *(file for files in VOCABULARIES for file in files),
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
-SMALL_FILES: Final = (*CONFIGS, *TOKENIZER_FILES)
 _TOKEN_TABLES: Final = (
     "text_model.embeddings.token_embedding.weight",
     "text_model.embeddings.word_embeddings.weight",  # BERT
@@ -40,21 +29,6 @@ _PATCHES: Final = (
     "vision_model.embedder.embedder.convolution.weight",  # ResNet
 )
 _PROJECTION: Final = "visual_projection.weight"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The names of the files of a checkpoint: of the weights, of weights that are pickled, and of all others."""
-
-    weights: str
-    pickled: str
-    small_files: tuple[str, ...]
-
-
-TRANSFORMERS: Final = Layout(WEIGHTS, PICKLED, SMALL_FILES)
-OPEN_CLIP: Final = Layout(
-    "open_clip_model.safetensors", "open_clip_pytorch_model.bin", (OPEN_CLIP_CONFIG, *TOKENIZER_FILES)
-)
 
 
 class IncompleteError(UserError):

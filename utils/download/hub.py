@@ -8,14 +8,8 @@ import requests
 from huggingface_hub import constants
 from huggingface_hub.utils import build_hf_headers
 
-from utils.checkpoints.folder import (
-    TRANSFORMERS,
-    Layout,
-    make_way,
-    read_record,
-    to_safetensors,
-    write_record,
-)
+from utils.checkpoints.folder import make_way, read_record, to_safetensors, write_record
+from utils.checkpoints.layouts import TRANSFORMERS, Layout
 from utils.download.download import AGAIN, TIMEOUT, UnreachableError, download, reason, sha256_of, writing
 from utils.errors import UserError
 

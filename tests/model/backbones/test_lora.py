@@ -12,7 +12,11 @@ from model.backbones.lora import add_lora, merge_lora, save_adapters
 from utils.errors import UserError
 
 FAMILIES = ("siglip", "clip")
-TARGET = r".*(vision_model|text_model)\.(.+\.)?encoder\.layers\.\d+\.self_attn\.(q|k|v|out)_proj"
+TARGET = (
+    r".*(vision_model|text_model)\.(.+\.)?(encoder\.layers\.\d+\.self_attn\.(q|k|v|out)_proj"
+    r"|encoder\.layer\.\d+\.attention\.(self\.(query|key|value)|output\.dense)"
+    r"|resblocks\.\d+\.attn|blocks\.\d+\.attn\.(qkv|[qkv]_proj|proj))"
+)
 IDS = torch.tensor([[2, 5, 6, 3, 1, 1, 1, 1, 1, 1, 1, 1], [2, 9, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1]])
 CONFIG = Path(__file__).parents[3] / "config"
 
