@@ -12,6 +12,7 @@ import argparse
 import logging
 import tempfile
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -63,14 +64,14 @@ class Row(NamedTuple):
         return f"| {self.name} | {self.image:.1e} | {self.text:.1e} | {ids} | {patches} |"
 
 
-def write_tokenizer(folder: Path, vocabulary: int) -> None:
-    """Writes a tokenizer of the format of tokenizer.json, with at most `vocabulary` tokens, which keeps case."""
+def write_tokenizer(folder: Path) -> None:
+    """Writes a tokenizer in the format of tokenizer.json, with at most 400 tokens, which keeps case."""
     core = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     core.normalizer = normalizers.Replace(" ", "▁")
     core.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
     core.decoder = decoders.Replace("▁", " ")
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
-    trainer = trainers.BpeTrainer(vocab_size=min(vocabulary, 400), special_tokens=special, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
     core.train_from_iterator([*CAPTIONS, *map(str.lower, CAPTIONS)], trainer)
     core.post_processor = processors.TemplateProcessing("$A <eos>", special_tokens=[("<eos>", 1)])
     roles = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
@@ -84,8 +85,9 @@ def check(name: str, root: Path) -> Row:
         text = library_config(name)["text_cfg"]
         if text.get("hf_tokenizer_name"):
             folder.mkdir()
-            write_tokenizer(folder, text["vocab_size"])
-        prepare_open_clip(name, folder, pretrained="random")
+            write_tokenizer(folder)
+        with redirect_stdout(None):
+            prepare_open_clip(name, folder, pretrained="random")
         load_tokenizer(folder)
         return compare(folder)._replace(name=name, seconds=time.monotonic() - start)
     except UserError as error:

@@ -31,8 +31,12 @@ from utils.errors import UserError
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 HUB_TEXT = {
     **TEXT,
-    **{"vocab_size": 400, "hf_tokenizer_name": "timm/some", "tokenizer_kwargs": {"clean": "canonicalize"}},
-    **{"no_causal_mask": True, "pool_type": "last", "proj_bias": True},
+    "vocab_size": 400,
+    "hf_tokenizer_name": "timm/some",
+    "tokenizer_kwargs": {"clean": "canonicalize"},
+    "no_causal_mask": True,
+    "pool_type": "last",
+    "proj_bias": True,
 }
 OWN_VIT = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
 MODELS: dict[str, dict[str, Any]] = {  # as in the configs of the library, with small towers
@@ -87,7 +91,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         content = {"model_cfg": options, "preprocess_cfg": preprocess}
         (folder / "open_clip_config.json").write_text(json.dumps(content))
         if options["text_cfg"].get("hf_tokenizer_name"):
-            write_tokenizer(folder, 400)
+            write_tokenizer(folder)
     return made
 
 
