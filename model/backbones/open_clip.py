@@ -35,6 +35,9 @@ class ImageTower(nn.Module):
         self.visual = visual
         own = visual.image_size
         self.native: tuple[int, int] = (own, own) if isinstance(own, int) else tuple(own)
+        for module in visual.modules():  # otherwise EVA passes by the adapters on its qkv, which would stay untrained
+            if getattr(module, "qkv_bias_separate", None) is False:
+                module.qkv_bias_separate = True
         trunk = self.trunk
         self.has_patches = hasattr(trunk, "num_prefix_tokens") or getattr(visual, "attn_pool", ...) is None
         self.grid = (0, 0)
