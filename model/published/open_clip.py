@@ -13,7 +13,7 @@ from utils.checkpoints.folder import has_tokenizer, move_in, to_safetensors
 from utils.checkpoints.layouts import OPEN_CLIP, OPEN_CLIP_CONFIG
 from utils.download.download import UnreachableError, writing
 from utils.download.hub import download_folder
-from utils.errors import UserError, library_errors, nearest
+from utils.errors import UserError, library_errors
 
 RANDOM: Final = "random"  # --pretrained: no pre-trained weights
 
@@ -64,8 +64,7 @@ def _repository(model: str, tag: str | None) -> str:
     if tag not in known:
         said = "no weights are named" if tag is None else f"{model} has no weights {tag!r}"
         raise UserError(
-            f"{said}{nearest(tag or '', [*known])}: name weights with --pretrained, one of "
-            f"{', '.join(known) or 'none'} or {RANDOM}, or a folder or file with --from"
+            f"{said}: give --pretrained one of {', '.join(known) or 'none'} or {RANDOM}, or a folder or file with --from"
         )
     repo = known[tag]["hf_hub"]
     if not repo.endswith("/"):

@@ -86,7 +86,7 @@ def test_errors_are_sentences(random: Path, tmp_path: Path) -> None:
         prepare(backbone(None), tmp_path)
     with pytest.raises(UserError, match=r"no weights are named.* one of openai, .*laion400m_e31.* or random"):
         prepare(backbone("ViT-B-16"), tmp_path)
-    with pytest.raises(UserError, match=r"has no weights 'datacomp_xl'.* Did you mean 'datacomp_xl_s13b_b90k'"):
+    with pytest.raises(UserError, match=r"has no weights 'datacomp_xl': give --pretrained one of openai, .* or random"):
         prepare(backbone("ViT-B-16"), tmp_path, pretrained="datacomp_xl")
     with pytest.raises(UserError, match=r"is a CoCa"):
         prepare(backbone("coca_ViT-B-32"), tmp_path, pretrained="random")

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
+from utils.report.plots.figure import RIGHT, WRONG, as_image
 
 from utils.report.plots.clusters import outliers_figure, tsne_figure
-from utils.report.plots.figure import RIGHT, WRONG, as_image
 
 HISTORY = torch.tensor([[[40, 30, 10], [50, 20, 5]], [[60, 12, 6], [70, 9, 3]], [[65, 8, 2], [75, 4, 0]]])
 

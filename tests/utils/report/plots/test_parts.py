@@ -8,9 +8,9 @@ import pytest
 import torch
 from matplotlib.colors import Normalize
 from PIL import Image
+from utils.report.plots.figure import DPI, as_image
 
 from utils.errors import UserError
-from utils.report.plots.figure import DPI, as_image
 from utils.report.plots.parts import PHOTO, PartAttention, attention_figure, heat_map, word_shares
 
 WORDS = [("áo", [1]), ("khoác", [2, 3]), ("đen", [5])]

@@ -9,10 +9,10 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image, ImageChops, ImageColor
 from torch.nn.functional import normalize
+from utils.report.plots.figure import as_image
 
 from utils.errors import UserError
 from utils.report.plots import figure, pictures
-from utils.report.plots.figure import as_image
 from utils.report.plots.pictures import RankedImage, RankedQuery, marked, rank_queries, ranked_figure
 
 VIETNAMESE = "Người phụ nữ tóc dài buộc đuôi ngựa, mặc áo sơ mi kẻ sọc, đi giày thể thao trắng, xách túi nhỏ."

@@ -9,10 +9,10 @@ import torch
 from PIL import Image, ImageChops
 from torch import Tensor
 from torch.nn.functional import normalize
+from utils.report.plots.figure import as_image
 
 from tests.memory import LargestTensor
 from utils.report.plots import similarity as similarity_pictures
-from utils.report.plots.figure import as_image
 from utils.report.plots.similarity import (
     FINE_BINS,
     PairSimilarities,
