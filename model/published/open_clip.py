@@ -64,7 +64,7 @@ def _repository(model: str, tag: str | None) -> str:
     if tag not in known:
         said = "no weights are named" if tag is None else f"{model} has no weights {tag!r}"
         raise UserError(
-            f"{said}: give --pretrained one of {', '.join(known) or 'none'} or {RANDOM}, or a folder or file with --from"
+            f"{said}: give --pretrained one of {', '.join(known) or 'none'} or {RANDOM}, or --from a folder or file"
         )
     repo = known[tag]["hf_hub"]
     if not repo.endswith("/"):
