@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,16 +10,15 @@ import torch
 from PIL import Image, ImageChops
 from torch import Tensor
 from torch.nn.functional import normalize
-from utils.report.plots.figure import as_image
 
 from tests.memory import LargestTensor
 from utils.report.plots import similarity as similarity_pictures
 from utils.report.plots.similarity import (
     FINE_BINS,
     PairSimilarities,
-    histogram_figure,
+    histogram_picture,
     pair_similarities,
-    word_maps_figure,
+    word_maps_picture,
 )
 
 Split = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -106,16 +106,17 @@ def test_one_identity_has_no_pairs_of_another_and_still_a_picture() -> None:
     found = pair_similarities(query, gallery, torch.zeros_like(query_pids), torch.zeros_like(gallery_pids))
     assert (found.same_pairs, found.other_pairs, found.overlap) == (600, 0, 0)
     assert np.isnan(found.other_mean)
-    one, ten = histogram_figure(found, "one person"), histogram_figure(pair_similarities(*split()), "ten")
-    assert as_image(one).size == as_image(ten).size
+    assert histogram_picture(found, "one person").size == histogram_picture(pair_similarities(*split()), "ten").size
 
 
-def test_the_histogram_shows_which_is_which() -> None:
+def test_the_histogram_is_saved_and_shows_which_is_which(tmp_path: Path) -> None:
     found = pair_similarities(*split())
+    picture = histogram_picture(found, "test split", tmp_path / "similarities.png")
+    assert Image.open(tmp_path / "similarities.png").tobytes() == picture.tobytes()
     swapped = PairSimilarities(
         found.edges, found.other, found.same, found.same_pairs, found.other_pairs, found.same_mean, found.other_mean
     )
-    assert as_image(histogram_figure(swapped, "test split")) != as_image(histogram_figure(found, "test split"))
+    assert histogram_picture(swapped, "test split") != picture
 
 
 DrawnMaps = Callable[..., Image.Image]
@@ -127,18 +128,18 @@ def draw_maps() -> DrawnMaps:
     before = torch.rand(6, 32, generator=torch.Generator().manual_seed(0))
     maps = {"before": before, "after": before.masked_fill(before < 0.5, 0)}
 
-    def draw(words: list[tuple[str, list[int]]], **other: Tensor) -> Image.Image:
+    def draw(words: list[tuple[str, list[int]]], path: Path | None = None, **other: Tensor) -> Image.Image:
         shown = {**maps, **other}
         photo = Image.new("RGB", (50, 130), "#3060c0")
-        return as_image(word_maps_figure(photo, "áo khoác đen", words, shown["before"], shown["after"], (8, 4)))
+        return word_maps_picture(photo, "áo khoác đen", words, shown["before"], shown["after"], (8, 4), path)
 
     return draw
 
 
-def test_many_words_share_the_width(draw_maps: DrawnMaps) -> None:
-    one, eight = draw_maps([("áo", [0])]), draw_maps([("áo", [0])] * 8)
-    assert one.width == eight.width
-    assert one.height > 1.5 * eight.height
+def test_word_maps_are_saved_with_a_column_for_each_word(draw_maps: DrawnMaps, tmp_path: Path) -> None:
+    one = draw_maps([("áo", [0])], tmp_path / "maps.png")
+    assert Image.open(tmp_path / "maps.png").tobytes() == one.tobytes()
+    assert draw_maps([("áo", [0]), ("khoác", [1, 2])]).width > one.width
 
 
 def test_only_the_rows_of_the_words_shown_change_the_picture(draw_maps: DrawnMaps) -> None:
