@@ -1,7 +1,6 @@
 """Architectures of open_clip with random weights: are ids and embeddings those of the library, and 384x128 encoded?
 
-uv run python benchmarks/open_clip_architectures.py              all of `NAMES`, one at a time
-uv run python benchmarks/open_clip_architectures.py ViT-B-16     some
+    uv run benchmarks/open_clip_architectures.py [ARCHITECTURE ...]
 
 At the native size, embeddings are compared with `encode_image` and `encode_text` of the library (largest difference of
 unit-norm embeddings), and ids with its tokenizer. Tokenizers that are on the hub are replaced by small ones of the same
@@ -10,6 +9,7 @@ class and format, because weights and vocabularies are not read from the hub her
 
 import argparse
 import logging
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,6 +22,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from data.text.tokens import Tokenize, load_tokenizer
 from model.backbones import Backbone, load_backbone
