@@ -28,15 +28,20 @@ class Facts(NamedTuple):
     sigmoid: bool
 
 
-def read_facts(folder: Path, model: str | None = None) -> Facts:
+def read_facts(folder: Path | None, model: str | None = None) -> Facts:
     """Returns the facts of the backbone in `folder`.
 
     Args:
         model: architecture of open_clip. If it is given, there need not be a folder.
 
     Raises:
-        UserError: there is no such architecture, or `folder` holds no dual encoder.
+        UserError: there is no such folder or architecture, or `folder` holds no dual encoder.
     """
+    if folder is None or (model is None and not folder.exists()):
+        raise UserError(
+            f"backbone.folder: there is no folder {folder or ''}; name one of transformers or open_clip, or choose "
+            "backbone=open_clip and name an architecture with backbone.model"
+        )
     name = re.sub(r"[^\w.-]+", "_", folder.name.removesuffix("_checkpoints"))
     if model is not None or is_open_clip(folder):
         options = open_clip_config(folder, model)["model_cfg"]

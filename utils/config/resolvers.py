@@ -51,11 +51,11 @@ def run_info(cfg: DictConfig, *, language: str, val_is_test: bool, skipped: Mapp
     }
 
 
-def backbone_fact(folder: str, model: str | None, fact: str) -> Any:
+def backbone_fact(folder: str | None, model: str | None, fact: str) -> Any:
     """Returns a fact of the backbone in `folder`, see `utils.checkpoints.backbone_facts`."""
     from utils.checkpoints.backbone_facts import read_facts
 
-    return getattr(read_facts(Path(folder), model), fact)
+    return getattr(read_facts(None if folder is None else Path(folder), model), fact)
 
 
 def register_resolvers() -> None:
