@@ -39,7 +39,7 @@ def read_facts(folder: Path | None, model: str | None = None) -> Facts:
     """
     if folder is None or (model is None and not folder.exists()):
         raise UserError(
-            f"backbone.folder: there is no folder {folder or ''}; name one of transformers or open_clip, or choose "
+            f"backbone.folder: {folder or 'null'} is no folder; name one of transformers or open_clip, or choose "
             "backbone=open_clip and name an architecture with backbone.model"
         )
     name = re.sub(r"[^\w.-]+", "_", folder.name.removesuffix("_checkpoints"))

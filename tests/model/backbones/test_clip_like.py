@@ -118,7 +118,9 @@ def test_facts_of_folders(folders: dict[str, Path], hub_folders: dict[str, Path]
     assert read_facts(folders["chinese_clip"])[1:] == ("chinese_clip", 52, False)
     assert read_facts(hub_folders["siglip"])[1:] == ("siglip", 12, True)
     assert by_folder(hub_folders["siglip"]).sigmoid
-    with pytest.raises(UserError, match=r"backbone.folder: there is no folder nowhere; name one of transformers or open_clip, or"):
+    with pytest.raises(
+        UserError, match=r"backbone.folder: nowhere is no folder; name one of transformers or open_clip, or"
+    ):
         read_facts(Path("nowhere"))
 
 
