@@ -4,13 +4,14 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from utils.checkpoints.backbone_facts import library_config, open_clip_config
 from utils.checkpoints.disk import scratch_folder
 from utils.checkpoints.folder import has_tokenizer, move_in, to_safetensors
-from utils.checkpoints.layouts import OPEN_CLIP, OPEN_CLIP_CONFIG
+from utils.checkpoints.layouts import OPEN_CLIP, OPEN_CLIP_CONFIG, TOKENIZER_FILES
 from utils.download.download import UnreachableError, writing
 from utils.download.hub import download_folder
 from utils.errors import UserError, library_errors
@@ -51,7 +52,7 @@ def prepare_open_clip(
                 _copy(source, staging)
             else:
                 _write(model, staging, source, pretrained)
-                _add_tokenizer(model, folder, staging)
+                add_tokenizer(model, folder, staging)
             open_clip_config(staging, model)
             move_in(staging, folder)
     print(f"{model}: {folder} is ready")
@@ -121,13 +122,13 @@ def _write(model: str, staging: Path, source: Path | None, tag: str | None) -> N
     (staging / OPEN_CLIP_CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _add_tokenizer(model: str, folder: Path, staging: Path) -> None:
+def add_tokenizer(model: str, folder: Path, staging: Path) -> None:
     """Fills `staging` with the tokenizer of `model` from the hub, unless `folder` has it or the library brings it."""
     repo = library_config(model)["text_cfg"].get("hf_tokenizer_name")
     if repo is None or has_tokenizer(folder):
         return
     with _advice(model, f"only the tokenizer of {repo} is needed: put its tokenizer.json into {folder}"):
-        download_folder(repo, staging, weights=False, layout=OPEN_CLIP)
+        download_folder(repo, staging, weights=False, layout=replace(OPEN_CLIP, small_files=TOKENIZER_FILES))
 
 
 @contextmanager

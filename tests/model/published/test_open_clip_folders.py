@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
 from data.text.tokens import load_tokenizer
+from model.published.open_clip import add_tokenizer
 from prepare_checkpoints import prepare, prepare_folder
 from tests.http_server import WebServer, web_server
 from utils.continuing.composed import described
@@ -124,6 +125,18 @@ def test_a_tag_is_downloaded_without_the_files_of_transformers(
     made = prepare(backbone(), tmp_path, pretrained="some_tag")
     assert sorted(path.name for path in made.iterdir()) == ["hub.json", CONFIG, WEIGHTS, "vocab.json"]
     assert (made / WEIGHTS).read_bytes() == files[WEIGHTS]
+
+
+def test_a_tokenizer_of_the_hub_comes_without_the_config_of_its_repository(tmp_path: Path, server: WebServer) -> None:
+    server.serve_model("timm/ViT-B-16-SigLIP2-256", {"tokenizer.json": b"{}", CONFIG: b"of another model"})
+    (tmp_path / "staging").mkdir()
+    add_tokenizer("ViT-B-16-SigLIP2-256", tmp_path, tmp_path / "staging")
+    assert [path.name for path in (tmp_path / "staging").iterdir()] == ["tokenizer.json"]
+    (tmp_path / "tokenizer.json").write_text("{}")
+    server.requests.clear()
+    add_tokenizer("ViT-B-16-SigLIP2-256", tmp_path, tmp_path)
+    add_tokenizer("ViT-B-16", tmp_path / "staging", tmp_path)
+    assert server.requests == []
 
 
 def test_without_network_the_sentence_says_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
