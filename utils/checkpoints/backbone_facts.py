@@ -77,7 +77,7 @@ def open_clip_config(folder: Path, model: str | None) -> dict[str, Any]:
     sections = [found.get("model_cfg"), *((found.get("model_cfg") or {}).get(f"{of}_cfg") for of in ("vision", "text"))]
     if not all(isinstance(section, dict) for section in sections):
         raise UserError(f"{path}: expected model_cfg with vision_cfg and text_cfg, as open_clip writes it")
-    if model is not None and _sizes(found["model_cfg"]) != _sizes(library_config(model)):
+    if model is not None and _differ(found["model_cfg"], library_config(model)):
         raise UserError(
             f"{folder} is of another architecture than {model!r}: correct backbone.model or backbone.folder"
         )
@@ -104,12 +104,11 @@ def open_clip_library() -> Path:
     return Path(spec.origin).parent
 
 
-def _sizes(options: Mapping[str, Any]) -> list[Any]:
-    """Returns the numbers and names by which architectures differ."""
-    vision, text = options["vision_cfg"], options["text_cfg"]
-    keys = ("timm_model_name", "layers", "width", "patch_size", "image_size")
-    return [
-        options.get("embed_dim"),
-        *(vision.get(key) for key in keys),
-        *(text.get(key) for key in ("width", "layers", "vocab_size", "context_length")),
-    ]
+def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Returns whether two model_cfg have different values of a number or name that both have."""
+    of_vision = ("timm_model_name", "layers", "width", "patch_size", "image_size")
+    of_text = ("layers", "width", "vocab_size", "context_length")
+    sections = ((one, other, ("embed_dim",)),) + tuple(
+        (one[name], other[name], keys) for name, keys in (("vision_cfg", of_vision), ("text_cfg", of_text))
+    )
+    return any(a[key] != b[key] for a, b, keys in sections for key in keys if key in a and key in b)
