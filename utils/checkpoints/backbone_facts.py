@@ -74,15 +74,17 @@ def open_clip_config(folder: Path, model: str | None) -> dict[str, Any]:
             "or copy the second with 'uv run prepare_checkpoints.py open_clip --model NAME --from FOLDER --to OTHER'"
         )
     found = read_json(path)
-    sections = [found.get("model_cfg"), *((found.get("model_cfg") or {}).get(f"{of}_cfg") for of in ("vision", "text"))]
-    if not all(isinstance(section, dict) for section in sections):
+    options = found.get("model_cfg")
+    if not isinstance(options, dict) or not all(
+        isinstance(options.get(f"{of}_cfg"), dict) for of in ("vision", "text")
+    ):
         raise UserError(f"{path}: expected model_cfg with vision_cfg and text_cfg, as open_clip writes it")
-    if model is not None and _differ(found["model_cfg"], library_config(model)):
+    if model is not None and _differ(options, library_config(model)):
         raise UserError(
             f"{folder} is of another architecture than {model!r}: correct backbone.model or backbone.folder"
         )
     preprocess = found.get("preprocess_cfg")
-    return {"model_cfg": found["model_cfg"], "preprocess_cfg": preprocess if isinstance(preprocess, dict) else {}}
+    return {"model_cfg": options, "preprocess_cfg": preprocess if isinstance(preprocess, dict) else {}}
 
 
 def library_config(model: str) -> dict[str, Any]:
@@ -108,7 +110,6 @@ def _differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Returns whether two model_cfg have different values of a number or name that both have."""
     of_vision = ("timm_model_name", "layers", "width", "patch_size", "image_size")
     of_text = ("layers", "width", "vocab_size", "context_length")
-    sections = ((one, other, ("embed_dim",)),) + tuple(
-        (one[name], other[name], keys) for name, keys in (("vision_cfg", of_vision), ("text_cfg", of_text))
-    )
+    sections: list[Any] = [(one, other, ("embed_dim",))]
+    sections += [(one[of], other[of], keys) for of, keys in (("vision_cfg", of_vision), ("text_cfg", of_text))]
     return any(a[key] != b[key] for a, b, keys in sections for key in keys if key in a and key in b)
