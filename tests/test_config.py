@@ -62,8 +62,7 @@ def check_dataset(cfg: DictConfig, folders: dict[str, Path]) -> None:
 def check_backbone(cfg: DictConfig, folders: dict[str, Path]) -> None:
     if "model" in cfg.backbone:  # it says what it is only with a folder or an architecture: tests/test_any_backbone.py
         cfg.backbone.model, cfg.backbone.folder = "ViT-B-16-SigLIP2-256", "nowhere/own_checkpoints"
-        facts = [cfg.backbone[key] for key in ("name", "family", "sigmoid", "max_length")]
-        assert facts == ["own", "open_clip", True, 64]
+        assert [cfg.backbone[key] for key in ("name", "family", "sigmoid")] == ["own", "open_clip", True]
         return
     cfg.backbone.folder, cfg.backbone.max_length = folders[cfg.backbone.family], 12
     assert isinstance(instantiate(cfg.backbone), Backbone)
