@@ -4,6 +4,7 @@ uv run prepare_checkpoints.py                               m_siglip, from the H
 uv run prepare_checkpoints.py siglip clip                   several
 uv run prepare_checkpoints.py m_siglip --from ~/models/msiglip
 uv run prepare_checkpoints.py clip --from irra.pth --to irra_checkpoints      converts a file: IRRA, RDE, open_clip, ...
+uv run prepare_checkpoints.py open_clip --model ViT-B-16 --pretrained datacomp_xl_s13b_b90k
 uv run prepare_checkpoints.py tiny_siglip                   no network needed
 
 HF_ENDPOINT chooses a mirror of the hub. A folder that is complete already is kept as it is.
@@ -20,7 +21,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from utils.checkpoints.disk import scratch_folder
 from utils.checkpoints.folder import (
-    WEIGHTS,
     Architecture,
     IncompleteError,
     check_folder,
@@ -29,6 +29,7 @@ from utils.checkpoints.folder import (
     has_tokenizer,
     move_in,
 )
+from utils.checkpoints.layouts import OPEN_CLIP, WEIGHTS
 from utils.config.resolvers import parse_size
 from utils.continuing.composed import composer, described, options_of
 from utils.download.download import UnreachableError, sha256_of, writing
@@ -47,6 +48,7 @@ def prepare(
     img_size: tuple[int, int] | None = None,
     activation: Activation | None = None,
     steps: int | None = None,
+    pretrained: str | None = None,
 ) -> Path:
     """Returns the folder of a checkpoint, complete and of the right architecture.
 
@@ -59,12 +61,19 @@ def prepare(
         img_size: (height, width) that a file's positions are for, where their number does not tell.
         activation: of the blocks of a file's towers, where it does not tell.
         steps: how long a tiny backbone is pre-trained; None: as long as its YAML says.
+        pretrained: for open_clip: the tag of the library's weights, or "random".
 
     Raises:
         UserError: unknown name, no network, a wrong or damaged source, a full disk; says what to do.
     """
     if isinstance(backbone, str):
         backbone = described("backbone", backbone)
+    if "model" in backbone:
+        from model.published.open_clip import prepare_open_clip
+
+        model = backbone.get("model")
+        folder = target or root / f"open_clip_{model}_checkpoints"
+        return prepare_open_clip(model, folder, pretrained=pretrained, source=source)
     name, architecture = backbone.name, Architecture.described(backbone)
     repo, steps = backbone.description.repository, backbone.description.steps if steps is None else steps
     folder = target or root / f"{name}_checkpoints"
@@ -118,8 +127,9 @@ def prepare_folder(backbone: DictConfig, root: Path) -> Path:
     if place.exists():
         return place
     if backbone.description.steps is None:
+        command = f"open_clip --model {backbone.model}" if backbone.get("model") else name
         raise UserError(
-            f"backbone {name!r}: {place} does not exist; run 'uv run prepare_checkpoints.py {name}', or "
+            f"backbone {name!r}: {place} does not exist; run 'uv run prepare_checkpoints.py {command}', or "
             "set backbone.folder to where it lies"
         )
     with FileLock(root / f".{name}_checkpoints.lock"):  # other jobs and processes wait for the first
@@ -129,15 +139,15 @@ def prepare_folder(backbone: DictConfig, root: Path) -> Path:
 
 
 def _converted_once(backbone: DictConfig, file: Path, root: Path) -> Path:
-    name = backbone.name
-    if backbone.description.repository is None or backbone.family != "clip":
+    name, of_open_clip = backbone.name, bool(backbone.get("model"))
+    if not of_open_clip and (backbone.description.repository is None or backbone.family != "clip"):
         raise UserError(
             f"backbone.folder: {file} is a file; published weights are those of a CLIP: choose -cn clip or "
             f"backbone=clip, or name a folder of {name}"
         )
     folder = file.with_name(f"{file.stem}-{sha256_of(file)[:8]}_checkpoints")
     with writing(folder), FileLock(file.with_name(f".{folder.name}.lock")):
-        if (folder / WEIGHTS).is_file():  # they are moved in last
+        if (folder / (OPEN_CLIP.weights if of_open_clip else WEIGHTS)).is_file():  # they are moved in last
             print(f"{name}: {folder} holds {file}, converted")
         else:
             prepare(backbone, root, source=file, target=folder)
@@ -265,6 +275,10 @@ def main() -> None:
     parser.add_argument("--to", dest="target", type=Path, metavar="FOLDER", help="default: <NAME>_checkpoints")
     parser.add_argument("--img-size", metavar="HxW", help="of the file (default: a square, or 3 to 1 as 384x128)")
     parser.add_argument("--activation", choices=("gelu", "quick_gelu"), help="of the file, where it does not tell")
+    parser.add_argument("--model", help="of open_clip: an architecture, such as ViT-B-16")
+    parser.add_argument(
+        "--pretrained", metavar="TAG", help="of open_clip: the library's name of the weights, or random"
+    )
     parser.add_argument("--root", type=Path, default=Path(), help="where to put the folders (default: here)")
     parser.add_argument("--steps", type=int, help="pre-training of a backbone from scratch (default: as its YAML says)")
     parser.add_argument("--config-dir", type=Path, metavar="FOLDER", help="holds backbone/NAME.yaml of your own")
@@ -277,8 +291,10 @@ def main() -> None:
         raise UserError("--img-size and --activation are of a file to convert; name it with --from FILE")
     img_size: Any = None if args.img_size is None else tuple(parse_size(args.img_size, "--img-size"))
     with composer(args.config_dir):
-        options = {key: getattr(args, key) for key in ("source", "target", "activation", "steps")}
+        options = {key: getattr(args, key) for key in ("source", "target", "activation", "steps", "pretrained")}
         for backbone in [described("backbone", name) for name in names]:
+            if args.model:
+                backbone.model = args.model  # only open_clip has one
             prepare(backbone, args.root, img_size=img_size, **options)
 
 

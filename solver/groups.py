@@ -77,7 +77,7 @@ def kind_of(name: str, dimensions: int) -> str:
         return "temperature"
     if last == "bias" or last.endswith("_bias"):
         return "bias"
-    if "position_embedding" in name or last == "pos_embed":
+    if "position_embedding" in name or last in ("pos_embed", "positional_embedding"):
         return "position"
     if dimensions >= 2:
         return "matrix"

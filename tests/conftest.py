@@ -33,6 +33,10 @@ from transformers import (
     CLIPModel,
     CLIPTextConfig,
     CLIPVisionConfig,
+    MetaClip2Config,
+    MetaClip2Model,
+    MetaClip2TextConfig,
+    MetaClip2VisionConfig,
     PreTrainedModel,
     ResNetConfig,
     ResNetModel,
@@ -64,11 +68,11 @@ VISION = {
     "image_size": 32,
     "patch_size": 8,
 }
-FAMILIES = ("siglip", "clip")
+FAMILIES = ("siglip", "clip", "metaclip_2")
 
 
 def small_model(family: str) -> PreTrainedModel:
-    """A seeded SigLIP (width 32) or CLIP (embedding 24): 32x32 images, 12 text positions, 40 tokens."""
+    """A seeded SigLIP (width 32), CLIP or MetaCLIP 2 (embedding 24): 32x32 images, 12 text positions, 40 tokens."""
     torch.manual_seed(0)
     if family == "siglip":
         text = SiglipTextConfig(**TEXT, projection_size=32, pad_token_id=1, bos_token_id=2, eos_token_id=3)
@@ -77,6 +81,11 @@ def small_model(family: str) -> PreTrainedModel:
         )
     text = CLIPTextConfig(**TEXT, pad_token_id=1, bos_token_id=2, eos_token_id=3)
     vision = CLIPVisionConfig(**VISION)
+    if family == "metaclip_2":
+        text, vision = MetaClip2TextConfig.from_dict(text.to_dict()), MetaClip2VisionConfig(**VISION)
+        return MetaClip2Model(
+            MetaClip2Config(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=24)
+        )
     return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=24))
 
 

@@ -60,6 +60,10 @@ def check_dataset(cfg: DictConfig, folders: dict[str, Path]) -> None:
 
 
 def check_backbone(cfg: DictConfig, folders: dict[str, Path]) -> None:
+    if "model" in cfg.backbone:  # it says what it is only with a folder or an architecture: tests/test_any_backbone.py
+        cfg.backbone.model, cfg.backbone.folder = "ViT-B-16-SigLIP2-256", "nowhere/own_checkpoints"
+        assert [cfg.backbone[key] for key in ("name", "family", "sigmoid")] == ["own", "open_clip", True]
+        return
     cfg.backbone.folder, cfg.backbone.max_length = folders[cfg.backbone.family], 12
     assert isinstance(instantiate(cfg.backbone), Backbone)
 

@@ -1,18 +1,18 @@
 """Conversion of captions to token ids."""
 
-import html
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ftfy
 import torch
-from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from data.annotations import DatasetSplits
 from data.annotations.layouts import SPLITS
 from data.batch import Tokens
+from data.text.rules import open_clip_tokenizer, rule_of, transformers_tokenizer
+from utils.checkpoints.folder import is_open_clip
 from utils.errors import UserError, library_errors
 
 
@@ -34,7 +34,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         raise UserError(f"The tokenizer folder {folder} does not exist; `uv run prepare_checkpoints.py` fills one.")
     advice = "`uv run prepare_checkpoints.py` fills it again"
     with library_errors(f"The folder {folder} holds no tokenizer that transformers can load", advice):
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = (open_clip_tokenizer if is_open_clip(Path(folder)) else transformers_tokenizer)(Path(folder))
         tokenize = Tokenize(tokenizer, max_length=8)
         tokenize.count(["a man"])
         padded = tokenize(["a man", "a man " * 8]).ids
@@ -43,23 +43,10 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def clean_caption(caption: str) -> str:
-    """Returns a caption cleaned as in OpenAI's CLIP: mojibake, quotes, ligatures, wide letters and HTML escapes.
-
-    Source: `basic_clean` and `whitespace_clean` of CLIP (Radford et al., ICML 2021); transformers' tokenizer does not
-    do this since version 5.
-
-    >>> clean_caption("a man\u2019s \ufb01tted T-shirt &amp; cap")
-    "a man's fitted T-shirt & cap"
-    """
-    if caption.isascii() and caption.isprintable() and "&" not in caption:
-        return caption  # nearly all captions; ftfy would take half a millisecond for each
-    return " ".join(html.unescape(html.unescape(ftfy.fix_text(caption))).split())
-
-
 def clean_for(tokenizer: PreTrainedTokenizerBase, captions: Iterable[str]) -> tuple[str, ...]:
-    """Returns captions as the tokenizer expects them: by `clean_caption` for CLIP, unchanged for other tokenizers."""
-    return tuple(map(clean_caption, captions) if isinstance(tokenizer, CLIPTokenizer) else captions)
+    """Returns captions as the tokenizer expects them: by the rule of its backbone (`rule_of`), or else unchanged."""
+    rule = rule_of(tokenizer)
+    return tuple(captions if rule is None else map(rule, captions))
 
 
 def clean_dataset(dataset: DatasetSplits, tokenizer: PreTrainedTokenizerBase) -> DatasetSplits:

@@ -1,7 +1,7 @@
 """The interface of every backbone: two towers whose features lie in one space."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from peft import PeftModel
@@ -80,7 +80,7 @@ class Backbone(nn.Module):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(rows, columns) of patches at the configured image size."""
+        """(rows, columns) of patches at the configured image size; (0, 0) if the image tower has no patches."""
         return self._grid
 
     @property
@@ -90,7 +90,12 @@ class Backbone(nn.Module):
     @property
     def token_table(self) -> nn.Parameter:
         """The embeddings of the vocabulary ``(V, D)``."""
-        return getattr(self.hub_model.text_model.embeddings, self.token_embedding).weight
+        return getattr(self.text_embeddings, self.token_embedding).weight
+
+    @property
+    def text_embeddings(self) -> Any:
+        """The module of the text tower that has the token table."""
+        return self.hub_model.text_model.embeddings
 
     def check_token_id(self, largest: int) -> None:
         """Raises `UserError` if the token table has no row `largest`, which would cause NaN or a device assert."""
@@ -108,7 +113,7 @@ class Backbone(nn.Module):
             # transformers' function of this name fails for a CLIPModel, which does not know its token table.
             table = torch.cat([old, old.mean(dim=0).expand(missing, -1)])
             grown = nn.Embedding.from_pretrained(table, freeze=not old.requires_grad)
-            setattr(self.hub_model.text_model.embeddings, self.token_embedding, grown)
+            setattr(self.text_embeddings, self.token_embedding, grown)
             self.hub_model.config.text_config.vocab_size = rows
 
     def fit_to_grid(self, native: Positions | None) -> None:
@@ -118,6 +123,14 @@ class Backbone(nn.Module):
     def hub_weights(self) -> dict[str, Tensor]:
         """Returns the weights that `model_class` can load: positions are resized to the square grid of its config."""
         raise NotImplementedError
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode of both towers. A frozen tower stays in evaluation mode: its batch statistics do not change."""
+        super().train(mode)
+        for tower in (self.hub_model.vision_model, self.hub_model.text_model):
+            if not any(parameter.requires_grad for parameter in tower.parameters()):
+                tower.eval()
+        return self
 
     def compile_towers(self) -> None:
         """Lets torch.compile compile both towers at their first call. The names of weights do not change."""

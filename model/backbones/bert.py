@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -77,13 +77,6 @@ class BertBackbone(Backbone):
         vision = self.hub_model.config.vision_config
         side = vision.image_size // vision.patch_size
         return side, side
-
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        for tower in (self.hub_model.vision_model, self.hub_model.text_model):
-            if not any(parameter.requires_grad for parameter in tower.parameters()):
-                tower.eval()
-        return self
 
     def image(self, pixels: Tensor) -> BackboneOutput:
         with self.recording("image"):

@@ -9,9 +9,15 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 from transformers import (
+    AltCLIPTextConfig,
+    AltCLIPVisionConfig,
     BertConfig,
+    ChineseCLIPTextConfig,
+    ChineseCLIPVisionConfig,
     CLIPTextConfig,
     CLIPVisionConfig,
+    MetaClip2TextConfig,
+    MetaClip2VisionConfig,
     PreTrainedConfig,
     PreTrainedModel,
     ResNetConfig,
@@ -20,7 +26,7 @@ from transformers import (
     ViTConfig,
 )
 
-from utils.checkpoints.folder import WEIGHTS, read_json
+from utils.checkpoints.folder import WEIGHTS, check_fixed_resolution, read_json
 from utils.checkpoints.tensor_files import UnreadableError, check_finite, read_safetensors
 from utils.errors import UserError, library_errors
 
@@ -28,6 +34,9 @@ from utils.errors import UserError, library_errors
 TOWERS: Final[Mapping[str, Mapping[str, tuple[type[PreTrainedConfig], ...]]]] = {
     "siglip": {"text_config": (SiglipTextConfig,), "vision_config": (SiglipVisionConfig,)},
     "clip": {"text_config": (CLIPTextConfig,), "vision_config": (CLIPVisionConfig,)},
+    "metaclip_2": {"text_config": (MetaClip2TextConfig,), "vision_config": (MetaClip2VisionConfig,)},
+    "chinese_clip": {"text_config": (ChineseCLIPTextConfig,), "vision_config": (ChineseCLIPVisionConfig,)},
+    "altclip": {"text_config": (AltCLIPTextConfig,), "vision_config": (AltCLIPVisionConfig,)},
     "vision-text-dual-encoder": {"text_config": (BertConfig,), "vision_config": (ViTConfig, ResNetConfig)},
 }
 ALSO: Final = {"hidden_size"}  # a dual encoder reads it, but a ResNet's config does not declare it
@@ -59,6 +68,7 @@ def make_config(options: Mapping[str, Any], model_class: type[PreTrainedModel], 
     """
     config_class: Any = model_class.config_class
     family = config_class.model_type
+    check_fixed_resolution(options, source)
     if options.get("model_type") != family:
         raise UserError(f"{source} describes a {options.get('model_type')!r} model, expected {family!r}")
     sections = {name: _section(options, name, kinds, source) for name, kinds in TOWERS[family].items()}

@@ -7,14 +7,20 @@ from typing import Any, Final
 
 from model.backbones.base import Backbone
 from model.backbones.bert import RESNET_STRIDE, BertBackbone
+from model.backbones.clip_like import AltClipBackbone, ChineseClipBackbone, MetaClip2Backbone
 from model.backbones.folder import make_config, pretrained, read_config, read_pixel_statistics, untrained
+from model.backbones.open_clip import load_open_clip
 from model.backbones.position_embeddings import MODES, read_positions
 from model.backbones.vision_language import ClipBackbone, SiglipBackbone
+from utils.checkpoints.backbone_facts import OPEN_CLIP
 from utils.errors import UserError, check_choice
 
 FAMILIES: dict[str, type[Backbone]] = {
     "siglip": SiglipBackbone,
     "clip": ClipBackbone,
+    "metaclip_2": MetaClip2Backbone,
+    "chinese_clip": ChineseClipBackbone,
+    "altclip": AltClipBackbone,
     "vision-text-dual-encoder": BertBackbone,
 }
 
@@ -31,6 +37,7 @@ def load_backbone(
     *,
     sigmoid: bool,
     max_length: int,
+    model: str | None = None,
     pos_interpolation: str = "bicubic",
     freeze_vision: bool = False,
     freeze_text: bool = False,
@@ -43,29 +50,61 @@ def load_backbone(
 
     Args:
         name: name of the backbone in `config/backbone/`, for error messages.
-        family: a key of `FAMILIES`. It has to equal `model_type` in the folder's config.json.
-        img_size: (height, width) in pixels, multiples of the patch size (of 16 for a ResNet).
+        family: a key of `FAMILIES`, which has to equal `model_type` in the folder's config.json, or open_clip.
+        img_size: (height, width) in pixels, multiples of the patch size (of 16 for a ResNet with BERT).
         sigmoid: whether it was pre-trained with the pairwise sigmoid loss. N-ITC then uses sigmoid, not softmax.
         max_length: tokens of a caption, at most the number of text positions of the checkpoint.
+        model: architecture of open_clip, if there is no folder that says it.
         pos_interpolation: one of `position_embeddings.MODES`, to resize positions to the grid of `img_size`.
         freeze_vision, freeze_text, freeze_token_table: whether to exclude a tower, or the token table, from training.
         gradient_checkpointing: whether to recompute activations in the backward pass instead of keeping them.
         description: `description` in the backbone's YAML.
         weights: whether to load the pre-trained weights. If false, weights are initialised as for a training from
-            scratch, and if there is no folder, `description["architecture"]` defines the model.
+            scratch, and if there is no folder, `description["architecture"]` or `model` defines the model.
 
     Raises:
         UserError: the folder is absent, the family unknown, the architecture another one, `max_length` too large, the
             image size no multiple of the patch size, or the towers cannot recompute activations.
     """
     check_choice("backbone.pos_interpolation", pos_interpolation, MODES)
-    check_choice("backbone.family", family, tuple(FAMILIES))
-    folder = Path(folder)
-    architecture = {} if weights or folder.is_dir() or description is None else description["architecture"]
+    check_choice("backbone.family", family, (*FAMILIES, OPEN_CLIP))
+    options: Any = {"sigmoid": sigmoid, "max_length": max_length, "pos_interpolation": pos_interpolation}
+    options |= {"weights": weights}
+    if family == OPEN_CLIP:
+        backbone: Backbone = load_open_clip(Path(folder), model, (img_size[0], img_size[1]), **options)
+    else:
+        architecture = {} if description is None else description["architecture"]
+        backbone = _load(name, family, Path(folder), img_size, architecture, **options)
+    loaded = backbone.hub_model
+    if gradient_checkpointing:
+        if not loaded.supports_gradient_checkpointing:
+            raise UserError(f"backbone.gradient_checkpointing: {name!r} cannot recompute activations; leave it false")
+        loaded.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for tower, frozen in ((loaded.vision_model, freeze_vision), (loaded.text_model, freeze_text)):
+        if frozen:
+            tower.requires_grad_(False)
+    if freeze_token_table:
+        backbone.token_table.requires_grad_(False)
+    return backbone.train()
+
+
+def _load(
+    name: str,
+    family: str,
+    folder: Path,
+    img_size: tuple[int, int],
+    architecture: Mapping[str, Any],
+    *,
+    sigmoid: bool,
+    max_length: int,
+    pos_interpolation: str,
+    weights: bool,
+) -> Backbone:
+    """Returns a backbone of one of `FAMILIES`. The arguments are those of `load_backbone`."""
     backbone_class = FAMILIES[family]
     model_class = backbone_class.model_class
     with _advice(name):
-        if architecture:
+        if architecture and not weights and not folder.is_dir():
             config, (mean, std) = make_config({"model_type": family, **architecture}, model_class, name), _NO_PIXELS
         else:
             config = read_config(folder / CONFIG, model_class)
@@ -88,19 +127,9 @@ def load_backbone(
         )
     with _advice(name):
         model = pretrained(model_class, config, folder) if weights else untrained(model_class, config, folder)
-        backbone = backbone_class(
+        return backbone_class(
             model, mean, std, grid, sigmoid=sigmoid, pos_interpolation=pos_interpolation, native=native
         )
-    if gradient_checkpointing:
-        if not model.supports_gradient_checkpointing:
-            raise UserError(f"backbone.gradient_checkpointing: {name!r} cannot recompute activations; leave it false")
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    for tower, frozen in ((model.vision_model, freeze_vision), (model.text_model, freeze_text)):
-        if frozen:
-            tower.requires_grad_(False)
-    if freeze_token_table:
-        backbone.token_table.requires_grad_(False)
-    return backbone.train()
 
 
 @contextmanager

@@ -42,8 +42,8 @@ def add_lora(
         use_rslora: whether the update is scaled as in rsLoRA.
 
     Raises:
-        UserError: `r` or `dropout` is out of range, `target` is no regular expression, no module matches it, or peft
-            cannot adapt a module that matches.
+        UserError: `r` or `dropout` is out of range, `target` is no regular expression, no module of a tower that is
+            trained matches it, or peft cannot adapt a module that matches.
     """
     if not 1 <= r <= LARGEST_RANK or not 0 <= dropout < 1:
         raise UserError(f"lora: r={r}, dropout={dropout}; expected a rank of 1 to {LARGEST_RANK} and a share below 1")
@@ -51,6 +51,8 @@ def add_lora(
         re.compile(target)
     except re.error as error:
         raise UserError(f"lora.target: {target!r} is no regular expression ({error})") from error
+    towers = {"image": backbone.hub_model.vision_model, "text": backbone.hub_model.text_model}
+    trained = [of for of, tower in towers.items() if any(p.requires_grad for p in tower.parameters())]
     modules = dict(backbone.model.named_modules())
     matched = [name for name in modules if re.fullmatch(target, name)]
     if not matched:
@@ -68,6 +70,12 @@ def add_lora(
         backbone.model = get_peft_model(backbone.model, config)
     except ValueError as error:
         raise UserError(f"lora.target: {target!r} matches a module that peft cannot adapt ({error})") from error
+    for of in trained:
+        if not any(p.requires_grad for p in towers[of].parameters()):
+            raise UserError(
+                f"lora.target: no module of the {of} tower is named like {target!r}, so it would not be trained: set "
+                f"backbone.freeze_{'vision' if of == 'image' else of}=true if that is meant, or lora=none"
+            )
     for name in ("logit_scale", "logit_bias"):
         parameter = getattr(backbone.hub_model, name, None)
         if isinstance(parameter, nn.Parameter):

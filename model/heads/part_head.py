@@ -55,7 +55,7 @@ class PartHead(nn.Module):
         separate_decoders: whether each modality has its own decoder (the paper's ablation).
 
     Raises:
-        UserError: `coarse` or `fine` is negative, or the rows do not divide into `fine` stripes.
+        UserError: `coarse` or `fine` is negative, the rows do not divide into `fine` stripes, or there are no patches.
     """
 
     reads_attention = False
@@ -65,6 +65,11 @@ class PartHead(nn.Module):
     ) -> None:
         super().__init__()
         rows, columns = grid
+        if not rows * columns:
+            raise UserError(
+                "head=part needs the patches of an image, but the image tower of this backbone has none (it is a "
+                "ConvNet): choose a backbone with a vision transformer, or head=global"
+            )
         for option, value in (("coarse", coarse), ("fine", fine)):
             if value < 0:
                 raise UserError(f"head.{option}: {value} given, expected 0 or more embeddings")

@@ -21,7 +21,8 @@ class ModelSpec:
 
     slots: number of embeddings per sample at each level, in the order of the blocks of `embedding`.
     widths: width of each block of `embedding`. Empty: it has one block.
-    patches: number of patches of an image. They are its last tokens. None: every token is a patch.
+    patches: number of patches of an image. They are its last tokens. None: every token is a patch. 0: the image tower
+        has no patches, and terms that read tokens are refused.
     """
 
     embed_dim: int

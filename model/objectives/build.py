@@ -72,6 +72,11 @@ def _build_term(name: str, settings: Mapping[str, Any], spec: ModelSpec) -> Loss
         raise UserError(f"loss.terms.{name} cannot be built: {error}") from error
     except UserError as error:
         raise UserError(f"loss.terms.{name}.{error}") from error
+    if built.reads_tokens and spec.patches == 0:
+        raise UserError(
+            f"loss.terms.{name} reads the patches of an image, but the image tower of this backbone has none (it is a "
+            f"ConvNet): choose a backbone with a vision transformer, or leave the term out with ~loss.terms.{name}"
+        )
     return built
 
 

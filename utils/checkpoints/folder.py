@@ -12,23 +12,13 @@ from typing import Any, Final, Self
 from safetensors import SafetensorError, safe_open
 
 from utils.checkpoints.disk import scratch_folder
+from utils.checkpoints.layouts import CONFIGS, OPEN_CLIP, OPEN_CLIP_CONFIG, PICKLED, SMALL_FILES, VOCABULARIES, WEIGHTS
 from utils.download.download import sha256_of, writing
 from utils.errors import UserError, first_line
 
-WEIGHTS: Final = "model.safetensors"
-PICKLED: Final = "pytorch_model.bin"
 RECORD: Final = "hub.json"
 LARGEST_JSON: Final = 10_000_000  # bytes
-CONFIGS: Final = ("config.json", "preprocessor_config.json")
-VOCABULARIES: Final = (("tokenizer.json",), ("spiece.model",), ("vocab.json", "merges.txt"))
 RESAMPLE: Final = {2: "bilinear", 3: "bicubic"}  # numbers of Pillow's filters
-SMALL_FILES: Final = (
-    *CONFIGS,
-    *(file for files in VOCABULARIES for file in files),
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 _TOKEN_TABLES: Final = (
     "text_model.embeddings.token_embedding.weight",
     "text_model.embeddings.word_embeddings.weight",  # BERT
@@ -115,6 +105,7 @@ def check_folder(
         UserError: if the checkpoint has another architecture.
     """
     configs = {name: read_json(folder / name) for name in CONFIGS}
+    check_fixed_resolution(configs["config.json"], source or folder)
     found = _architecture(weights or folder / WEIGHTS, str(configs["config.json"].get("model_type")))
     if not expected.fits(found):
         raise UserError(f"{source or folder} holds a {found}; expected a {expected}: choose another one")
@@ -123,6 +114,20 @@ def check_folder(
     for name, sha256 in read_record(folder).get("sha256", {}).items():
         if not (folder / name).is_file() or sha256_of(folder / name) != sha256:
             raise IncompleteError(f"{folder / name} is not what was downloaded")
+
+
+def check_fixed_resolution(config: Mapping[str, Any], source: Path | str) -> None:
+    """Raises `UserError` if `config`, the config.json of `source`, is that of a NaFlex checkpoint of SigLIP 2."""
+    if config.get("model_type") == "siglip2":
+        raise UserError(
+            f"{source} holds a NaFlex checkpoint of SigLIP 2 (Siglip2Model), whose images have no fixed size and which "
+            "this project does not read: choose one of a fixed resolution, such as google/siglip2-base-patch16-256"
+        )
+
+
+def is_open_clip(folder: Path) -> bool:
+    """Returns whether `folder` is one of open_clip, and not one of transformers as well."""
+    return (folder / OPEN_CLIP_CONFIG).is_file() and not (folder / CONFIGS[0]).is_file()
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -144,6 +149,8 @@ def read_record(folder: Path) -> dict[str, Any]:
 def read_interpolation(folder: Path) -> str:
     """Returns the interpolation with which images are resized, from preprocessor_config.json in `folder`.
 
+    A folder of open_clip has it in its open_clip_config.json.
+
     dataset.interpolation=null uses this value. If the file has none, it is bicubic, as in the pre-training of CLIP
     and SigLIP.
 
@@ -152,6 +159,12 @@ def read_interpolation(folder: Path) -> str:
     """
     advice = "fill the folder again with 'uv run prepare_checkpoints.py', or set dataset.interpolation"
     try:
+        if is_open_clip(folder):
+            preprocess = read_json(folder / OPEN_CLIP_CONFIG).get("preprocess_cfg") or {}
+            found = preprocess.get("interpolation", "bicubic")
+            if found not in RESAMPLE.values():
+                raise IncompleteError(f"{folder / OPEN_CLIP_CONFIG} names the interpolation {found!r}")
+            return str(found)
         resample = read_json(folder / CONFIGS[1]).get("resample")
     except IncompleteError as error:
         raise UserError(f"{error}, so the interpolation of images is unknown; {advice}") from error
@@ -195,7 +208,7 @@ def move_in(staging: Path, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     (folder / RECORD).unlink(missing_ok=True)
     make_way(folder / WEIGHTS)
-    for file in sorted(staging.iterdir(), key=lambda path: path.name == WEIGHTS):
+    for file in sorted(staging.iterdir(), key=lambda path: path.name in (WEIGHTS, OPEN_CLIP.weights)):
         file.replace(folder / file.name)
 
 

@@ -1,6 +1,7 @@
 """Checks of the config's values, made before the run builds or logs anything."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from utils.errors import UserError, nearest
 
@@ -18,6 +20,7 @@ WHOLE: Final = {
     "split_seed": 0,
     "shown_queries": 0,
     "lora.r": 0,
+    "backbone.max_length": 1,
     "dataset.batch_size": 1,
     "dataset.num_instance": 1,
     "dataset.eval_batch_size": 1,
@@ -62,7 +65,9 @@ def check_overrides(cfg: DictConfig) -> None:
     for key in (override.key_or_group for override in given if not override.is_delete()):
         if key in hydra.runtime.choices:
             continue
-        before, value = (OmegaConf.select(config, key) for config in (usual, cfg))
+        value, before = OmegaConf.select(cfg, key), None
+        with suppress(OmegaConfBaseException):  # of a backbone that only its folder describes
+            before = OmegaConf.select(usual, key)
         if isinstance(before, int | float) and isinstance(value, str) and key not in WORDS:
             kind = "true or false" if isinstance(before, bool) else f"a number, such as {before}"
             raise UserError(f"{key}: {value!r} given, expected {kind}")

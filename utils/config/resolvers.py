@@ -5,6 +5,7 @@ Imports nothing heavy, so that --help and errors about misspelt keys appear at o
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -50,7 +51,15 @@ def run_info(cfg: DictConfig, *, language: str, val_is_test: bool, skipped: Mapp
     }
 
 
+def backbone_fact(folder: str | None, model: str | None, fact: str) -> Any:
+    """Returns a fact of the backbone in `folder`, see `utils.checkpoints.backbone_facts`."""
+    from utils.checkpoints.backbone_facts import read_facts
+
+    return getattr(read_facts(None if folder is None else Path(folder), model), fact)
+
+
 def register_resolvers() -> None:
-    """Registers ``${parse_size:...}`` and ``${run_dir:...}`` with OmegaConf."""
+    """Registers ``${parse_size:...}``, ``${run_dir:...}`` and ``${backbone_fact:...}`` with OmegaConf."""
+    OmegaConf.register_new_resolver("backbone_fact", backbone_fact, replace=True)
     OmegaConf.register_new_resolver("parse_size", parse_size, replace=True)
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)

@@ -8,15 +8,8 @@ import requests
 from huggingface_hub import constants
 from huggingface_hub.utils import build_hf_headers
 
-from utils.checkpoints.folder import (
-    PICKLED,
-    SMALL_FILES,
-    WEIGHTS,
-    make_way,
-    read_record,
-    to_safetensors,
-    write_record,
-)
+from utils.checkpoints.folder import make_way, read_record, to_safetensors, write_record
+from utils.checkpoints.layouts import TRANSFORMERS, Layout
 from utils.download.download import AGAIN, TIMEOUT, UnreachableError, download, reason, sha256_of, writing
 from utils.errors import UserError
 
@@ -41,7 +34,7 @@ class RemoteFile:
         return self.git_sha1 in (None, blob.hexdigest())
 
 
-def download_folder(repo: str, folder: Path, *, weights: bool = True) -> None:
+def download_folder(repo: str, folder: Path, *, weights: bool = True, layout: Layout = TRANSFORMERS) -> None:
     """Downloads config, tokenizer and, if `weights` is true, weights of `repo` to `folder`; keeps files that are right.
 
     The library's own `snapshot_download` restarts a killed download from the first byte; this function continues
@@ -53,24 +46,24 @@ def download_folder(repo: str, folder: Path, *, weights: bool = True) -> None:
         UserError: if there is no such model, a file does not match the hub's checksum, or the disk is full.
     """
     revision, files = list_files(repo)
-    large = files.get(WEIGHTS) or files.get(PICKLED)
-    if large is None:
-        raise UserError(f"{repo} has neither {WEIGHTS} nor {PICKLED} at {constants.ENDPOINT}")
-    small = [files[name] for name in SMALL_FILES if name in files]
+    large = files.get(layout.weights) or files.get(layout.pickled)
+    if large is None and weights:
+        raise UserError(f"{repo} has neither {layout.weights} nor {layout.pickled} at {constants.ENDPOINT}")
+    small = [files[name] for name in layout.small_files if name in files]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for file in small:
             _download_file(repo, revision, file, folder)
-        if not weights:
+        if large is None or not weights:
             return
-        if large.name == WEIGHTS:
+        if large.name == layout.weights:
             _download_file(repo, revision, large, folder)
-        elif not _was_converted(folder, revision):
+        elif not _was_converted(folder / layout.weights, revision):
             _download_file(repo, revision, large, folder)
-            make_way(folder / WEIGHTS)
-            to_safetensors(folder / PICKLED, folder / WEIGHTS)
-            (folder / PICKLED).unlink()
-        write_record(folder, repo=repo, revision=revision, files=[WEIGHTS, *(file.name for file in small)])
+            make_way(folder / layout.weights)
+            to_safetensors(folder / layout.pickled, folder / layout.weights)
+            (folder / layout.pickled).unlink()
+        write_record(folder, repo=repo, revision=revision, files=[layout.weights, *(file.name for file in small)])
 
 
 def list_files(repo: str) -> tuple[str, dict[str, RemoteFile]]:
@@ -115,9 +108,8 @@ def _download_file(repo: str, revision: str, file: RemoteFile, folder: Path) -> 
         raise UserError(f"{url} does not match the hub's own checksum; it was deleted: {AGAIN}")
 
 
-def _was_converted(folder: Path, revision: str) -> bool:
-    """Returns whether an earlier run converted the weights in `folder` from this revision."""
-    record = read_record(folder)
-    known = record.get("sha256", {}).get(WEIGHTS)
-    path = folder / WEIGHTS
+def _was_converted(path: Path, revision: str) -> bool:
+    """Returns whether an earlier run converted the weights at `path` from this revision."""
+    record = read_record(path.parent)
+    known = record.get("sha256", {}).get(path.name)
     return record.get("revision") == revision and path.is_file() and sha256_of(path) == known

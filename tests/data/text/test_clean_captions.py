@@ -15,7 +15,8 @@ from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from data.annotations import DatasetSplits, Record
 from data.batch import INDEX, TEXT
-from data.text.tokens import Tokenize, clean_caption, clean_dataset, load_tokenizer
+from data.text.rules import clean_caption
+from data.text.tokens import Tokenize, clean_dataset, load_tokenizer
 from data.views.augmentation import Augmentation, RandomWordDeletion
 from lightning_data import TBPSDataModule
 from tests.data.text.test_tokens import siglip_like

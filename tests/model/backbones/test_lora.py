@@ -15,7 +15,11 @@ from model.backbones.lora import add_lora, merge_lora, save_adapters
 from utils.errors import UserError
 
 FAMILIES = ("siglip", "clip")
-TARGET = r".*(vision_model|text_model)\.(.+\.)?encoder\.layers\.\d+\.self_attn\.(q|k|v|out)_proj"
+TARGET = (
+    r".*(vision_model|text_model)\.(.+\.)?(encoder\.layers?\.\d+\."
+    r"(self_attn\.(q|k|v|out)_proj|attention\.(self\.(query|key|value)|output\.dense))"
+    r"|resblocks\.\d+\.attn|blocks\.\d+\.attn\.(qkv|[qkv]_proj|proj))"
+)
 IDS = torch.tensor([[2, 5, 6, 3, 1, 1, 1, 1, 1, 1, 1, 1], [2, 9, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1]])
 CONFIG = Path(__file__).parents[3] / "config"
 FORMS: Final[dict[str, dict[str, bool]]] = {
