@@ -2,9 +2,8 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import AltCLIPModel, ChineseCLIPModel, MetaClip2Model
+from transformers import AltCLIPModel, ChineseCLIPModel, MetaClip2Model, PreTrainedModel
 
 from model.backbones.base import BackboneOutput
 from model.backbones.vision_language import ClipBackbone
@@ -15,21 +14,22 @@ class MetaClip2Backbone(ClipBackbone):
 
     model_class = MetaClip2Model
 
-    def text(self, ids: Tensor, mask: Tensor) -> BackboneOutput:
-        return super().text(ids, torch.ones_like(mask))._replace(mask=mask)
+    def padded(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return ids
 
 
 class ChineseClipBackbone(ClipBackbone):
     """Chinese CLIP: the text tower is a BERT, pooled at its first token. Words do not attend to padding."""
 
-    model_class = ChineseCLIPModel
+    model_class: type[PreTrainedModel] = ChineseCLIPModel
     token_embedding = "word_embeddings"
 
     def text(self, ids: Tensor, mask: Tensor) -> BackboneOutput:
         # (B, 1, 1, L): with a mask (B, L), transformers would wait for the device to know if anything is masked.
-        hidden = self.hub_model.text_model(ids, attention_mask=mask[:, None, None]).last_hidden_state
+        with self.recording("text"):
+            hidden = self.hub_model.text_model(ids, attention_mask=mask[:, None, None]).last_hidden_state
         tokens = self.hub_model.text_projection(hidden)
-        return BackboneOutput(tokens[:, 0], tokens, mask)
+        return BackboneOutput(tokens[:, 0], tokens, mask, self.text_attention(mask, 0, mask, starts=True))
 
 
 class AltClipBackbone(ChineseClipBackbone):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from model.backbones.base import Backbone, BackboneOutput
+from model.backbones.base import Backbone, BackboneOutput, Tower
+from model.backbones.pooled_attention import PooledAttention
 from model.backbones.position_embeddings import Positions, resize_positions
 from utils.checkpoints.backbone_facts import open_clip_config, open_clip_library
 from utils.checkpoints.layouts import OPEN_CLIP
@@ -165,6 +166,12 @@ class OpenClipBackbone(Backbone):
 
     def fit_to_grid(self, native: Positions | None) -> None:
         pass
+
+    def attention_recorders(self) -> dict[Tower, PooledAttention]:
+        raise UserError(
+            "head=token_selection selects tokens by attention, which the towers of open_clip do not tell; choose "
+            "another head, or backbone=folder with a model in the format of transformers"
+        )
 
     def image(self, pixels: Tensor) -> BackboneOutput:
         pooled, tokens = self.hub_model.vision_model(self.normalize(pixels))

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPModel, SiglipModel
+from transformers import CLIPModel, PreTrainedModel, SiglipModel
 
 from model.backbones.base import Backbone, BackboneOutput, Tower, last_of
 from model.backbones.pooled_attention import PooledAttention, PoolingHeadAttention, last_layer
@@ -96,7 +96,7 @@ class ClipBackbone(VisionLanguageBackbone):
     (Radford et al., ICML 2021).
     """
 
-    model_class = CLIPModel
+    model_class: type[PreTrainedModel] = CLIPModel
     max_logit_scale = 100.0
 
     @property
@@ -114,7 +114,11 @@ class ClipBackbone(VisionLanguageBackbone):
 
     def text(self, ids: Tensor, mask: Tensor) -> BackboneOutput:
         with self.recording("text"):
-            output = self.hub_model.text_model(ids.masked_fill(~mask, 0))
+            output = self.hub_model.text_model(self.padded(ids, mask))
         project = self.hub_model.text_projection
         attention = self.text_attention(mask, last_of(mask), mask, starts=True)
         return BackboneOutput(project(output.pooler_output), project(output.last_hidden_state), mask, attention)
+
+    def padded(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Returns ids ``(B, L)`` with the padding of the pre-training."""
+        return ids.masked_fill(~mask, 0)

@@ -99,6 +99,24 @@ def test_embeddings_are_those_of_the_library(folders: dict[str, Path], family: s
 
 
 @pytest.mark.parametrize("family", CLASSES)
+def test_attention_to_words_is_the_last_layers_own(folders: dict[str, Path], family: str) -> None:
+    backbone = by_folder(folders[family]).eval()
+    hub = backbone.hub_model
+    hub.set_attn_implementation("eager")
+    options = {} if family == "metaclip_2" else {"attention_mask": MASK.long()}
+    with torch.no_grad():
+        matrix = hub.text_model(IDS, output_attentions=True, **options).attentions[-1].mean(dim=1)
+        hub.set_attn_implementation("sdpa")
+        backbone.record_attention()
+        attention = backbone.text(IDS, MASK).attention
+    position = torch.tensor([3, 2] if family == "metaclip_2" else [0, 0])
+    words = torch.zeros_like(MASK)
+    words[0, 1:3] = words[1, 1] = True
+    torch.testing.assert_close(attention[words], matrix[torch.arange(2), position][words])
+    assert (attention[~words] == -1).all()
+
+
+@pytest.mark.parametrize("family", CLASSES)
 def test_tall_images_lora_and_more_tokens(folders: dict[str, Path], family: str) -> None:
     backbone = by_folder(folders[family], "64x16", gradient_checkpointing=True)
     assert backbone.grid == (8, 2)
