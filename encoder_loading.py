@@ -25,7 +25,6 @@ from utils.config.hydra_errors import user_error
 from utils.config.resolvers import register_resolvers
 from utils.continuing.composed import compose_options, composer, described, options_of
 from utils.errors import UserError
-from utils.images import read_rgb
 
 BASE: Final = "base"  # the primary config whose other options do not matter here
 CHECKPOINTS: Final = "checkpoints"  # folder of a run
@@ -82,14 +81,6 @@ class LoadedEncoder:
         height, width = self.resize.size
         name = self.config.backbone.name
         return f"{self.source} ({name}, images {height}x{width}, embeddings of width {self.width}, on {self.device})"
-
-    def read(self, content: bytes) -> Tensor:
-        """Returns the image in the bytes of a file as RGB, uint8 ``(3, H, W)``.
-
-        Raises:
-            BadImageError: if it cannot be read.
-        """
-        return self.resize(read_rgb(content))
 
     @torch.inference_mode()
     def images(self, pixels: Tensor) -> Tensor:
