@@ -1,15 +1,22 @@
 """Search in folders of images by sentence or picture: an index in LanceDB, and a page.
 
-Needs the packages of ``uv sync --extra search``.
+Its packages come with ``uv sync --extra search``; without them, `Index` raises `UserError`.
 """
 
-from utils.errors import UserError
+from typing import TYPE_CHECKING, Any
 
-try:
+from search.extra import check_extra
+
+if TYPE_CHECKING:
     from search.index import Index
-except ModuleNotFoundError as error:
-    if error.name not in ("lancedb", "pyarrow"):
-        raise
-    raise UserError(f"search needs a package that is not installed ({error.name}); run `uv sync --extra search`") from error
 
 __all__ = ["Index"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    check_extra()
+    from search.index import Index
+
+    return Index

@@ -1,10 +1,12 @@
 """Command line of search."""
 
+from search.extra import check_extra
 from utils.errors import run_command
 
 
 def main() -> int:
-    """Runs the command line, or says which packages are missing."""
+    """Runs the command line; raises `UserError` if packages are missing."""
+    check_extra()
     from search.command_line import main
 
     return main()

@@ -11,6 +11,7 @@ docs/search.md explains them.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from search.files import real_folder
 from search.index import Index
@@ -18,15 +19,14 @@ from utils.errors import UserError
 from utils.training.log_filters import quiet_libraries
 from utils.training.signals import stopping
 
-SHOWN: int = 10  # unreadable files that are printed
+SHOWN: Final = 10  # unreadable files that are printed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     options = _parser().parse_args(arguments)
     quiet_libraries()
-    with stopping.on_signals("what is indexed stays; run the same command again"):
-        options.run(options)
+    options.run(options)
     return 0
 
 
@@ -38,7 +38,8 @@ def index(options: argparse.Namespace) -> None:
     opened = Index.open(options.index, options.model)
     encoder = opened.encoder() if options.model is None else load_encoder(options.model)
     print(f"model   {encoder}\nindex   {options.index}", flush=True)
-    added = opened.add_folder(options.photos, encoder)
+    with stopping.on_signals("what is indexed stays; run the same command again"):
+        added = opened.add_folder(options.photos, encoder)
     print(f"images  {added.new:,} new, {added.changed:,} changed, {added.unchanged:,} unchanged, {added.gone:,} gone")
     print(f"encoded {added.encoded:,}; the index has {len(opened):,} images")
     if added.links:

@@ -7,7 +7,24 @@ from typing import BinaryIO, Final, NamedTuple
 from utils.errors import UserError
 
 SUFFIXES: Final = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .bmp .gif .tif .tiff .webp .ppm .pgm .pbm .jp2 .j2k .avif".split()
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".bmp",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".webp",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".jp2",
+        ".j2k",
+        ".avif",
+    ]
 )
 
 
@@ -97,7 +114,9 @@ def _add(found: Listing, entry: "os.DirEntry[str]") -> None:
         entry.path.encode()
         status = entry.stat(follow_symlinks=False)
     except UnicodeEncodeError:
-        found.unnamed.append(Problem(os.fsencode(entry.path).decode(errors="backslashreplace"), "its name is not UTF-8"))
+        found.unnamed.append(
+            Problem(os.fsencode(entry.path).decode(errors="backslashreplace"), "its name is not UTF-8")
+        )
     except OSError:
         return  # it vanished
     else:

@@ -123,21 +123,21 @@ class Index:
             source = self._model or bound.source
             if self._model is None and not Path(source).exists():
                 raise UserError(f"the model of the index, {source}, is not there any more; say where with --model")
-            self._encoder = load_encoder(source)
-            if self._encoder.fingerprint != bound.fingerprint:
-                found, self._encoder = self._encoder, None
+            loaded = load_encoder(source)
+            if loaded.fingerprint != bound.fingerprint:
                 raise UserError(
                     f"the index {self._tables.place} is bound to the model {bound.source} as it was, whose embeddings "
-                    f"differ from those of {found.source}; name that model with --model, or make a new index"
+                    f"differ from those of {loaded.source}; name that model with --model, or make a new index"
                 )
+            self._encoder = loaded
         return self._encoder
 
     def _check_filled(self) -> Model:
         model = self._tables.model
         if model is None or not len(self):
             raise UserError(
-                f"there is no index in {self._tables.place}; make one with `uv run -m search index PHOTOS --model RUN`, "
-                "or name it with --index"
+                f"there is no index in {self._tables.place}; make one with `uv run -m search index PHOTOS --model "
+                "RUN`, or name it with --index"
             )
         return model
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -32,7 +32,8 @@ class Encoder(Protocol):
     def width(self) -> int: ...
     @property
     def source(self) -> Path: ...
-    def resize(self, image: Image.Image, /) -> Tensor: ...
+    @property
+    def resize(self) -> Callable[[Image.Image], Tensor]: ...
     def images(self, pixels: Tensor) -> Tensor: ...
     def texts(self, sentences: Sequence[str]) -> Tensor: ...
 
@@ -81,15 +82,16 @@ def add_folder(tables: Tables, folder: str | Path, encoder: Encoder) -> Added:
     """
     root = real_folder(folder)
     with tables.locked():
-        tables.bind(model_of(encoder))
         listing, known = list_images(root), tables.known(str(root))
         if not listing.files:
             _refuse_nothing(root, listing.links, len(known), tables.place)
+        tables.bind(model_of(encoder))
         open_ones = _not_below(known, [problem.path for problem in listing.closed])
         missing = {path for path in open_ones if path not in listing.files}
-        todo = [path for path, state in listing.files.items() if path not in known or known[path].state != state]
+        same = {path for path, state in listing.files.items() if path in known and known[path].state == state}
+        todo = [(path, state) for path, state in listing.files.items() if path not in same]
         indexing = _Indexing(tables, encoder, str(root), known)
-        indexing.run([(path, listing.files[path]) for path in todo])
+        indexing.run(todo)
         missing |= indexing.vanished
         tables.remove(missing)
         if todo or missing:
@@ -99,7 +101,7 @@ def add_folder(tables: Tables, folder: str | Path, encoder: Encoder) -> Added:
         return Added(
             new=indexing.new,
             changed=indexing.changed,
-            unchanged=len(listing.files) - len(todo),
+            unchanged=sum(known[path].hash is not None for path in same),
             gone=len(missing & known.keys()),
             encoded=indexing.encoded,
             links=listing.links,
@@ -149,8 +151,11 @@ class _Indexing:
             self._look(looked[:2], decode=True) if looked.pixels is None and looked.hash not in there else looked
             for looked in whole
         ]
-        there |= self._encoded({looked.hash: looked for looked in whole if looked.hash not in there and not looked.fault})
+        there |= self._encoded(
+            {looked.hash: looked for looked in whole if looked.hash not in there and not looked.fault}
+        )
         broken += [looked for looked in whole if looked.fault]
+        self._tables.remove({looked.path for looked in batch if self._changes_table(looked)})
         self._tables.write(
             [self._row(looked, there[looked.hash]) for looked in whole if not looked.fault],
             [UnreadableRow(*self._place(looked), str(looked.fault)) for looked in broken],
@@ -171,6 +176,11 @@ class _Indexing:
             looked.hash: ImageRow(*self._place(looked), looked.hash, looked.thumbnail, vector)
             for looked, vector in zip(looks, vectors, strict=True)
         }
+
+    def _changes_table(self, looked: _Looked) -> bool:
+        """Returns whether a file could be read before and cannot now, or the other way round."""
+        before = self._known.get(looked.path)
+        return before is not None and (before.hash is None) != (looked.fault is not None)
 
     def _place(self, looked: _Looked) -> tuple[str, str, str, int, int]:
         return id_of(looked.path), looked.path, self._folder, *looked.state

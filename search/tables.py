@@ -2,28 +2,27 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-os.environ.setdefault("LANCE_LOG", "error")
-import lancedb  # noqa: E402 - it reads LANCE_LOG
-import numpy as np  # noqa: E402
-import pyarrow as pa  # noqa: E402
-from filelock import FileLock, Timeout  # noqa: E402
-from lancedb import Expr, col, lit  # noqa: E402
-from lancedb.index import IvfFlat  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
+import lancedb
+import numpy as np
+import pyarrow as pa
+from filelock import FileLock, Timeout
+from lancedb import Expr, col, lit
+from lancedb.index import IvfFlat
+from numpy.typing import NDArray
 
-from search.files import FileState, within  # noqa: E402
-from utils.errors import UserError  # noqa: E402
+from search.files import FileState, within
+from utils.errors import UserError
 
 EXACT_UP_TO: Final = 100_000  # rows; beyond, a sentence is compared with the nearest partitions only
 PROBES: Final = 20  # of some 4,000 rows each
 SEEN_AFTER: Final = timedelta(seconds=1)  # until a reader sees what an indexer commits
+AT_ONCE: Final = 1_000  # rows that one deletion names
 IMAGES: Final = "images"
 UNREADABLE: Final = "unreadable"
 VECTOR: Final = "vector"
@@ -114,7 +113,9 @@ class Tables:
         try:
             return Model(**json.loads(metadata[MODEL.encode()]))
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{self.place} is not an index of this project; name another folder with --index") from error
+            raise UserError(
+                f"{self.place} is not an index of this project; name another folder with --index"
+            ) from error
 
     def bind(self, model: Model) -> None:
         """Creates the tables for the embeddings of a model, or notes where the same model was loaded from.
@@ -123,13 +124,15 @@ class Tables:
             UserError: if the index is bound to another model.
         """
         bound = self.model
-        if bound is None:
-            vector = pa.field(VECTOR, pa.list_(pa.float32(), model.width), metadata={MODEL: json.dumps(model._asdict())})
+        if bound is None or not len(self):  # there is nothing in it that a model has made
+            vector = pa.field(
+                VECTOR, pa.list_(pa.float32(), model.width), metadata={MODEL: json.dumps(model._asdict())}
+            )
             kept = (*STATE, *STATE_OF_FILE, pa.field("hash", pa.string()), pa.field("thumbnail", pa.binary()), vector)
             why = (*STATE, *STATE_OF_FILE, pa.field("why", pa.string()))
             database = self._connect()
-            self._unreadable = database.create_table(UNREADABLE, schema=pa.schema(why), exist_ok=True)
-            self._images = database.create_table(IMAGES, schema=pa.schema(kept))
+            self._unreadable = database.create_table(UNREADABLE, schema=pa.schema(why), mode="overwrite")
+            self._images = database.create_table(IMAGES, schema=pa.schema(kept), mode="overwrite")
         elif bound.fingerprint != model.fingerprint:
             raise UserError(
                 f"the index {self.place} is bound to the model {bound.source}, whose embeddings differ from those of "
@@ -159,6 +162,8 @@ class Tables:
     def known(self, folder: str) -> dict[str, Known]:
         """Returns what is known of the files below `folder`, by path."""
         found: dict[str, Known] = {}
+        if self._images is None:
+            return found
         for table, has_hash in ((self._unreadable, False), (self._images, True)):
             columns = ["path", "size", "mtime", *(["hash"] if has_hash else [])]
             for row in table.search().where(in_folder(folder)).select(columns).to_arrow().to_pylist():
@@ -177,10 +182,7 @@ class Tables:
         return {row["hash"]: ImageRow(**row) for row in rows.select(ImageRow._fields).to_pylist()}
 
     def write(self, images: Sequence[ImageRow], unreadable: Sequence[UnreadableRow]) -> None:
-        """Writes rows, over those of the same files. A file is in one of both tables, or for a moment in none."""
-        for table, others in ((self._images, unreadable), (self._unreadable, images)):
-            if others:
-                table.delete(col("id").isin([row.id for row in others]))
+        """Writes rows, over those of the same files."""
         for table, rows in ((self._unreadable, unreadable), (self._images, images)):
             if rows:
                 merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
@@ -188,8 +190,9 @@ class Tables:
 
     def remove(self, paths: Collection[str]) -> None:
         """Removes the rows of files."""
-        if paths:
-            condition = col("id").isin([id_of(path) for path in sorted(paths)])
+        ids = sorted(map(id_of, paths))
+        for start in range(0, len(ids), AT_ONCE):
+            condition = col("id").isin(ids[start : start + AT_ONCE])
             self._images.delete(condition)
             self._unreadable.delete(condition)
 

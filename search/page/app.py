@@ -69,7 +69,7 @@ def make_app(index: Index, hosts: Sequence[str]) -> Starlette:
             Middleware(_SafeHeaders),
             Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
         ],
-        exception_handlers={UserError: _told, HTTPException: _told},  # type: ignore[dict-item]
+        exception_handlers={UserError: _told, HTTPException: _told},
     )
 
 
@@ -134,7 +134,9 @@ class _Page:
         try:
             file = open_image(path)
         except OSError as error:
-            raise HTTPException(404, f"{path} cannot be opened ({error.strerror or 'it is reached by a link'})") from error
+            raise HTTPException(
+                404, f"{path} cannot be opened ({error.strerror or 'it is reached by a link'})"
+            ) from error
         try:
             kind = Image.MIME[Image.open(file, formats=FORMATS).format or ""]  # reads the header only
         except Exception as error:  # damaged bytes can make Pillow raise any error
@@ -159,9 +161,7 @@ class _Page:
         except UserError as error:
             raise HTTPException(404, str(error)) from error
 
-    def _timed(
-        self, request: Request, search: Callable[[int, str | None], list[Hit]], **more: str
-    ) -> Response:
+    def _timed(self, request: Request, search: Callable[[int, str | None], list[Hit]], **more: str) -> Response:
         k = request.query_params.get("k", "24")
         if not k.isascii() or not k.isdigit() or not 1 <= int(k) <= MOST_HITS:
             raise UserError(f"k={k[:20]}: expected 1 to {MOST_HITS}")

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import IO, Final
 
 from search.files import open_image
-from search.tables import ImageRow
+from search.tables import Hit, ImageRow
 
 MOST: Final = 1_000  # images of an export
 LEFT_OUT: Final = "left-out.txt"
@@ -17,7 +17,7 @@ IN_MEMORY: Final = 2**25  # bytes of an archive; a larger one goes to a file
 CHUNK: Final = 2**20
 
 
-def shown_name(row: ImageRow) -> str:
+def shown_name(row: ImageRow | Hit) -> str:
     """Returns the path of an image below the folder that holds its indexed folder: ``PHOTOS/camera1/7.jpg``."""
     return str(PurePosixPath(row.path).relative_to(PurePosixPath(row.folder).parent))
 

@@ -21,9 +21,8 @@ def serve_page(index: Index, host: str, port: int) -> None:
     """
     encoder = index.encoder()
     listening = listen(host, port)
-    shown = f"[{host}]" if ":" in host else host
     print(f"model   {encoder}\nindex   {len(index):,} images", flush=True)
-    print(f"page    http://{shown}:{listening.getsockname()[1]}/ (Ctrl-C ends it)", flush=True)
+    print(f"page    http://{shown(host)}:{listening.getsockname()[1]}/ (Ctrl-C ends it)", flush=True)
     if not is_loopback(host):
         print(f"note    everybody who reaches {host} sees all images of the index; there is no password", flush=True)
     with listening:
@@ -32,8 +31,13 @@ def serve_page(index: Index, host: str, port: int) -> None:
 
 def server_of(index: Index, host: str) -> uvicorn.Server:
     """Returns the server of the page for an address. A page on this machine answers only to names of this machine."""
-    hosts = [host, "127.0.0.1", "::1", LOCAL] if is_loopback(host) else ["*"]
+    hosts = [shown(host), "127.0.0.1", "[::1]", LOCAL] if is_loopback(host) else ["*"]
     return uvicorn.Server(uvicorn.Config(make_app(index, hosts), log_level="warning", server_header=False))
+
+
+def shown(host: str) -> str:
+    """Returns a host as addresses of pages have it."""
+    return f"[{host}]" if ":" in host else host
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -109,10 +109,12 @@ function show(found) {
 function card({ id, name, score }, rank) {
   const image = element("img", { src: `/thumbnail/${id}`, alt: name, loading: "lazy" });
   const original = element("a", { href: `/original/${id}`, target: "_blank", rel: "noopener", title: texts.original }, image);
-  const box = element("input", { type: "checkbox", checked: chosen.has(id) });
-  const made = element("li", {}, original,
-    element("p", { title: `${texts.score} ${score}` }, element("b", {}, `${rank + 1}.`), ` ${score.toFixed(2)} · ${name}`),
-    element("div", {}, element("button", { type: "button", className: "like" }, texts.like), element("label", {}, box, texts.select)));
+  const box = element("input", { type: "checkbox", checked: chosen.has(id), title: texts.select });
+  box.setAttribute("aria-label", `${texts.select}: ${name}`);
+  const end = name.lastIndexOf("/"), facts = `${rank + 1} · ${texts.score} ${score.toFixed(2)}`;
+  const made = element("li", {}, original, element("label", {}, box),
+    element("p", { title: name }, element("b", {}, name.slice(end + 1)), element("br"), name.slice(0, end), element("br"), facts),
+    element("button", { type: "button", className: "like" }, texts.like));
   made.dataset.id = id;
   made.classList.toggle("chosen", box.checked);
   return made;
