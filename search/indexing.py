@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from data.images.read import Resize
 from search.files import FileState, Problem, list_images, real_folder, within
 from search.tables import ImageRow, Known, Model, Tables, UnreadableRow, id_of
 from utils.errors import UserError
@@ -33,7 +34,7 @@ class Encoder(Protocol):
     @property
     def source(self) -> Path: ...
     @property
-    def resize(self) -> Callable[[Image.Image], Tensor]: ...
+    def resize(self) -> Resize: ...
     def images(self, pixels: Tensor) -> Tensor: ...
     def texts(self, sentences: Sequence[str]) -> Tensor: ...
 

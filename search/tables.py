@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+os.environ.setdefault("LANCEDB_LOG", "error")  # lancedb reads it when it is imported
 import lancedb
 import numpy as np
 import pyarrow as pa
