@@ -201,7 +201,7 @@ class Tables:
     def settle(self) -> None:
         """Joins the small pieces that batches leave and, for many images, makes or extends the index of vectors."""
         if self._images.count_rows() > EXACT_UP_TO and not self._images.list_indices():
-            self._images.create_index(vector_column_name=VECTOR, config=IvfFlat(distance_type="dot"))
+            self._images.create_index(VECTOR, config=IvfFlat(distance_type="dot"))
         for table in (self._images, self._unreadable):
             table.optimize()
 

@@ -11,7 +11,13 @@ from torch.nn import functional as F
 from data.images.read import Resize
 from search.index import Index
 
-COLORS = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200), "yellow": (200, 200, 0), "white": (220, 220, 220)}
+COLORS = {
+    "red": (200, 0, 0),
+    "green": (0, 200, 0),
+    "blue": (0, 0, 200),
+    "yellow": (200, 200, 0),
+    "white": (220, 220, 220),
+}
 
 
 class ColorEncoder:

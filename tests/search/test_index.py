@@ -13,7 +13,7 @@ from search import tables
 from search.index import Index
 from search.indexing import model_of
 from search.tables import ImageRow, Tables, id_of
-from tests.search.color_encoder import COLORS, ColorEncoder, colored, draw, names
+from tests.search.color_encoder import COLORS, ColorEncoder, draw, names
 from utils.errors import UserError
 
 
@@ -85,7 +85,9 @@ def test_the_same_tables_are_reached_by_an_address(photos: Path, tmp_path: Path)
 
 
 def test_another_model_is_refused(index: Index, photos: Path) -> None:
-    with pytest.raises(UserError, match=r"is bound to the model .*colors\.ckpt, whose embeddings differ from .*new\.ckpt"):
+    with pytest.raises(
+        UserError, match=r"is bound to the model .*colors\.ckpt, whose embeddings differ from .*new\.ckpt"
+    ):
         index.add_folder(photos, ColorEncoder("other", "new.ckpt"))
     assert names(index, "red", 1) == ["red.png"]
 
