@@ -163,8 +163,9 @@ class _Indexing:
         )
         self._hashes |= there.keys()
         images = [looked.path for looked in whole if not looked.fault]
-        self.changed += sum(path in self._known for path in images)
-        self.new += sum(path not in self._known for path in images)
+        changed = sum(path in self._known and self._known[path].hash is not None for path in images)
+        self.changed += changed
+        self.new += len(images) - changed
 
     def _encoded(self, contents: dict[str, _Looked]) -> dict[str, ImageRow]:
         """Returns rows with the embeddings of images with different content."""

