@@ -146,7 +146,7 @@ class _Indexing:
         self.vanished |= {looked.path for looked in batch if looked.fault and looked.fault.fault == "missing"}
         broken = [looked for looked in batch if looked.fault and looked.path not in self.vanished]
         whole = [looked for looked in batch if not looked.fault]
-        there = self._tables.with_hashes({looked.hash for looked in whole})
+        there = self._tables.with_hashes({looked.hash for looked in whole} & self._hashes)
         # Another file had this content, and lost it while this batch was looked at.
         whole = [
             self._look(looked[:2], decode=True) if looked.pixels is None and looked.hash not in there else looked

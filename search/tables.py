@@ -24,6 +24,7 @@ from utils.errors import UserError
 EXACT_UP_TO: Final = 100_000  # rows; beyond, a sentence is compared with the nearest partitions only
 PROBES: Final = 20  # of some 4,000 rows each
 SEEN_AFTER: Final = timedelta(seconds=1)  # until a reader sees what an indexer commits
+KEPT: Final = timedelta(hours=1)  # of versions before the newest, which a reader may still read
 AT_ONCE: Final = 1_000  # rows that one deletion names
 IMAGES: Final = "images"
 UNREADABLE: Final = "unreadable"
@@ -203,7 +204,7 @@ class Tables:
         if self._images.count_rows() > EXACT_UP_TO and not self._images.list_indices():
             self._images.create_index(VECTOR, config=IvfFlat(distance_type="dot"))
         for table in (self._images, self._unreadable):
-            table.optimize()
+            table.optimize(cleanup_older_than=KEPT)
 
     def nearest(self, vector: NDArray[np.float32], k: int, folder: str | None = None) -> list[Hit]:
         """Returns the `k` images whose embeddings have the largest inner product with `vector`, the best first."""
