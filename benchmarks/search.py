@@ -7,7 +7,7 @@ size with random weights (12 layers of width 768), on two threads, or that of --
 with --model), encoded and compared with all rows. Times are those of 20 questions, after the first one; "CPU"
 is the time of all threads, which other programs on the machine change little.
 
-`kills`: 2,000 pictures of noise are indexed by a process that is killed at random instants, and started again each time,
+`kills`: 2,000 pictures of noise are indexed by a process that is killed at random instants and started again each time,
 until the kills are used up and it ends. Its index has to equal that of an undisturbed process, to the last bit.
 """
 

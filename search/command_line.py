@@ -8,16 +8,19 @@
 docs/search.md explains them.
 """
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from search.files import real_folder
-from search.index import Index
 from utils.errors import UserError
-from utils.training.log_filters import quiet_libraries
 from utils.training.signals import stopping
+
+if TYPE_CHECKING:
+    from search.index import Index
 
 SHOWN: Final = 10  # unreadable files that are printed
 
@@ -25,17 +28,16 @@ SHOWN: Final = 10  # unreadable files that are printed
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     options = _parser().parse_args(arguments)
-    quiet_libraries()
     options.run(options)
     return 0
 
 
 def index(options: argparse.Namespace) -> None:
     """Brings an index up to date with a folder, and prints what has changed."""
+    real_folder(options.photos)
+    opened = _opened(options)
     from encoder_loading import load_encoder
 
-    real_folder(options.photos)
-    opened = Index.open(options.index, options.model)
     encoder = opened.encoder() if options.model is None else load_encoder(options.model)
     print(f"model   {encoder}\nindex   {options.index}", flush=True)
     with stopping.on_signals("what is indexed stays; run the same command again"):
@@ -54,7 +56,7 @@ def query(options: argparse.Namespace) -> None:
     """Prints the images that fit a sentence or a picture best: rank, score and path."""
     if (options.sentence is None) == (options.image is None):
         raise UserError("give a sentence, or a picture with --image FILE")
-    opened = Index.open(options.index, options.model)
+    opened = _opened(options)
     folder = None if options.folder is None else str(real_folder(options.folder))
     if options.image is None:
         hits = opened.query(options.sentence, options.k, folder=folder)
@@ -74,7 +76,15 @@ def serve(options: argparse.Namespace) -> None:
     """Serves the page until it is stopped."""
     from search.page.serve import serve_page
 
-    serve_page(Index.open(options.index, options.model), options.host, options.port)
+    serve_page(_opened(options), options.host, options.port)
+
+
+def _opened(options: argparse.Namespace) -> Index:
+    from search.index import Index  # large modules, which --help does not need
+    from utils.training.log_filters import quiet_libraries
+
+    quiet_libraries()
+    return Index.open(options.index, options.model)
 
 
 def _parser() -> argparse.ArgumentParser:

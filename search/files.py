@@ -1,6 +1,7 @@
 """Image files of a folder: their list, and their opening without leaving the folder."""
 
 import os
+import stat
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
@@ -85,9 +86,11 @@ def open_image(path: str) -> BinaryIO:
     Raises:
         OSError: if the file is gone, cannot be read, is no regular file, or is reached by a link.
     """
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        raise PermissionError(f"{path} is no file")
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
-    is_same = os.path.samestat(os.fstat(file.fileno()), os.lstat(path)) and os.path.isfile(path)
-    if os.path.realpath(path) != path or not is_same:
+    is_same = os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
+    if os.path.realpath(path) != path or not is_same:  # looked at after opening: what is open is what is looked at
         file.close()
         raise PermissionError(f"{path} is reached by a link")
     return file
