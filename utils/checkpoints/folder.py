@@ -125,6 +125,16 @@ def check_folder(
             raise IncompleteError(f"{folder / name} is not what was downloaded")
 
 
+def architecture_of(folder: Path) -> Architecture:
+    """Returns the architecture of the checkpoint in `folder`.
+
+    Raises:
+        IncompleteError: if a file is missing or damaged.
+        UserError: if it is not a dual encoder.
+    """
+    return _architecture(folder / WEIGHTS, str(read_json(folder / "config.json").get("model_type")))
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Returns whether `folder` has the files of one of `VOCABULARIES`."""
     return any(all((folder / name).is_file() for name in names) for names in VOCABULARIES)
