@@ -1,0 +1,58 @@
+"""An encoder as a folder that transformers' `from_pretrained` and this project's `backbone.folder=` read."""
+
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors.torch import save_file
+from transformers import ViTImageProcessor
+
+from model.backbones.folder import read_pixel_statistics
+from model.backbones.loading import save_backbone
+from model.backbones.position_embeddings import write_positions
+from model.published.converted import HEADS_FILE, head_weights
+from model.tbps import TBPS
+from utils.checkpoints.disk import scratch_folder
+from utils.checkpoints.folder import CONFIGS, RESAMPLE, copy_small_files
+
+CARD: Final = "README.md"
+
+
+def write_hub(
+    encoder: TBPS, folder: Path, *, source: Path, size: tuple[int, int], interpolation: str, card: str
+) -> None:
+    """Writes weights, config, tokenizer, image processor and model card to `folder`, which appears whole or not at all.
+
+    The weights have the positions of the square grid of the config. The positions of the grid of training stand in a
+    file beside them, and so do the weights of a part or token selection head.
+
+    Args:
+        encoder: an encoder without adapters.
+        source: the folder of its backbone, from which the tokenizer is copied.
+        size: (height, width) of images in pixels.
+        interpolation: the filter with which images are resized.
+        card: text of README.md.
+    """
+    with scratch_folder(folder) as scratch:
+        made = scratch / folder.name
+        made.mkdir()
+        copy_small_files(source, made)
+        save_backbone(encoder.backbone, made)
+        positions = encoder.backbone.positions()
+        if positions is not None:
+            write_positions(made, positions, encoder.backbone.grid)
+        if heads := head_weights(encoder.head):  # type: ignore[arg-type]
+            save_file({name: tensor.contiguous() for name, tensor in heads.items()}, made / HEADS_FILE)
+        _image_processor(source, size, interpolation).save_pretrained(made)
+        (made / CARD).write_text(card, encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        made.rename(folder)
+
+
+def _image_processor(source: Path, size: tuple[int, int], interpolation: str) -> Any:
+    """Returns the image processor of transformers that resizes and normalises as this project does."""
+    mean, std = read_pixel_statistics(source / CONFIGS[1])
+    resample = next(number for number, name in RESAMPLE.items() if name == interpolation)
+    sides = {"height": size[0], "width": size[1]}
+    return ViTImageProcessor(size=sides, resample=resample, image_mean=mean, image_std=std, do_convert_rgb=True)
