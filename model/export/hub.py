@@ -43,16 +43,21 @@ def write_hub(
             write_positions(made, positions, encoder.backbone.grid)
         if heads := head_weights(encoder.head):  # type: ignore[arg-type]
             save_file({name: tensor.contiguous() for name, tensor in heads.items()}, made / HEADS_FILE)
-        _image_processor(source, size, interpolation).save_pretrained(made)
+        write_image_processor(made, source, size, interpolation)
         (made / CARD).write_text(card, encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
         made.rename(folder)
 
 
-def _image_processor(source: Path, size: tuple[int, int], interpolation: str) -> Any:
-    """Returns the image processor of transformers that resizes and normalises as this project does."""
+def write_image_processor(folder: Path, source: Path, size: tuple[int, int], interpolation: str) -> None:
+    """Writes the image processor of transformers that resizes and normalises as this project does.
+
+    Args:
+        folder, source, size, interpolation: as in `write_hub`.
+    """
     mean, std = read_pixel_statistics(source / CONFIGS[1])
     resample = next(number for number, name in RESAMPLE.items() if name == interpolation)
     sides = {"height": size[0], "width": size[1]}
-    return ViTImageProcessor(size=sides, resample=resample, image_mean=mean, image_std=std, do_convert_rgb=True)
+    made: Any = ViTImageProcessor(size=sides, resample=resample, image_mean=mean, image_std=std, do_convert_rgb=True)
+    made.save_pretrained(folder)

@@ -18,7 +18,9 @@ PACKAGES: Final = ("onnx", "onnxruntime", "onnxscript")
 OPSET: Final = 18  # the one that PyTorch's exporter writes; ONNX Runtime reads it since version 1.14
 TOWERS: Final = {"image": "image.onnx", "text": "text.onnx"}
 INPUTS: Final = {"image": ("pixels",), "text": ("input_ids", "attention_mask")}
-LARGEST: Final = 1_900_000_000  # bytes of weights in an .onnx file; protobuf allows 2 GiB, so more go into a file beside
+LARGEST: Final = (
+    1_900_000_000  # bytes of weights in an .onnx file, of which protobuf allows 2 GiB; more go into a file beside
+)
 QUANTIZED: Final = ("MatMul", "Gemm", "Gather")  # ONNX Runtime has no fast 8-bit convolution with dynamic ranges
 
 

@@ -25,7 +25,7 @@ texts = tokenizer(
 """
 POSITIONS: Final = """\
 from safetensors.torch import load_file
-positions = load_file(f"{folder}/positions.safetensors")["positions"][None]  # of the {rows} x {columns} patches of training
+positions = load_file(f"{folder}/positions.safetensors")["positions"][None]  # of {rows} x {columns} patches
 model.vision_model.embeddings.interpolate_pos_encoding = lambda *_: positions
 """
 STRIDE: Final = """\
@@ -82,13 +82,21 @@ def results_of(run: Path, checkpoint: Path) -> Mapping[str, Any] | None:
 
 
 def model_card(
-    name: str, code: str, *, head: str, found: Mapping[str, Any] | None, record: Mapping[str, Any], source: str
+    name: str,
+    code: str,
+    *,
+    command: str,
+    head: str,
+    found: Mapping[str, Any] | None,
+    record: Mapping[str, Any],
+    source: str,
 ) -> str:
     """Returns the text of README.md.
 
     Args:
         name: title of the model.
         code: as from `usage`.
+        command: the command that ranks with the project.
         head: name of the head; its weights, if it has any, are in heads.safetensors.
         found: content of metrics.json, or None if the model was not tested.
         record: the provenance of the training; empty for a backbone as it is.
@@ -109,8 +117,7 @@ def model_card(
         "",
         f"```python\n{code}```",
         "",
-        "With the project that trained it: `uv run trainer.py task=test backbone=NAME backbone.folder=THIS_FOLDER "
-        f"head={head}`, with the `img_size_str` below.",
+        f"With the project that trained it: `{_plain(command)}`",
         "",
     ]
     if head != "global":
