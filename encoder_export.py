@@ -1,6 +1,7 @@
 """Export of a trained encoder: a folder of the Hugging Face hub, ONNX files, and what they cost on the test split."""
 
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -156,6 +157,7 @@ def _write_towers(loaded: LoadedEncoder, folder: Path, towers: Sequence[str]) ->
         for name in towers:
             copy_small_files(source, scratch / name)
             write_image_processor(scratch / name, source, *loaded.resize)
+            shutil.rmtree(folder / name, ignore_errors=True)
             (scratch / name).replace(folder / name)
 
 

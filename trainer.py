@@ -153,7 +153,7 @@ def plan(cfg: DictConfig) -> dict[str, float]:
 
 
 def export(cfg: DictConfig) -> dict[str, float]:
-    """Writes the encoder of `cfg.ckpt_path`, or the backbone itself, as `cfg.export` says, and returns what it costs."""
+    """Writes the encoder of `cfg.ckpt_path`, or the backbone itself, as `cfg.export` says; returns what it costs."""
     check_options(cfg)
     from encoder_export import export_encoder
 

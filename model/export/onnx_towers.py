@@ -128,6 +128,7 @@ class OnnxEncoder:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
         options.intra_op_num_threads = torch.get_num_threads()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other programs may use the cores
         self._sessions = {
             name: onnxruntime.InferenceSession(folder / file, options, providers=["CPUExecutionProvider"])
             for name, file in TOWERS.items()
