@@ -68,10 +68,10 @@ def write_onnx(encoder: TBPS, folder: Path, *, size: tuple[int, int], max_length
         UserError: PyTorch cannot export a tower of this backbone with this head.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    ids = torch.ones(2, max_length, dtype=torch.int64)
+    ids, mask = (torch.ones(2, max_length, dtype=torch.int64) for _ in range(2))  # two: one tensor would be one input
     towers: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
         "image": (_ImageTower(encoder), (torch.zeros(2, 3, *size, dtype=torch.uint8),)),
-        "text": (_TextTower(encoder), (ids, ids)),
+        "text": (_TextTower(encoder), (ids, mask)),
     }
     kind = f"{type(encoder.backbone).__name__} with {type(encoder.head).__name__}"
     for name, (tower, example) in towers.items():
