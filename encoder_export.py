@@ -19,14 +19,15 @@ from data.images.read import read_image
 from data.loading.chosen import chosen_dataset
 from encoder_loading import LoadedEncoder, load_encoder
 from model.backbones.lora import merge_lora
-from model.export.hub import write_hub, write_image_processor
+from model.export.hub import write_hub, write_image_processor, write_tokenizer
 from model.export.onnx_towers import OPSET, TOWERS, OnnxEncoder, check_packages, quantize, size_of, write_onnx
 from model.published.converted import load_head
 from model.tbps import TBPS, build_encoder
 from prepare_checkpoints import prepare_folder
 from utils.checkpoints.disk import scratch_folder, why_not_written, write_whole
-from utils.checkpoints.folder import copy_small_files, read_interpolation
+from utils.checkpoints.folder import read_interpolation
 from utils.checkpoints.weights import read_checkpoint
+from utils.config.dataset_name import dataset_name
 from utils.errors import UserError, check_choice
 from utils.ranking.metrics import DIRECTIONS, measure
 from utils.ranking.retrieval import rank_both, top_k
@@ -143,7 +144,15 @@ def export_hub(cfg: DictConfig, encoder: TBPS, folder: Path, checkpoint: Path | 
         source=(checkpoint or source).name,
     )
     interpolation = cfg.dataset.interpolation or read_interpolation(source)
-    write_hub(encoder, folder, source=source, size=(height, width), interpolation=interpolation, card=card)
+    write_hub(
+        encoder,
+        folder,
+        source=source,
+        size=(height, width),
+        max_length=cfg.backbone.max_length,
+        interpolation=interpolation,
+        card=card,
+    )
 
 
 def _write_towers(loaded: LoadedEncoder, folder: Path, towers: Sequence[str]) -> None:
@@ -155,7 +164,7 @@ def _write_towers(loaded: LoadedEncoder, folder: Path, towers: Sequence[str]) ->
         if "onnx_int8" in towers:
             quantize(scratch / "onnx", scratch / "onnx_int8")
         for name in towers:
-            copy_small_files(source, scratch / name)
+            write_tokenizer(scratch / name, source, max_length)
             write_image_processor(scratch / name, source, *loaded.resize)
             shutil.rmtree(folder / name, ignore_errors=True)
             (scratch / name).replace(folder / name)
@@ -191,7 +200,8 @@ def _measured(cfg: DictConfig, loaded: LoadedEncoder, folders: Mapping[str, Path
             from data.synthetic import generate_once
 
             generate_once(Path(cfg.dataset_root_dir))
-        records = chosen_dataset(cfg, ["test"]).test
+        dataset = chosen_dataset(cfg, ["test"])
+        records, tested_on = dataset.test, dataset_name(cfg.dataset.name, dataset.language)
         runs: dict[str, _Runs] = {"pytorch": _PyTorch(loaded)}
         runs |= {name: OnnxEncoder(folder) for name, folder in folders.items()}
         encoded = _encode(loaded, records, runs, cfg.dataset.eval_batch_size)
@@ -200,7 +210,7 @@ def _measured(cfg: DictConfig, loaded: LoadedEncoder, folders: Mapping[str, Path
         return {"not_measured": str(error)}
     image_pids = torch.tensor([record.pid for record in records])
     text_pids = torch.tensor([record.pid for record in records for _ in record.captions])
-    found: dict[str, Any] = {"dataset": cfg.dataset.label, "images": len(image_pids), "captions": len(text_pids)}
+    found: dict[str, Any] = {"dataset": tested_on, "images": len(image_pids), "captions": len(text_pids)}
     images, texts, _ = encoded["pytorch"]
     for name, (own_images, own_texts, milliseconds) in encoded.items():
         ranks = rank_both(own_texts, own_images, text_pids, image_pids)

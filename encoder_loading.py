@@ -186,9 +186,11 @@ def _from_folder(folder: Path) -> tuple[DictConfig, TBPS]:
         config.img_size_str = f"{rows * patch}x{columns * patch}"
     elif type(side) is int:
         config.img_size_str = f"{side}x{side}"
-    positions = text.get("max_position_embeddings")
-    if type(positions) is int:
-        config.backbone.max_length = min(config.backbone.max_length, positions)
+    tokenizer = folder / "tokenizer_config.json"
+    padded = read_json(tokenizer).get("model_max_length") if tokenizer.is_file() else None
+    for most in (text.get("max_position_embeddings"), padded):  # the second of an exported encoder
+        if type(most) is int:
+            config.backbone.max_length = min(config.backbone.max_length, most)
     return config, build_encoder(config)
 
 

@@ -1,5 +1,6 @@
 """An encoder as a folder that transformers' `from_pretrained` and this project's `backbone.folder=` read."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any, Final
@@ -13,13 +14,21 @@ from model.backbones.position_embeddings import write_positions
 from model.published.converted import HEADS_FILE, head_weights
 from model.tbps import TBPS
 from utils.checkpoints.disk import scratch_folder
-from utils.checkpoints.folder import CONFIGS, RESAMPLE, copy_small_files
+from utils.checkpoints.folder import CONFIGS, RESAMPLE, copy_small_files, read_json
 
 CARD: Final = "README.md"
+TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 
 
 def write_hub(
-    encoder: TBPS, folder: Path, *, source: Path, size: tuple[int, int], interpolation: str, card: str
+    encoder: TBPS,
+    folder: Path,
+    *,
+    source: Path,
+    size: tuple[int, int],
+    max_length: int,
+    interpolation: str,
+    card: str,
 ) -> None:
     """Writes weights, config, tokenizer, image processor and model card to `folder`, which appears whole or not at all.
 
@@ -30,13 +39,14 @@ def write_hub(
         encoder: an encoder without adapters.
         source: the folder of its backbone, from which the tokenizer is copied.
         size: (height, width) of images in pixels.
+        max_length: tokens of a caption.
         interpolation: the filter with which images are resized.
         card: text of README.md.
     """
     with scratch_folder(folder) as scratch:
         made = scratch / folder.name
         made.mkdir()
-        copy_small_files(source, made)
+        write_tokenizer(made, source, max_length)
         save_backbone(encoder.backbone, made)
         positions = encoder.backbone.positions()
         if positions is not None:
@@ -48,6 +58,14 @@ def write_hub(
         if folder.exists():
             shutil.rmtree(folder)
         made.rename(folder)
+
+
+def write_tokenizer(folder: Path, source: Path, max_length: int) -> None:
+    """Copies the tokenizer of a backbone and its other small files, and sets the length to which it pads and cuts."""
+    copy_small_files(source, folder)
+    path = folder / TOKENIZER_CONFIG
+    options = read_json(path) if path.is_file() else {}
+    path.write_text(json.dumps(options | {"model_max_length": max_length}, indent=2) + "\n", encoding="utf-8")
 
 
 def write_image_processor(folder: Path, source: Path, size: tuple[int, int], interpolation: str) -> None:

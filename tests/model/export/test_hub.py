@@ -56,7 +56,8 @@ def write(encoder: TBPS, folder: Path, source: Path, family: str, size: tuple[in
     has_positions = encoder.backbone.positions() is not None
     code = usage(family, max_length=LENGTH, grid=encoder.backbone.grid, has_positions=has_positions)
     card = model_card("m", code, command="c", head="global", found=None, record={}, source="s")
-    write_hub(encoder, folder, source=source, size=size, interpolation=read_interpolation(source), card=card)
+    options = {"size": size, "max_length": LENGTH, "interpolation": read_interpolation(source)}
+    write_hub(encoder, folder, source=source, card=card, **options)
     [found] = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.S)
     return found
 
