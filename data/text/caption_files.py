@@ -36,9 +36,8 @@ def read_captions(path: Path, column: str) -> list[str]:
             else:
                 found = list(_of_table(csv.DictReader(file, delimiter=SEPARATORS[suffix]), path, column))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(
-            f"embed.captions: {path} cannot be read ({first_line(error)}); expected text in UTF-8"
-        ) from error
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise UserError(f"embed.captions: {path} cannot be read ({reason}); expected text in UTF-8") from error
     captions = [" ".join(caption.split()) for caption in found]
     captions = [caption for caption in captions if caption]
     if not captions:
