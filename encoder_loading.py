@@ -25,6 +25,7 @@ from utils.config.hydra_errors import user_error
 from utils.config.resolvers import register_resolvers
 from utils.continuing.composed import compose_options, composer, described, options_of
 from utils.errors import UserError
+from utils.images import read_rgb
 
 BASE: Final = "base"  # the primary config whose other options do not matter here
 CHECKPOINTS: Final = "checkpoints"  # folder of a run
@@ -81,6 +82,14 @@ class LoadedEncoder:
         height, width = self.resize.size
         name = self.config.backbone.name
         return f"{self.source} ({name}, images {height}x{width}, embeddings of width {self.width}, on {self.device})"
+
+    def read(self, content: bytes) -> Tensor:
+        """Returns the image in the bytes of a file as RGB, uint8 ``(3, H, W)``.
+
+        Raises:
+            BadImageError: if it cannot be read.
+        """
+        return self.resize(read_rgb(content))
 
     @torch.inference_mode()
     def images(self, pixels: Tensor) -> Tensor:
@@ -177,9 +186,11 @@ def _from_folder(folder: Path) -> tuple[DictConfig, TBPS]:
         config.img_size_str = f"{rows * patch}x{columns * patch}"
     elif type(side) is int:
         config.img_size_str = f"{side}x{side}"
-    positions = text.get("max_position_embeddings")
-    if type(positions) is int:
-        config.backbone.max_length = min(config.backbone.max_length, positions)
+    tokenizer = folder / "tokenizer_config.json"
+    padded = read_json(tokenizer).get("model_max_length") if tokenizer.is_file() else None
+    for most in (text.get("max_position_embeddings"), padded):  # the second of an exported encoder
+        if type(most) is int:
+            config.backbone.max_length = min(config.backbone.max_length, most)
     return config, build_encoder(config)
 
 

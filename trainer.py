@@ -1,4 +1,4 @@
-"""Entry point: trains, tests or plans a composed method.
+"""Entry point: trains, tests, plans or exports a composed method.
 
 uv run trainer.py                                      the embedded default
 uv run trainer.py -cn m_siglip dataset=cuhk_pedes      another config, another dataset
@@ -6,6 +6,8 @@ uv run trainer.py ckpt_path=last                       continue the newest run o
 uv run trainer.py -cn clip experiment=irra task=plan   memory of a step, and the batch that fits 12 GB
 uv run trainer.py task=test ckpt_path=outputs/.../checkpoints/best-059.ckpt
 uv run trainer.py -cn clip task=test backbone.folder=irra.pth dataset=cuhk_pedes       published weights
+uv run trainer.py task=export ckpt_path=FILE export.formats=[hub,onnx]                 for other programs
+uv run trainer.py task=embed ckpt_path=FILE embed.images=photos embed.out=photos.npy   embeddings of your files
 """
 
 import os
@@ -43,11 +45,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from lightning_data import build_data
     from lightning_models import build_module
     from lightning_run import announce_precision, announce_training, build_trainer, prepare, report, start_loggers
-    from model.backbones.lora import save_adapters
+    from lightning_weights import leave_encoder, load_best
     from model.objectives import check_needs
-    from model.published.converted import load_heads, load_selection, mask_row
+    from model.published.converted import load_head, load_heads, mask_row
     from model.tbps import build_encoder
-    from utils.checkpoints.weights import load_weights, read_checkpoint
     from utils.config.evaluation import build_reporting
     from utils.continuing.continued import Continued
     from utils.report.run_record import RunRecord
@@ -69,7 +70,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         continued.check(module, data.provenance)
     announce_training(cfg, module, data, continued)
     folder = Path(cfg.backbone.folder)
-    for line in load_heads(module.objective, folder) + load_selection(encoder.head, folder):
+    for line in load_heads(module.objective, folder) + load_head(encoder.head, folder):
         print(f"head    {line}", flush=True)
 
     trainer = build_trainer(cfg, data, record)
@@ -80,20 +81,13 @@ def train(cfg: DictConfig) -> dict[str, float]:
         module.optimizer_state_of(continued.take_checkpoint(), trainer, continued.path)
     start_loggers(trainer, cfg, data, record)
     trainer.fit(module, datamodule=data, ckpt_path=path)  # AtomicCheckpointIO reads the file and executes no code
-    best = trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
-    if not best:
-        raise UserError(
-            "no epoch was validated, so there is no best checkpoint to test: leave trainer.limit_val_batches and "
-            f"trainer.check_val_every_n_epoch as they are, or test {cfg.run_dir}/checkpoints/last.ckpt with task=test"
-        )
-    tested = read_checkpoint(best)
-    load_weights(module, tested["state_dict"], source=best)
-    if cfg.lora.r > 0 and trainer.is_global_zero:
-        save_adapters(encoder.backbone, Path(cfg.run_dir) / "adapters")
+    best, tested = load_best(cfg, trainer, module)
     trainer.validate(module, datamodule=data, verbose=False)
     metrics = module.figures("val")
     trainer.test(module, datamodule=data, verbose=False)
     report(cfg, module, record.of_test(best, tested), reporting)
+    if trainer.is_global_zero:
+        leave_encoder(cfg, encoder, best)
     return metrics | module.figures("test")
 
 
@@ -112,9 +106,8 @@ def test(cfg: DictConfig) -> dict[str, float]:
     from lightning_data import build_data
     from lightning_ranker import LitRanker
     from lightning_run import announce_precision, announce_test, build_trainer, prepare, report, start_loggers
-    from model.published.converted import load_selection, ranking_notes
-    from model.tbps import build_encoder
-    from utils.checkpoints.weights import encoder_weights, load_weights, read_checkpoint
+    from lightning_weights import tested_encoder
+    from utils.checkpoints.weights import read_checkpoint
     from utils.config.evaluation import build_measures, build_reporting
     from utils.report.run_record import RunRecord
 
@@ -124,17 +117,7 @@ def test(cfg: DictConfig) -> dict[str, float]:
     if path is None:
         cfg.loss.name = Path(cfg.backbone.folder).name
     data = build_data(cfg, ["test"])
-    encoder = build_encoder(cfg)
-    if path is not None:
-        weights = encoder_weights(checkpoint)
-        encoder.grow_like(weights)
-        load_weights(encoder, weights, source=path)
-    encoder.backbone.check_token_id(data.max_token_id)
-    folder = Path(cfg.backbone.folder)
-    selection = load_selection(encoder.head, folder) if path is None else []
-    for note in selection + ranking_notes(folder, encoder.head, data.num_classes):
-        print(f"note    {note}", flush=True)
-
+    encoder = tested_encoder(cfg, data, path, checkpoint)
     module = LitRanker(encoder, cfg.evaluation.precision, build_measures(cfg.evaluation))
     reporting = build_reporting(cfg.evaluation)
     trainer = build_trainer(cfg, data)
@@ -169,7 +152,23 @@ def plan(cfg: DictConfig) -> dict[str, float]:
     return {"plan/peak_gb": made.peak / GIB, "plan/largest": made.largest}
 
 
-TASKS = {"train": train, "test": test, "plan": plan}
+def export(cfg: DictConfig) -> dict[str, float]:
+    """Writes the encoder of `cfg.ckpt_path`, or the backbone itself, as `cfg.export` says; returns what it costs."""
+    check_options(cfg)
+    from encoder_export import export_encoder
+
+    return export_encoder(cfg, find_checkpoint(cfg.output_dir, cfg.run_name, cfg.ckpt_path))
+
+
+def embed(cfg: DictConfig) -> dict[str, float]:
+    """Writes embeddings of the files that `cfg.embed` names, by the same encoder, and returns the number of rows."""
+    check_options(cfg)
+    from encoder_embed import embed_files
+
+    return embed_files(cfg, find_checkpoint(cfg.output_dir, cfg.run_name, cfg.ckpt_path))
+
+
+TASKS = {"train": train, "test": test, "plan": plan, "export": export, "embed": embed}
 
 
 @hydra.main(version_base="1.3", config_path="config", config_name="demo")

@@ -132,6 +132,10 @@ class Backbone(nn.Module):
                 tower.eval()
         return self
 
+    def positions(self) -> Tensor | None:
+        """Returns the positions ``(prefix + rows * columns, D)`` of the image tower at `grid`; None if it has none."""
+        raise NotImplementedError
+
     def compile_towers(self) -> None:
         """Lets torch.compile compile both towers at their first call. The names of weights do not change."""
         for tower in (self.hub_model.vision_model, self.hub_model.text_model):

@@ -65,6 +65,9 @@ class BertBackbone(Backbone):
             weights[name] = self._resized(weights[name][0], self.grid, self._square_grid)
         return weights
 
+    def positions(self) -> Tensor | None:
+        return self.hub_model.vision_model.embeddings.position_embeddings[0].detach() if self._has_positions else None
+
     def _resized(self, table: Tensor, grid: tuple[int, int], new: tuple[int, int]) -> Tensor:
         return resize_positions(table, grid, new, self._pos_interpolation)[None]
 

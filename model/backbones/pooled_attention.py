@@ -47,7 +47,7 @@ class PooledAttention:
             visible: bool ``(B, L)``, true on the tokens that this position may attend to. None: all tokens.
         """
         queries, keys = (self._kept.pop(name).unflatten(-1, (self._heads, -1)) for name in ("queries", "keys"))
-        query = queries[torch.arange(len(queries), device=queries.device), position]
+        query = queries[torch.arange(queries.shape[0], device=queries.device), position]
         # Products that are added up, because autocast would compute a matrix product in 16 bits.
         scores = (query.float()[:, None] * keys.float()).sum(dim=-1) * query.shape[-1] ** -0.5  # (B, L, heads)
         if visible is not None:

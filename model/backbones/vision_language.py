@@ -37,7 +37,7 @@ class GridEmbeddings(nn.Module):
     def forward(self, pixel_values: Tensor, **_: Any) -> Tensor:
         patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
         if self.class_embedding is not None:
-            patches = torch.cat([self.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
+            patches = torch.cat([self.class_embedding.expand(patches.shape[0], 1, -1), patches], dim=1)
         return patches + self.position_embedding.weight
 
 
@@ -47,6 +47,9 @@ class VisionLanguageBackbone(Backbone):
     def fit_to_grid(self, native: Positions | None) -> None:
         tower = self.hub_model.vision_model
         tower.embeddings = GridEmbeddings(tower.embeddings, *self.grid, self._pos_interpolation, native)
+
+    def positions(self) -> Tensor:
+        return self.hub_model.vision_model.embeddings.position_embedding.weight.detach()
 
     @torch.no_grad()
     def hub_weights(self) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ class Decoder(nn.Module):
             memory: ``(B, L, D)``.
             padding: bool ``(B, L)``, true on positions to ignore.
         """
-        return self.attention(queries.expand(len(memory), -1, -1), memory, memory, key_padding_mask=padding)
+        return self.attention(queries.expand(memory.shape[0], -1, -1), memory, memory, key_padding_mask=padding)
 
 
 class PartHead(nn.Module):
@@ -130,7 +130,7 @@ class PartHead(nn.Module):
         words, padding = output.tokens, ~output.mask
         memory = words + self.text_encoder(words, words, words, key_padding_mask=padding, need_weights=False)[0]
         if not self.parts:
-            return _encoded(output, [output.pooled[:, None]]), memory.new_zeros(len(memory), 1, memory.shape[1])
+            return _encoded(output, [output.pooled[:, None]]), memory.new_zeros(memory.shape[0], 1, memory.shape[1])
         decoder = self.decoder if self.text_decoder is None else self.text_decoder
         parts, attention = decoder(torch.cat([decoder.tokens, self.text_tokens]), memory, padding)
         coarse, fine = attention.split((self.slots["coarse"], self.slots["fine"]), dim=1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from model.backbones.position_embeddings import write_positions
-from model.heads import TokenSelectionHead
+from model.heads import PartHead, TokenSelectionHead
 from model.objectives import ID, MLM, LossTerm, Objective
 from model.published.convert import RANKED_WITHOUT, SELECTION_HEADS, Published
 from model.published.file import State
@@ -20,6 +20,7 @@ from utils.errors import UserError, library_errors
 HEADS_FILE: Final = "heads.safetensors"
 CLASSIFIER: Final = "id.classifier.weight"
 SCORES: Final = "mlm.head.scores.bias"
+PARTS: Final = "part."
 HEADS_OF: Final[dict[str, type[LossTerm]]] = {"mlm": MLM, "id": ID}
 
 
@@ -47,33 +48,41 @@ def write_converted(published: Published, folder: Path, *, source: Path) -> None
         save_file({name: tensor.contiguous() for name, tensor in published.heads.items()}, folder / HEADS_FILE)
 
 
-def load_selection(head: object, folder: Path) -> list[str]:
-    """Loads RDE's token selection in `folder` into `head`, and returns lines that say so.
+def head_weights(head: nn.Module) -> State:
+    """Returns the weights of `head`, as `load_head` finds them in `HEADS_FILE`; empty for a head without weights."""
+    weights = head.state_dict()
+    if isinstance(head, TokenSelectionHead):
+        split = {name: name.split("_selection.") for name in weights}
+        return {f"{SELECTION_HEADS}{of}.{rest}": weights[name] for name, (of, rest) in split.items()}
+    return {f"{PARTS}{name}": value for name, value in weights.items()}
+
+
+def load_head(head: object, folder: Path) -> list[str]:
+    """Loads the token selection or the parts in `folder` into `head`, and returns lines that say so.
 
     Raises:
         UserError: the weights have other shapes than `head`.
     """
-    if not isinstance(head, TokenSelectionHead):
+    if not isinstance(head, TokenSelectionHead | PartHead):
         return []
+    selects = isinstance(head, TokenSelectionHead)
+    title, prefix = ("token selection", SELECTION_HEADS) if selects else ("part head", PARTS)
     saved = _read_heads(folder) if (folder / HEADS_FILE).is_file() else {}
-    weights = _of(saved, SELECTION_HEADS.removesuffix("."))
+    weights = _of(saved, prefix.removesuffix("."))
     if not weights:
-        return [f"token selection is new: {folder} has none"]
+        return [f"token selection is new: {folder} has none"] if selects else []
     own = head.state_dict()
-    found = {
-        f"{modality}_selection.{name}": value
-        for modality in ("image", "text")
-        for name, value in _of(weights, modality).items()
-        if f"{modality}_selection.{name}" in own
-    }
+    if selects:
+        sides = {f"{of}_selection.": _of(weights, of) for of in ("image", "text")}
+        weights = {f"{start}{name}": value for start, side in sides.items() for name, value in side.items()}
     for name in own:
-        if name not in found or found[name].shape != own[name].shape:
+        if name not in weights or weights[name].shape != own[name].shape:
             raise UserError(
-                f"{folder / HEADS_FILE}: {name} of token selection is {_size(found.get(name))}, expected "
-                f"{_size(own[name])}; set head.width to the width of the published head"
+                f"{folder / HEADS_FILE}: {name} of the {title} is {_size(weights.get(name))}, expected "
+                f"{_size(own[name])}; set the head.* options, and img_size_str, of the model in this folder"
             )
-    head.load_state_dict(found)
-    return [f"token selection starts from {folder / HEADS_FILE}"]
+    head.load_state_dict({name: weights[name] for name in own})
+    return [f"{title} starts from {folder / HEADS_FILE}"]
 
 
 def load_heads(objective: Objective, folder: Path) -> list[str]:

@@ -59,8 +59,8 @@ def run_dir(task: str, output_dir: str, run_name: str, ckpt_path: str | None, da
     Raises:
         UserError: if torchrun or srun started the processes of a new run: each would name a folder by its own time.
     """
-    if task == "plan":
-        return output_dir  # plan writes nothing
+    if task in ("plan", "embed"):
+        return output_dir  # neither writes into a run's folder
     checkpoint = find_checkpoint(output_dir, run_name, ckpt_path)
     if checkpoint is None:
         if started_by_others():
@@ -70,7 +70,7 @@ def run_dir(task: str, output_dir: str, run_name: str, ckpt_path: str | None, da
             )
         return str(Path(output_dir, run_name, datetime.now().strftime(TIME)))
     run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    return str(run / f"test-{dataset}" if task == "test" else run)
+    return str(run / {"test": f"test-{dataset}", "export": "export"}.get(task, ""))
 
 
 def last_of_first_process(cfg: DictConfig) -> str | None:
@@ -144,7 +144,8 @@ class ClaimFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         named = any(override.lstrip("+").startswith("run_dir=") for override in config.hydra.overrides.task)
-        if not named and config.task != "plan" and (config.task == "test" or config.ckpt_path is None):
+        is_new = config.task in ("test", "export") or config.ckpt_path is None
+        if not named and config.task not in ("plan", "embed") and is_new:
             self._claim(config, "run")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:

@@ -34,6 +34,8 @@ RULES: Final = (
             "dataset_root_dir",
             "dataset.cache_dir",
             "plan.*",
+            "export.*",
+            "embed.*",
             "callbacks.*.dirpath",
             "callbacks.*.folder",
             "callbacks.*.filename",

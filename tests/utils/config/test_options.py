@@ -66,7 +66,7 @@ def test_numbers_that_cannot_be_are_refused_by_name(override: str, told: str) ->
 
 
 @pytest.mark.parametrize("debug", [(), ("debug=fast",), ("debug=limit",), ("debug=overfit",)])
-@pytest.mark.parametrize("task", ["train", "test", "plan"])
+@pytest.mark.parametrize("task", ["train", "test", "plan", "export", "embed"])
 def test_what_the_configs_have_is_accepted(task: str, debug: tuple[str, ...]) -> None:
     check_options(composed(f"task={task}", *debug))
 

@@ -87,7 +87,9 @@ def test_a_continued_run_stays_in_its_folder(tmp_path: Path) -> None:
     assert run_dir("train", str(tmp_path), "name", "last", "vn3k_vi") == str(run)
     assert run_dir("train", str(tmp_path), "name", str(checkpoint), "vn3k_vi") == str(run)
     assert run_dir("test", str(tmp_path), "name", str(checkpoint), "vn3k_vi") == str(run / "test-vn3k_vi")
+    assert run_dir("export", str(tmp_path), "name", str(checkpoint), "vn3k_vi") == str(run / "export")
     assert run_dir("plan", str(tmp_path), "name", None, "vn3k_vi") == str(tmp_path)
+    assert run_dir("embed", str(tmp_path), "name", str(checkpoint), "vn3k_vi") == str(tmp_path)
     new = Path(run_dir("train", str(tmp_path), "name", None, "vn3k_vi"))
     assert new.parent == tmp_path / "name"
     assert not new.exists()

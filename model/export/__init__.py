@@ -1,0 +1,1 @@
+"""Export of a trained encoder: a folder of the Hugging Face hub, and ONNX files."""
