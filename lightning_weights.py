@@ -59,11 +59,15 @@ def tested_encoder(cfg: DictConfig, data: TBPSDataModule, path: Path | None, che
 def leave_encoder(cfg: DictConfig, encoder: TBPS, best: str) -> None:
     """Writes the trained encoder into the run's folder: adapters/ of LoRA, or hub/ of full fine-tuning.
 
+    A model of open_clip has no hub/, because transformers has no class for it.
+
     The result of the run is saved before, so a failure to write is only printed.
 
     Args:
         best: the checkpoint that `encoder` has the weights of.
     """
+    if cfg.lora.r == 0 and not encoder.backbone.has_hub_format:
+        return
     run = Path(cfg.run_dir)
     name = "adapters" if cfg.lora.r > 0 else "hub"
     try:

@@ -47,6 +47,7 @@ class Backbone(nn.Module):
     model_class: type[PreTrainedModel]
     token_embedding: str = "token_embedding"  # name of the module with the token table, in the text tower's embeddings
     max_logit_scale: float | None = None
+    has_hub_format: bool = True  # whether transformers has a class for it, `model_class`
 
     def __init__(
         self,

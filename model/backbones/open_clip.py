@@ -151,6 +151,8 @@ class OpenClipBackbone(Backbone):
         pad: id with which captions are padded. None: as the tokenizer pads.
     """
 
+    has_hub_format = False
+
     def __init__(self, *args: Any, embed_dim: int, pad: int | None, **options: Any) -> None:
         super().__init__(*args, **options)
         self._embed_dim = embed_dim
