@@ -19,7 +19,13 @@ VALIDATION: Final = {
 def render(report: DatasetSummary) -> str:
     """Returns the tables, the first errors and warnings, and the verdict."""
     title = f"{report['dataset']} ({report['language']}): {report['folder']}/{report['annotation_file']}"
-    parts = [title, _split_table(report["splits"]), _folder_table(report["images"]), _summary_table(report)]
+    parts = [
+        title,
+        *report["read_as"],
+        _split_table(report["splits"]),
+        _folder_table(report["images"]),
+        _summary_table(report),
+    ]
     for kind in ("errors", "warnings"):
         if report[kind]:
             parts.append(_named(kind, report[kind]))
