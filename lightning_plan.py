@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from data.batch import IMAGE, TEXT
 from data.annotations import size_of
+from data.batch import IMAGE, TEXT
 from data.loading.chosen import chosen_dataset
 from data.loading.dummy_batch import blank_batch, published_identities
 from lightning_models import build_module

@@ -89,19 +89,17 @@ def _found(role: str, names: Sequence[str], columns: Sequence[str], file: Path) 
     option = f"dataset.columns.{role}"
     if found:
         several = " and ".join(map(short, found))
-        raise UserError(
-            f"{file} has the columns {several}, and {role} may be in either; choose with {option}={found[0]}"
-        )
+        raise UserError(f"{file} has the columns {several}, and {role} may be in either; give {option}={found[0]}")
     close = [column for column in columns if get_close_matches(column.casefold(), names, n=1, cutoff=0.8)]
     if close and role in OPTIONAL:
         raise UserError(
-            f"{file} has no column {names[0]!r}, but {short(close[0])}: give {option}={close[0]}, or {option}={NONE} if "
-            f"it is not meant ({WITHOUT[role]})"
+            f"{file} has no column {names[0]!r}, but {short(close[0])}: give {option}={close[0]}, or {option}={NONE} "
+            f"if it is not meant ({WITHOUT[role]})"
         )
     if role in OPTIONAL:
         return None
     raise UserError(
-        f"{file} has no column {names[0]!r}; name the one that holds {role} with {option}=NAME; it has {_listed(columns)}."
+        f"{file} has no column {names[0]!r} but {_listed(columns)}; name the one that holds {role} with {option}=NAME."
         + (f" Did you mean {close[0]!r}?" if close else "")
     )
 

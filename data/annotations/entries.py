@@ -58,7 +58,8 @@ class Reading(Iterable[Annotation]):
 
     def __iter__(self) -> Iterator[Annotation]:
         layout = self._layout
-        for self.count, entry in enumerate(self._opened.entries(), start=1):
+        for entry in self._opened.entries():
+            self.count += 1
             if isinstance(entry, Malformed):
                 self._problems.append(Problem(self.count, entry.key, entry.found, entry.expected))
             elif not isinstance(entry, dict):

@@ -39,7 +39,7 @@ def record_fields(layout: Layout, paths: ImagePaths, *, is_text: bool = False) -
     if not layout.find:
         splits += " (a file without splits cannot be used)"
     identity = Field(_identity, "a whole number, 0 or more, or a name") if layout.ids_may_be_names else PID
-    fields = {
+    fields: dict[str | None, Field] = {
         layout.id_key: identity._replace(parse=lambda cell: identity.parse(_number(cell))) if is_text else identity,
         layout.split_key: Field(_split, splits),
         layout.language_key: Field(_language, "a code of letters and digits, such as vi"),

@@ -157,12 +157,12 @@ def _open_parquet(file: Path) -> AnnotationFile:
         return any(test(kind) for test in (*own, pa.types.is_integer, pa.types.is_floating, pa.types.is_null))
 
     def entries() -> Iterator[Any]:
-        with library_errors(f"{file} is not a Parquet file that can be read", "write it again"):
-            with pq.ParquetFile(file) as table:
-                for batch in table.iter_batches(PARQUET_ROWS, columns=list(columns)):
-                    yield from batch.to_pylist()
+        with library_errors(damaged, "write it again"), pq.ParquetFile(file) as table:
+            for batch in table.iter_batches(PARQUET_ROWS, columns=list(columns)):
+                yield from batch.to_pylist()
 
-    with library_errors(f"{file} is not a Parquet file that can be read", "write it again"):
+    damaged = f"{file} is not a Parquet file that can be read"
+    with library_errors(damaged, "write it again"):
         schema = pq.read_schema(file)
     columns = tuple(column.name for column in schema if readable(column.type))
     if repeated := [name for name, count in Counter(columns).items() if count > 1]:

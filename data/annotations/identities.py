@@ -34,17 +34,17 @@ def numbered(identities: Iterable[int | str], *, is_text: bool) -> Numbered:
     """
     distinct = list(dict.fromkeys(identities))
     if is_text and any(isinstance(identity, str) for identity in distinct):
-        ordered = sorted(distinct, key=str)
-        return Numbered(
-            {identity: n for n, identity in enumerate(ordered)}, dict(enumerate(map(str, ordered))), frozenset()
-        )
-    kind = type(distinct[0]) if distinct else int
-    others = frozenset(identity for identity in distinct if type(identity) is not kind)
-    alike: Any = [identity for identity in distinct if identity not in others]
+        kind, others = str, frozenset[int | str]()
+    else:
+        kind = type(distinct[0]) if distinct else int
+        others = frozenset(identity for identity in distinct if type(identity) is not kind)
     if kind is int:
-        return Numbered({identity: identity for identity in alike}, {}, others)
-    ordered = sorted(alike)
-    return Numbered({name: n for n, name in enumerate(ordered)}, dict(enumerate(ordered)), others)
+        return Numbered({number: number for number in distinct if isinstance(number, int)}, {}, others)
+    names = dict(enumerate(sorted(str(identity) for identity in distinct if identity not in others)))
+    number_of = {name: number for number, name in names.items()}
+    return Numbered(
+        {identity: number_of[str(identity)] for identity in distinct if identity not in others}, names, others
+    )
 
 
 def shown(pid: int, names: Mapping[int, str]) -> str:

@@ -77,8 +77,13 @@ class Layout:
         return tuple(key for key in named if key is not None)
 
     def language_of(self, key: str) -> str:
-        """Returns the language of the captions at `key`; the key itself if no language has only that key."""
-        return next((language for language, keys in self.caption_keys.items() if keys == (key,)), key)
+        """Returns the language of the captions at `key`: of the read language's parts, the one that has this key.
+
+        It is the read language if that has no parts, and the key itself if it is in no part.
+        """
+        read = set(self.caption_keys[self.language])
+        parts = {language: keys for language, keys in self.caption_keys.items() if set(keys) < read}
+        return next((language for language, keys in parts.items() if key in keys), key) if parts else self.language
 
 
 def layout_of(

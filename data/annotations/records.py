@@ -143,11 +143,11 @@ def _find_file(name: str, layout: Layout, folder: Path) -> Path:
     if layout.given_images is not None and not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist" + nearest_name(folder)
         raise UserError(f"dataset.images: {folder} {what}; name the folder that the paths in the file start from")
-    if (file := layout.given_file) is not None:
-        if not file.is_file():
-            what = "is a folder, not a file" if file.is_dir() else "does not exist" + nearest_name(file)
-            raise UserError(f"dataset.annotations: {file} {what}; name the annotation file")
-        return file
+    if (given := layout.given_file) is not None:
+        if not given.is_file():
+            what = "is a folder, not a file" if given.is_dir() else "does not exist" + nearest_name(given)
+            raise UserError(f"dataset.annotations: {given} {what}; name the annotation file")
+        return given
     if not folder.is_dir():
         siblings = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
         raise UserError(

@@ -77,7 +77,7 @@ def examine(
         "dataset": name,
         "language": annotations.layout.language,
         "folder": str(annotations.folder),
-        "annotation_file": annotations.file.name,
+        "annotation_file": annotations.file.name if annotations.layout.given_file is None else str(annotations.file),
         "read_as": annotations.notes(),
         "records": annotations.records,
         "splits": split_summary(annotations),

@@ -47,6 +47,7 @@ def id_summary(annotations: Annotations) -> DatasetSummary:
         "unused": max(numbers) - min(numbers) + 1 - len(numbers) if numbers else 0,
         "with_one_image": sum(count == 1 for count in images_of.values()),
         "restart_in_each_split": annotations.ids_restart,
+        "names": bool(annotations.names),
     }
 
 

@@ -119,7 +119,7 @@ RULES: Final = (
         keys=("backbone.folder", "dataset.annotations"),
         continued="free",
         changes_result=True,
-        note="the folder must contain the same backbone: frozen weights are read from it; the file the same annotations",
+        note="another place of the same backbone, from which frozen weights are read, and of the same annotations",
     ),
     Rule(
         keys=("callbacks.*", "evaluation.*", "trainer.limit_val_batches", "trainer.limit_test_batches", "trainer"),

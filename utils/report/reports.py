@@ -32,7 +32,8 @@ def metrics_table(metrics: Mapping[str, RetrievalMetrics], run: Mapping[str, Any
 
     Args:
         metrics: "t2i" and "i2t" -> metrics; further rankings get rows below.
-        run: see `save_metrics`; the table uses `dataset`, `val_protocol`, `skipped_<split>`, `limited`, `noise` and `identities`.
+        run: see `save_metrics`; the table uses `dataset`, `val_protocol`, `skipped_<split>`, `limited`, `noise`,
+            and `identities`.
         split: the split that was ranked.
     """
     table = PrettyTable(["Task", *metrics["t2i"].values])

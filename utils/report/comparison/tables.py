@@ -151,7 +151,7 @@ class Comparison:
         return sorted({group.info[name] for group in self.groups})
 
     def _remarks(self) -> list[str]:
-        """Returns the texts that say how runs were limited, got noise or had no identities, in the order of their marks [1], [2], ..."""
+        """Returns the texts that set runs apart from others, in the order of their marks [1], [2], ..."""
         return [text for key in REMARKS for text in self._values(key) if text]
 
     def notes(self) -> list[str]:
