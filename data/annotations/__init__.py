@@ -174,7 +174,7 @@ def read_dataset(
     if annotations.problems:
         raise UserError(
             f"{annotations.sentence(annotations.problems[0])}: correct the file "
-            f"(problems: {len(annotations.problems)}; `{annotations.doctor} --root {root}` names each)."
+            f"(problems: {len(annotations.problems)}; `{annotations.doctor}` names each)."
         )
     return cut(
         annotations,

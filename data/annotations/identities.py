@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from random import Random
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from data.annotations.entries import Annotation, Problem
 from data.annotations.layouts import SPLITS, Layout
@@ -34,11 +34,12 @@ def numbered(identities: Iterable[int | str], *, is_text: bool) -> Numbered:
     """
     distinct = list(dict.fromkeys(identities))
     if is_text and any(isinstance(identity, str) for identity in distinct):
-        kind, others = str, frozenset[int | str]()
+        are_names, others = True, frozenset[int | str]()
     else:
         kind = type(distinct[0]) if distinct else int
+        are_names = kind is str
         others = frozenset(identity for identity in distinct if type(identity) is not kind)
-    if kind is int:
+    if not are_names:
         return Numbered({number: number for number in distinct if isinstance(number, int)}, {}, others)
     names = dict(enumerate(sorted(str(identity) for identity in distinct if identity not in others)))
     number_of = {name: number for number, name in names.items()}

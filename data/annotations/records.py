@@ -22,7 +22,8 @@ class Annotations:
     """The content of one annotation file.
 
     layout: the dataset's layout, with the columns that the file has.
-    folder: the dataset's folder. below: the folder of the images below it, or an empty text.
+    root: the folder of all datasets. folder: the dataset's folder.
+    below: the folder of the images below `folder`, or an empty text.
     format: the format of the file, in words.
     records: number of records in the file. per_split: number of valid records in each split.
     images: one annotation per image, in file order; records of the same image are merged.
@@ -36,6 +37,7 @@ class Annotations:
 
     name: str
     layout: Layout
+    root: Path
     folder: Path
     below: str
     file: Path
@@ -52,8 +54,10 @@ class Annotations:
 
     @property
     def doctor(self) -> str:
-        """The command that examines the dataset, without the folder of all datasets."""
-        return f"uv run python -m data.doctor {shlex.join([self.name, *self.layout.overrides])}"
+        """The command that examines the dataset; it names the folder of all datasets if the dataset is in there."""
+        is_elsewhere = None not in (self.layout.given_file, self.layout.given_images)
+        root = [] if is_elsewhere or self.root == Path() else ["--root", str(self.root)]
+        return f"uv run python -m data.doctor {shlex.join([self.name, *self.layout.overrides, *root])}"
 
     def image_file(self, image: Annotation) -> Path:
         """Returns the file of an image."""
@@ -121,6 +125,7 @@ def load_annotations(name: str, layout: Layout, root: str | Path, split_seed: in
     return Annotations(
         name,
         _with_language(layout, images, file),
+        Path(root),
         folder,
         below,
         file,

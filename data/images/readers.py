@@ -95,7 +95,8 @@ def _refusal(dataset: DatasetSplits, broken: Sequence[BrokenImage], listed: Path
     (record, why), root = broken[0], dataset.folder
     if len(broken) == 1:
         return (
-            f"{record.image_path} (identity {shown(record.pid, dataset.names)}) cannot be read ({why}{nearest_name(record.image_path)}): "
+            f"{record.image_path} (identity {shown(record.pid, dataset.names)}) cannot be read "
+            f"({why}{nearest_name(record.image_path)}): "
             "restore it, or go on without it with dataset.on_broken=skip"
         )
     start = f"{len(broken):,} images in {root} cannot be read"
