@@ -11,7 +11,9 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from data.annotations import size_of
 from data.batch import IMAGE, TEXT
+from data.loading.chosen import chosen_dataset
 from data.loading.dummy_batch import blank_batch, published_identities
 from lightning_models import build_module
 from model.prototypes import PrototypeMemory
@@ -40,7 +42,10 @@ def trace_step(cfg: DictConfig, batch_size: int) -> Traced:
     precision = str(cfg.trainer.precision)
     if precision not in AUTOCAST:
         raise UserError(f"trainer.precision: {precision} cannot be planned, only {', '.join(AUTOCAST)}")
-    identities = published_identities(cfg.dataset.name, cfg.dataset.proportion)
+    if cfg.dataset.annotations is None:
+        identities = published_identities(cfg.dataset.name, cfg.dataset.proportion)
+    else:
+        identities = size_of(chosen_dataset(cfg, ()).train).ids
     together = processes(cfg)
     with torch.device("meta"):
         module = build_module(cfg, build_encoder(cfg, weights=False), identities).train()

@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from data.annotations.identities import NO_IDENTITIES
 from data.batch import IMAGE, TEXT
 from lightning_data import TBPSDataModule
 from lightning_models import LitTBPS
@@ -127,7 +128,8 @@ def start_loggers(trainer: L.Trainer, cfg: DictConfig, data: TBPSDataModule, rec
 def _run_info(cfg: DictConfig, data: TBPSDataModule) -> RunInfo:
     skipped = {split: size.images for split, size in data.dataset.skipped.items()}
     info = run_info(cfg, language=data.dataset.language, val_is_test=data.dataset.val_is_test, skipped=skipped)
-    return info | {"limited": limited(cfg, data.dataset.limits), "noise": noise_told(cfg)}
+    identities = NO_IDENTITIES if data.dataset.pairs_only else ""
+    return info | {"limited": limited(cfg, data.dataset.limits), "noise": noise_told(cfg), "identities": identities}
 
 
 @rank_zero_only

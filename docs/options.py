@@ -22,7 +22,7 @@ ALIKE = {
     r"^(param_groups)\.(?!default\.)\w+\.": r"\1.*.",
     r"^(?:images|texts)\.": "images/texts.",
 }
-AT_ONCE = r"description\.(architecture|caption_keys|official)"  # mappings that one line tells of
+AT_ONCE = r"description\.(architecture|caption_keys|find|official)"  # mappings that one line tells of
 PIPE = "\\|"  # within a table
 ELSEWHERE = {"loss": "terms."}  # options that another group tells of
 

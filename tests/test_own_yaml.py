@@ -114,7 +114,7 @@ def test_a_dataset_is_read_and_examined(own: Own) -> None:
     assert [len(record.captions) for record in english.train[:2]] == [2, 2]
     assert report["trainable"]
     assert report["splits"]["train"]["official"]["ids"] == 12
-    with pytest.raises(UserError, match=r"^There is no dataset 'our_pedes'; expected one of cuhk_pedes, drawn"):
+    with pytest.raises(UserError, match=r"^There is no dataset 'our_pedes'; expected one of cuhk_pedes, custom, drawn"):
         read_dataset("our_pedes", own.root)
 
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from random import Random
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
-from data.annotations.layouts import IMAGE_FOLDER, Size, layout_of
+from data.annotations.entries import Annotation
+from data.annotations.identities import shuffled
+from data.annotations.layouts import Size, layout_of
 from data.annotations.records import Annotations, load_annotations
 from utils.errors import UserError, nearest
 
@@ -62,6 +64,10 @@ class DatasetSplits:
     origins: image_id of a training record -> the origin of each of its captions; empty without noise.
     further: key of further captions -> image_id of a training record -> its further captions.
     languages: image_id -> the language of each of its captions; empty if all have the same.
+    names: identity -> its name in the file; empty if identities are numbers there.
+    pairs_only: whether the file has no identities, so that each image counts as a person.
+    notes: texts on what was made of the file, for the first screen and the record.
+    doctor: the command that examines the dataset.
     """
 
     name: str
@@ -80,6 +86,10 @@ class DatasetSplits:
     origins: Mapping[int, tuple[Origin, ...]] = field(default_factory=dict)
     further: Mapping[str, Mapping[int, tuple[str, ...]]] = field(default_factory=dict)
     languages: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    names: Mapping[int, str] = field(default_factory=dict)
+    pairs_only: bool = False
+    notes: tuple[str, ...] = ()
+    doctor: str = ""
 
     @property
     def val_is_test(self) -> bool:
@@ -138,6 +148,7 @@ def read_dataset(
     fold_id: int = 0,
     seed: int = 0,
     further: Sequence[str] = (),
+    given: Mapping[str, Any] | None = None,
 ) -> DatasetSplits:
     """Returns the records of dataset `name`, one per image; white space in captions is collapsed.
 
@@ -152,18 +163,18 @@ def read_dataset(
         val_identities: number of identities to hold out; by default a tenth of train, at most 400.
         proportion: share of the train identities to keep, after holding out; val and test stay whole.
         fold_id: number of the share, from the ``1 / proportion`` disjoint shares.
-        seed: decides which identities are held out, and the fold of each identity.
+        seed: decides which identities are held out, the fold of each identity, and the test split if the file has none.
         further: keys of further captions that training records must have, see `DatasetSplits.further`.
+        given: the options that name its files and columns, as in `layout_of`; None: those in its YAML.
 
     Raises:
         UserError: if the dataset is absent, or an argument or a record is wrong; the message says where.
     """
-    annotations = load_annotations(name, layout_of(name, language, further), root)
+    annotations = load_annotations(name, layout_of(name, language, further, given), root, seed)
     if annotations.problems:
-        doctor = f"uv run python -m data.doctor {name} --root {root}"
         raise UserError(
             f"{annotations.sentence(annotations.problems[0])}: correct the file "
-            f"(problems: {len(annotations.problems)}; `{doctor}` names each)."
+            f"(problems: {len(annotations.problems)}; `{annotations.doctor}` names each)."
         )
     return cut(
         annotations,
@@ -187,12 +198,16 @@ def cut(
     """Returns the records of `annotations`, split as in `read_dataset`."""
     splits: dict[str, list[Record]] = {"train": [], "val": [], "test": []}
     for image_id, image in enumerate(annotations.images):
-        path = annotations.folder / IMAGE_FOLDER / image.path
-        splits[image.split].append(Record(image.pid, image_id, path, image.captions))
+        splits[image.split].append(Record(image.pid, image_id, annotations.image_file(image), image.captions))
     train, val, test = splits["train"], splits["val"], splits["test"]
     for split in ("train", "test"):
         if not splits[split]:
-            raise UserError(f"{annotations.file} has no record of split {split!r}; fetch the complete file.")
+            if annotations.layout.split_key is None:
+                raise UserError(f"{annotations.file} has too few identities to cut them into train, val and test.")
+            raise UserError(
+                f"{annotations.file} has no record of split {split!r}; fetch the complete file, or let "
+                "dataset.columns.split=none cut the test split by identity."
+            )
     if val_protocol not in VAL_PROTOCOLS:
         raise UserError(
             f"dataset.val_protocol={val_protocol} is unknown; expected one of {', '.join(VAL_PROTOCOLS)}."
@@ -229,19 +244,22 @@ def cut(
             key: {record.image_id: images[record.image_id].further[place] for record in train}
             for place, key in enumerate(annotations.layout.further)
         },
-        languages={number: image.languages for number, image in enumerate(images) if image.languages},
+        languages=_languages(images),
+        names=annotations.names,
+        pairs_only=annotations.layout.id_key is None,
+        notes=tuple(annotations.notes()),
+        doctor=annotations.doctor,
     )
+
+
+def _languages(images: Sequence[Annotation]) -> dict[int, tuple[str, ...]]:
+    """Returns number of an image -> the languages of its captions; empty if all captions have the same language."""
+    languages = {number: image.languages for number, image in enumerate(images) if image.languages}
+    return languages if len(set(chain.from_iterable(languages.values()))) > 1 else {}
 
 
 def _identities(records: Iterable[Record]) -> set[int]:
     return {record.pid for record in records}
-
-
-def _shuffled(identities: set[int], purpose: str, seed: int) -> list[int]:
-    """Returns the identities in an order that depends only on the identities, the purpose and the seed."""
-    order = sorted(identities)
-    Random(f"{purpose} {seed}").shuffle(order)
-    return order
 
 
 def _held_out(identities: set[int], count: int | None, seed: int, file: Path) -> set[int]:
@@ -253,7 +271,7 @@ def _held_out(identities: set[int], count: int | None, seed: int, file: Path) ->
             f"{file}, which has no validation split; expected 1 to {len(identities) - 1}, or set "
             "dataset.val_protocol=paper to validate on test."
         )
-    return set(_shuffled(identities, "held out", seed)[:count])
+    return set(shuffled(identities, "held out", seed)[:count])
 
 
 def _fold(identities: set[int], proportion: float, fold_id: int, seed: int) -> set[int]:
@@ -272,4 +290,4 @@ def _fold(identities: set[int], proportion: float, fold_id: int, seed: int) -> s
             f"dataset.proportion={proportion} of {len(identities)} train identities leaves none in fold "
             f"{fold_id}; raise the proportion."
         )
-    return set(_shuffled(identities, "fold", seed)[start:end])
+    return set(shuffled(identities, "fold", seed)[start:end])

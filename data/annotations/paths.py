@@ -31,6 +31,7 @@ class ImagePaths:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._prefix = f"{os.path.abspath(folder)}/"
         self._names = cache(self._listed)
         self._folded = cache(self._by_folded_name)
         self.respelled: dict[str, str] = {}
@@ -42,9 +43,10 @@ class ImagePaths:
         or in ``\`` for ``/``. If there is exactly one, it returns this path, else the given path with slashes.
 
         Raises:
-            WrongValueError: if the path is absolute, contains "..", names no file or is invalid; on every system.
+            WrongValueError: if the path is absolute and not below the folder, contains "..", names no file or is
+                invalid; on every system.
         """
-        path = _checked(text)
+        path = _checked(text.removeprefix(self._prefix))
         if self._is_there(path):
             return path
         slashed = posixpath.normpath(path.replace("\\", "/"))

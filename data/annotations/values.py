@@ -24,5 +24,5 @@ def short(value: Any) -> str:
 
 def kind_of(value: Any) -> str:
     """Returns the type of a JSON value, in words."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number"}
-    return "null" if value is None else names.get(type(value), "a number with a fraction")
+    names = {list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number with a fraction"}
+    return "null" if value is None else names.get(type(value), "an object")

@@ -1,6 +1,7 @@
 """The dataset doctor: an examination of a dataset folder before training.
 
     uv run python -m data.doctor cuhk_pedes [--root .] [--tokenizer m_siglip_checkpoints] [--fast] [--json]
+    uv run python -m data.doctor custom dataset.annotations=people.csv dataset.images=photos/
 
 The exit status is 0 if the dataset can be trained on (oddities are warnings), 1 if an error in it would break
 training, and 2 if there is nothing to examine.
@@ -8,12 +9,12 @@ training, and 2 if there is nothing to examine.
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from data.annotations import cut
-from data.annotations.layouts import IMAGE_FOLDER, layout_of
+from data.annotations.layouts import given_options, layout_of
 from data.annotations.paths import nearest_name
 from data.annotations.records import load_annotations
 from data.annotations.values import short
@@ -30,7 +31,7 @@ from data.doctor.summary import (
 )
 from data.doctor.tables import NAMED_AT_MOST, render
 from data.images.oddities import ODDITIES
-from utils.continuing.composed import composer, options_of
+from utils.continuing.composed import composer, described, options_of
 from utils.errors import EXIT_STATUS, UserError, one_line
 
 FAULT_WORDS: Final = {
@@ -48,6 +49,7 @@ def examine(
     tokenizer: Path | None = None,
     max_length: int | None = None,
     decode: bool = True,
+    given: Mapping[str, Any] | None = None,
 ) -> DatasetSummary:
     """Returns a report on dataset `name` below `root`, ready for JSON.
 
@@ -61,20 +63,22 @@ def examine(
         tokenizer: folder of a tokenizer, to count the tokens of captions.
         max_length: tokens that a caption may have; the tokenizer's own limit by default.
         decode: whether to decode every image, or only check that it exists.
+        given: the options that name its files and columns, as in `layout_of`.
 
     Raises:
         UserError: if the dataset, annotation file or tokenizer is absent or cannot be used at all.
     """
-    annotations = load_annotations(name, layout_of(name, language), root)
+    annotations = load_annotations(name, layout_of(name, language, given=given), root)
     images = annotations.images
     tokens = token_summary(images, tokenizer, max_length) if tokenizer else None
-    files = [annotations.folder / IMAGE_FOLDER / image.path for image in images]
+    files = [annotations.image_file(image) for image in images]
     states = look_at_images(files, decode=decode)
     report: DatasetSummary = {
         "dataset": name,
         "language": annotations.layout.language,
         "folder": str(annotations.folder),
-        "annotation_file": annotations.file.name,
+        "annotation_file": annotations.file.name if annotations.layout.given_file is None else str(annotations.file),
+        "read_as": annotations.notes(),
         "records": annotations.records,
         "splits": split_summary(annotations),
         "validation": None,
@@ -156,6 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="data.doctor", description="Examines a dataset folder.")
     with composer():
         parser.add_argument("name", help=", ".join(options_of("dataset")))
+    parser.add_argument("options", nargs="*", metavar="dataset.KEY=VALUE", help="its files and columns, as in training")
     parser.add_argument("--root", type=Path, default=Path(), help="folder that holds CUHK-PEDES/, VN3K/, ...")
     parser.add_argument("--config-dir", type=Path, help="folder that holds dataset/NAME.yaml of your own")
     parser.add_argument("--language", help="vi, en or mixed, for datasets that have several")
@@ -163,15 +168,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-length", type=int, help="tokens that fit (default: the tokenizer's own limit)")
     parser.add_argument("--fast", action="store_true", help="look only whether images exist; decode none")
     parser.add_argument("--json", action="store_true", help="print the whole report as one JSON object")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if options.max_length is not None and options.tokenizer is None:
         parser.error("--max-length needs --tokenizer")
     try:
         with composer(options.config_dir):
+            dataset = described("dataset", options.name, options.options)
             report = examine(
                 options.name,
                 options.root,
-                language=options.language,
+                language=options.language or dataset.language,
+                given=given_options(dataset),
                 tokenizer=options.tokenizer,
                 max_length=options.max_length,
                 decode=not options.fast,

@@ -1,9 +1,11 @@
 """The keys of an annotation file with captions that the dataset does not read: candidates for further captions."""
 
-from collections import defaultdict
+from collections import Counter
 
-from data.annotations.fields import CAPTIONS
-from data.annotations.records import Annotations, Problem, read_entries
+from data.annotations.entries import Problem
+from data.annotations.fields import CAPTIONS, CELLS
+from data.annotations.files import open_annotations
+from data.annotations.records import Annotations
 from data.annotations.values import WrongValueError
 from data.doctor.summary import DatasetSummary
 
@@ -15,32 +17,33 @@ def column_summary(annotations: Annotations) -> DatasetSummary:
     has none, or None; such a key cannot be used for further captions.
     """
     layout = annotations.layout
-    read = {"id", "split", layout.path_key, *layout.caption_keys[layout.language]}
-    entries = {
-        number: entry
-        for number, entry in enumerate(read_entries(annotations.file), start=1)
-        if isinstance(entry, dict) and entry.get("split") == "train"
-    }
-    found: dict[str, dict[int, tuple[str, ...]]] = defaultdict(dict)
-    wrong: dict[str, dict[int, str]] = defaultdict(dict)
-    for number, entry in entries.items():
-        for key in entry.keys() - read:
-            try:
-                found[key][number] = CAPTIONS.parse(entry[key])
-            except WrongValueError as error:
-                wrong[key][number] = str(error)
-    summary: DatasetSummary = {}
-    for key, captions in sorted(found.items()):
-        if not any(" " in caption for own in captions.values() for caption in own):
+    opened = open_annotations(annotations.file)
+    field, unread = CELLS if opened.is_text else CAPTIONS, [key for key in opened.columns if key not in layout.keys]
+    records, captions, trained = Counter[str](), Counter[str](), 0
+    worded: set[str] = set()
+    first: dict[str, Problem] = {}
+    for number, entry in enumerate(opened.entries(), start=1):
+        if not isinstance(entry, dict) or (layout.split_key and entry.get(layout.split_key) != "train"):
             continue
-        first = next((number for number in entries if number not in captions), None)
-        problem = None
-        if first is not None:
-            problem = annotations.sentence(Problem(first, key, wrong[key].get(first, "missing"), CAPTIONS.expected))
-        summary[key] = {
-            "records": len(captions),
-            "train_records": len(entries),
-            "captions": sum(map(len, captions.values())),
-            "problem": problem,
+        trained += 1
+        for key in unread:
+            try:
+                if key not in entry:
+                    raise WrongValueError("missing")
+                found = field.parse(entry[key])
+            except WrongValueError as wrong:
+                first.setdefault(key, Problem(number, key, str(wrong), CAPTIONS.expected))
+                continue
+            records[key] += 1
+            captions[key] += len(found)
+            if any(" " in caption for caption in found):
+                worded.add(key)
+    return {
+        key: {
+            "records": records[key],
+            "train_records": trained,
+            "captions": captions[key],
+            "problem": annotations.sentence(first[key]) if key in first else None,
         }
-    return summary
+        for key in sorted(worded)
+    }

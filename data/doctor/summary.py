@@ -1,11 +1,12 @@
 """The dataset doctor's counts: splits, identities, captions, tokens, images and duplicates."""
 
+import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from data.annotations.layouts import IMAGE_FOLDER, SPLITS
+from data.annotations.layouts import SPLITS
 from data.annotations.records import Annotation, Annotations
 from data.doctor.images import ImageState
 from utils.errors import UserError
@@ -46,6 +47,7 @@ def id_summary(annotations: Annotations) -> DatasetSummary:
         "unused": max(numbers) - min(numbers) + 1 - len(numbers) if numbers else 0,
         "with_one_image": sum(count == 1 for count in images_of.values()),
         "restart_in_each_split": annotations.ids_restart,
+        "names": bool(annotations.names),
     }
 
 
@@ -85,17 +87,18 @@ def token_summary(images: Sequence[Annotation], folder: Path, max_length: int | 
 
 
 def image_summary(annotations: Annotations, states: Sequence[ImageState]) -> DatasetSummary:
-    """Returns the ranges of widths and heights, counts for each folder in imgs/, all faulty and all odd images."""
+    """Returns the ranges of widths and heights, counts for each folder of images, all faulty and all odd images."""
     folders: dict[str, Counter[str]] = defaultdict(Counter)
     faulty = []
     for image, state in zip(annotations.images, states, strict=True):
         parent, slash, _ = image.path.partition("/")
-        folder = f"{IMAGE_FOLDER}/{parent}" if slash else IMAGE_FOLDER
+        folder = posixpath.join(annotations.below, parent if slash else "").rstrip("/") or "."
         folders[folder]["images"] += 1
         if state.fault:
             folders[folder][state.fault] += 1
-            path = f"{IMAGE_FOLDER}/{image.path}"
-            faulty.append({"path": path, "folder": folder, "fault": state.fault, "detail": state.detail})
+            faulty.append(
+                {"path": annotations.path_of(image), "folder": folder, "fault": state.fault, "detail": state.detail}
+            )
     counts = {
         folder: {"exists": (annotations.folder / folder).is_dir(), "images": found["images"]}
         | {fault: found[fault] for fault in FAULTS}
@@ -108,7 +111,7 @@ def image_summary(annotations: Annotations, states: Sequence[ImageState]) -> Dat
         "folders": counts,
         "faulty": faulty,
         "odd": [
-            {"path": f"{IMAGE_FOLDER}/{image.path}", "oddities": list(state.oddities)}
+            {"path": annotations.path_of(image), "oddities": list(state.oddities)}
             for image, state in zip(annotations.images, states, strict=True)
             if state.oddities
         ],

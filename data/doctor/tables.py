@@ -18,8 +18,14 @@ VALIDATION: Final = {
 
 def render(report: DatasetSummary) -> str:
     """Returns the tables, the first errors and warnings, and the verdict."""
-    title = f"{report['dataset']} ({report['language']}): {report['folder']}/{report['annotation_file']}"
-    parts = [title, _split_table(report["splits"]), _folder_table(report["images"]), _summary_table(report)]
+    title = f"{report['dataset']} ({report['language']}): {report['annotation_file']}, images in {report['folder']}"
+    parts = [
+        title,
+        *report["read_as"],
+        _split_table(report["splits"]),
+        _folder_table(report["images"]),
+        _summary_table(report),
+    ]
     for kind in ("errors", "warnings"):
         if report[kind]:
             parts.append(_named(kind, report[kind]))
@@ -87,6 +93,8 @@ def _summary_table(report: DatasetSummary) -> str:
 
 
 def _id_sentence(ids: DatasetSummary) -> str:
+    if ids["names"]:
+        return "{distinct:,} names, {with_one_image:,} with one image".format(**ids)
     return (
         "{first:,} to {last:,}, {distinct:,} identities, {unused:,} numbers unused, {with_one_image:,} with one image"
     ).format(**ids) + (", each split counts from 0" if ids["restart_in_each_split"] else "")

@@ -1,11 +1,12 @@
 """Opening of a dataset's images: each is checked once; unreadable images are an error, or are left out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from data.annotations import DatasetSplits, Record, size_of
+from data.annotations.identities import shown
 from data.annotations.layouts import Size
 from data.annotations.paths import nearest_name
 from data.images.cache import ImageCache
@@ -54,16 +55,16 @@ def open_images(
     cache = None if cache_dir is None else ImageCache(cache_dir, dataset.folder, resize)
     images: CheckedImages = FileImages(records, resize) if cache is None else cache.reader(records)
     if images.broken:
-        listed = None if list_in is None else _write_list(list_in, images.broken)
+        listed = None if list_in is None else _write_list(list_in, images.broken, dataset.names)
         if on_broken == "error":
-            raise ImageError(_refusal(dataset.folder, images.broken, listed))
+            raise ImageError(_refusal(dataset, images.broken, listed))
     return OpenedImages(_readable(dataset, splits, images), images)
 
 
-def _write_list(folder: Path, broken: Sequence[BrokenImage]) -> Path:
+def _write_list(folder: Path, broken: Sequence[BrokenImage], names: Mapping[int, str]) -> Path:
     """Writes a file with a line for each of the images into `folder` and returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = (f"{record.image_path}\tidentity {record.pid}\t{why}\n" for record, why in broken)
+    lines = (f"{record.image_path}\tidentity {shown(record.pid, names)}\t{why}\n" for record, why in broken)
     (folder / LIST_FILE).write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
     return folder / LIST_FILE
 
@@ -89,12 +90,13 @@ def _less(before: Size, after: Size) -> Size:
     return Size(*(more - fewer for more, fewer in zip(before, after, strict=True)))
 
 
-def _refusal(root: Path, broken: Sequence[BrokenImage], listed: Path | None) -> str:
+def _refusal(dataset: DatasetSplits, broken: Sequence[BrokenImage], listed: Path | None) -> str:
     """Returns a sentence on unreadable images; it names up to ten of them, as many as fit."""
-    record, why = broken[0]
+    (record, why), root = broken[0], dataset.folder
     if len(broken) == 1:
         return (
-            f"{record.image_path} (identity {record.pid}) cannot be read ({why}{nearest_name(record.image_path)}): "
+            f"{record.image_path} (identity {shown(record.pid, dataset.names)}) cannot be read "
+            f"({why}{nearest_name(record.image_path)}): "
             "restore it, or go on without it with dataset.on_broken=skip"
         )
     start = f"{len(broken):,} images in {root} cannot be read"

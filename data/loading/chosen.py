@@ -5,12 +5,15 @@ from collections.abc import Collection
 from omegaconf import DictConfig
 
 from data.annotations import DatasetSplits, read_dataset
+from data.annotations.identities import NO_IDENTITIES
+from data.annotations.layouts import GIVEN, given_options
 from data.loading.limits import limit_splits, overfit
 from data.loading.noise import add_noise
+from utils.errors import UserError
 
 READING = ("language", "val_protocol", "val_identities", "proportion", "fold_id")
 # Options of a dataset that its data module does not need.
-USED = (*READING, "name", "label", "overfit_pairs", "noise_rate", "noise_file", "description")
+USED = (*READING, "name", "label", "overfit_pairs", "noise_rate", "noise_file", "description", *GIVEN)
 
 
 def chosen_dataset(cfg: DictConfig, splits: Collection[str]) -> DatasetSplits:
@@ -22,7 +25,15 @@ def chosen_dataset(cfg: DictConfig, splits: Collection[str]) -> DatasetSplits:
     options = cfg.dataset
     chosen = {key: options[key] for key in READING}
     further = tuple(options.further_captions or ()) if "train" in splits else ()
-    dataset = read_dataset(options.name, cfg.dataset_root_dir, **chosen, seed=cfg.split_seed, further=further)
+    given = given_options(options)
+    dataset = read_dataset(
+        options.name, cfg.dataset_root_dir, **chosen, seed=cfg.split_seed, further=further, given=given
+    )
+    if dataset.pairs_only and options.sampler == "identity":
+        raise UserError(
+            f"dataset.sampler=identity needs several images of a person, but {dataset.file} has {NO_IDENTITIES}; use "
+            "dataset.sampler=random, or name the column of identities with dataset.columns.identity"
+        )
     if options.overfit_pairs is not None:
         dataset = overfit(dataset, options.overfit_pairs)
     if "train" in splits:

@@ -75,7 +75,7 @@ def describe(dataset: DatasetSplits, counts: DatasetCounts, max_length: int) -> 
         told.append(f"{cut:,} captions cut to {max_length} tokens (the longest has {counts.most_tokens})")
     told += [f"images {ODDITIES[oddity]}: {number:,}" for oddity, number in dataset.oddities.items()]
     if dataset.oddities:
-        told[-1] += f" (`uv run python -m data.doctor {dataset.name}` names them)"
+        told[-1] += f" (`{dataset.doctor}` names them)"
     if dataset.respelled:
         written, on_disk = next(iter(dataset.respelled.items()))
         example = f"{short(on_disk)} for {short(written)}"
@@ -84,6 +84,7 @@ def describe(dataset: DatasetSplits, counts: DatasetCounts, max_length: int) -> 
         if skipped.images:
             lost = f"images {skipped.images:,}, captions {skipped.captions:,}, identities {skipped.ids:,}"
             told.append(f"left out of {split} because images cannot be read: {lost}")
+    told += dataset.notes
     name = f"{dataset.name} ({dataset.language})"
     if dataset.val_is_test:
         name += ", validated on test"
@@ -98,5 +99,6 @@ def provenance(dataset: DatasetSplits, counts: DatasetCounts) -> dict[str, Any]:
         "annotations": dataset.file and file_hash(dataset.file),
         "splits": {split: of_split._asdict() for split, of_split in counts.splits.items()},
         **({"further": {key: own._asdict() for key, own in counts.further.items()}} if counts.further else {}),
+        **({"read_as": list(dataset.notes)} if dataset.notes else {}),
         **({} if dataset.noise is None else {"noise": dataset.noise._asdict()}),
     }

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.annotations import Record
-from data.annotations.layouts import IMAGE_FOLDER, layout_of
+from data.annotations.layouts import layout_of
 from data.annotations.records import load_annotations
 from data.synthetic.generate import FOLDER, PRETRAIN
 
@@ -13,5 +13,7 @@ def read_strangers(root: Path, language: str) -> list[Record]:
     """Returns the records of pre-training below `root`, in one language."""
     layout = replace(layout_of("drawn", language), folder=f"{FOLDER}/{PRETRAIN}")
     annotations = load_annotations("drawn", layout, root)
-    images = annotations.folder / IMAGE_FOLDER
-    return [Record(one.pid, number, images / one.path, one.captions) for number, one in enumerate(annotations.images)]
+    return [
+        Record(one.pid, number, annotations.image_file(one), one.captions)
+        for number, one in enumerate(annotations.images)
+    ]

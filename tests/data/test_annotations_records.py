@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from data.annotations import read_dataset
-from data.annotations.records import Annotation, _merge
+from data.annotations.entries import Annotation
+from data.annotations.identities import merge
+from data.annotations.layouts import layout_of
 from utils.errors import UserError
 
 Entries = list[Any]
@@ -114,7 +116,7 @@ def test_merging_compares_no_caption_with_all_others(records: int) -> None:
     Counted.compared = 0
     parts = (tuple(captions[n * each : (n + 1) * each]) for n in range(records))
     again = [Annotation(n, 1, "train", "a.jpg", part) for n, part in enumerate(parts, start=1)]
-    (image,) = _merge([*again, *again], [])
+    (image,) = merge([*again, *again], [], layout_of("cuhk_pedes"), {})
     assert image.captions == tuple(captions)
     assert Counted.compared <= 5 * len(captions)
 

@@ -74,6 +74,7 @@ def test_a_sound_dataset_is_trainable_and_counted_beside_the_official_sizes(
         "unused": 7,
         "with_one_image": 1,
         "restart_in_each_split": False,
+        "names": False,
     }
     assert report["images"]["width"] == {"min": 10, "max": 18}
     assert report["images"]["height"] == {"min": 30, "max": 38}

@@ -116,6 +116,10 @@ def _wrong(cfg: DictConfig) -> Iterator[str]:
                 f"trainer.{option}: {_shown(value)} given, expected a number of batches (1 or more), a share (above "
                 "0.0, 1.0 for all) or null for all"
             )
+    for key in ("annotations", "images"):
+        path = cfg.dataset[key]
+        if path is not None and (not isinstance(path, str) or not path):
+            yield f"dataset.{key}: {_shown(path)} given, expected the path of a {'file' if key[0] == 'a' else 'folder'}"
     file, further = cfg.dataset.noise_file, cfg.dataset.further_captions
     if file is not None and not isinstance(file, str):
         yield f"dataset.noise_file: {_shown(file)} given, expected the path of a .npy file or null"

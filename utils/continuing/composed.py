@@ -25,7 +25,7 @@ KEY = "composed"  # key under which configs in checkpoints and records store the
 TERM = "loss/term@loss.terms."
 GROUP = r"[a-z]\w*|loss/term@loss\.terms\.[A-Za-z]\w*"
 OVERRIDE = r"~?[\w.@/]+(=[^\n]*)?"
-FOLDERS = ("backbone.folder",)  # only the folder's name counts, not where it lies
+BY_NAME = ("backbone.folder", "dataset.annotations")  # only the name counts, not where the folder or file lies
 # Options that tables and dashboards show in columns of their own.
 OF_THEIR_OWN = ("task", "seed", "dataset", "dataset.language", "backbone", "lora", "loss")
 
@@ -124,11 +124,15 @@ def options_of(group: str) -> list[str]:
     return [option for option in loader.get_group_options(group) if not option.startswith("_")]
 
 
-def described(group: str, name: str) -> DictConfig:
+def described(group: str, name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """Returns one option of the group "backbone" or "dataset", with its `description` and unresolved interpolations.
 
+    Args:
+        group, name: the group and its option.
+        overrides: overrides of the option's values, ``group.KEY=VALUE``.
+
     Raises:
-        UserError: if there is no such option, or its YAML has no description.
+        UserError: if there is no such option, its YAML has no description, or an override is wrong.
     """
     with composer():
         options = options_of(group)
@@ -138,6 +142,9 @@ def described(group: str, name: str) -> DictConfig:
         file = f"{group}/{name}.yaml"
         with library_errors(f"{file} cannot be composed", "correct it, by the example of the others"):
             option = OmegaConf.select(compose(f"{group}/{name}"), group)
+        if overrides:
+            with library_errors(f"{' '.join(overrides)}: not options of {file}", f"expected {group}.KEY=VALUE"):
+                option = OmegaConf.select(compose(f"{group}/{name}", overrides=list(overrides)), group)
     if OmegaConf.select(option, "description") is None:
         raise UserError(f"{file} does not describe a {group}; begin it with 'defaults: [_base, _self_]'")
     return option
@@ -174,7 +181,7 @@ def normal_form(keys: Iterable[str], config: DictConfig, choices: Mapping[str, s
     for key in sorted({key.removeprefix("~") for key in keys}):
         if key == "img_size_str":
             texts.append(f"{key}={'x'.join(map(str, config.img_size))}")
-        elif key in FOLDERS:
+        elif key in BY_NAME:
             texts.append(f"{key}={Path(OmegaConf.select(config, key)).name}")
         elif key in OF_THEIR_OWN or not rule_of(key.split("@")[-1]).changes_result:
             continue

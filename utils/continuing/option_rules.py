@@ -112,10 +112,16 @@ RULES: Final = (
         note="the optimizer state comes from the checkpoint, rates and decay from the options",
     ),
     Rule(
-        keys=("backbone.folder",),
+        keys=("dataset.images",),
+        continued="free",
+        changes_result=False,
+        note="where the images lie; the annotations decide which they are",
+    ),
+    Rule(
+        keys=("backbone.folder", "dataset.annotations"),
         continued="free",
         changes_result=True,
-        note="the folder must contain the same backbone: frozen weights are read from it",
+        note="another place of the same backbone, from which frozen weights are read, and of the same annotations",
     ),
     Rule(
         keys=("callbacks.*", "evaluation.*", "trainer.limit_val_batches", "trainer.limit_test_batches", "trainer"),

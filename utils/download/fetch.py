@@ -75,7 +75,10 @@ def main() -> None:
     parser.add_argument("--sha256", type=_sha256, help="expected SHA-256 of the archive")
     parser.add_argument("--root", type=Path, default=Path(), help="where the datasets lie (default: here)")
     args = parser.parse_args()
-    folder = described("dataset", args.dataset).description.folder
+    description = described("dataset", args.dataset).description
+    folder = description.folder
+    if description.images != IMAGE_FOLDER:
+        raise UserError(f"{args.dataset} cannot be unpacked here: {description.source}, then python -m data.doctor")
     target: Path = args.root / folder
     if (target / IMAGE_FOLDER).is_dir():
         print(f"{target} holds images already and is kept; move it away to fetch it again")

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from utils.continuing.composed import FOLDERS, KEY
+from utils.continuing.composed import BY_NAME, KEY
 from utils.continuing.option_rules import rule_of
 from utils.continuing.plain_values import flat
 
@@ -65,7 +65,7 @@ def code() -> Mapping[str, Any]:
 def options_hash(config: Mapping[str, Any]) -> str:
     """Returns a hash of the options that change a result, without the seed."""
     options = {
-        key: Path(str(value)).name if key in FOLDERS else value
+        key: Path(str(value)).name if key in BY_NAME else value
         for key, value in flat({part: config[part] for part in config if part not in (KEY, "seed")})
         if rule_of(key).changes_result
     }

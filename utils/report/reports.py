@@ -32,7 +32,8 @@ def metrics_table(metrics: Mapping[str, RetrievalMetrics], run: Mapping[str, Any
 
     Args:
         metrics: "t2i" and "i2t" -> metrics; further rankings get rows below.
-        run: see `save_metrics`; the table uses `dataset`, `val_protocol`, `skipped_<split>`, `limited` and `noise`.
+        run: see `save_metrics`; the table uses `dataset`, `val_protocol`, `skipped_<split>`, `limited`, `noise`,
+            and `identities`.
         split: the split that was ranked.
     """
     table = PrettyTable(["Task", *metrics["t2i"].values])
@@ -41,7 +42,7 @@ def metrics_table(metrics: Mapping[str, RetrievalMetrics], run: Mapping[str, Any
     title = f"{run['dataset']}, {split} split"
     if run["val_protocol"] == "paper":
         title += f"; {CHOSEN_ON_TEST}"
-    title += "".join(f"; {run[key]}" for key in ("limited", "noise") if run.get(key))
+    title += "".join(f"; {run[key]}" for key in ("limited", "noise", "identities") if run.get(key))
     lost = [
         f"{direction}: {metrics[direction].skipped} queries without a positive were left out"
         for direction in DIRECTIONS
@@ -71,7 +72,8 @@ def save_metrics(
         run: the settings that distinguish the run from others: strategy, dataset, backbone, lora, seed; val_protocol
             ("paper" if the checkpoint was chosen on the test split); skipped_<split> (the number of its images that
             were left out because they cannot be read); variant (all other overrides as text); limited (a text that
-            says how the run was limited); noise (a text that says which training captions were moved).
+            says how the run was limited); noise (a text that says which training captions were moved); identities (a
+            text that says that the data has none).
         split: the split that was ranked.
         similarity: statistics of the pairs' similarities, for metrics.json, where NaN becomes null.
         provenance: the run's record, for metrics.json; see `utils.report.run_record`.

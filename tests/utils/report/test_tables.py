@@ -55,13 +55,13 @@ drawn, tiny_siglip, full, test split
 {NOTE}
 mean ± sample standard deviation over n seeds"""
 CSV = """\
-strategy,dataset,backbone,lora,variant,trained_on,split,val_protocol,skipped_test,limited,noise,task,n,seeds,R1,R5,R1_std,R5_std,\
+strategy,dataset,backbone,lora,variant,trained_on,split,val_protocol,skipped_test,limited,noise,identities,task,n,seeds,R1,R5,R1_std,R5_std,\
 baseline,R1_difference,R1_low,R1_high,R1_p_holm,no_difference,code,data,options
-b_1 50%,drawn,tiny_siglip,full,,,test,held_out,,,,t2i,2,1 2,93.75,100.0,8.838834764831844,0.0,\
+b_1 50%,drawn,tiny_siglip,full,,,test,held_out,,,,,t2i,2,1 2,93.75,100.0,8.838834764831844,0.0,\
 itc,81.25,56.25,100.0,0.03125,,,,
-itc,drawn,tiny_siglip,full,,,test,held_out,,,,t2i,2,1 2,12.5,100.0,0.0,0.0,itc,,,,,baseline,,,
-b_1 50%,drawn,tiny_siglip,full,,,test,held_out,,,,i2t,2,1 2,12.5,100.0,0.0,0.0,itc,0.0,0.0,0.0,1.0,,,,
-itc,drawn,tiny_siglip,full,,,test,held_out,,,,i2t,2,1 2,12.5,100.0,0.0,0.0,itc,,,,,baseline,,,
+itc,drawn,tiny_siglip,full,,,test,held_out,,,,,t2i,2,1 2,12.5,100.0,0.0,0.0,itc,,,,,baseline,,,
+b_1 50%,drawn,tiny_siglip,full,,,test,held_out,,,,,i2t,2,1 2,12.5,100.0,0.0,0.0,itc,0.0,0.0,0.0,1.0,,,,
+itc,drawn,tiny_siglip,full,,,test,held_out,,,,,i2t,2,1 2,12.5,100.0,0.0,0.0,itc,,,,,baseline,,,
 """
 MARKDOWN = rf"""drawn, tiny\_siglip, full, test split
 

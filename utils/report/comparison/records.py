@@ -20,7 +20,7 @@ SHOWN = {
     "trained_on": "Trained on",
 }
 SHARES = " °"  # behind the dataset of a training that shares a collection of images with the test
-INFO = (*SHOWN, "split", "val_protocol", "skipped_test", "limited", "noise")
+INFO = (*SHOWN, "split", "val_protocol", "skipped_test", "limited", "noise", "identities")
 SOURCES = {"code": "the code", "data": "the annotations", "options": "options that the variant does not show"}
 
 NOT_METRICS = ("queries", "skipped")  # keys of a direction's row that are counts

@@ -16,7 +16,7 @@ from utils.report.comparison.groups import Group, alike, columns
 from utils.report.comparison.records import SHOWN, SOURCES
 
 CHOSEN_ON_TEST = "checkpoint chosen on the test split (val_protocol=paper)"
-REMARKS: Final = ("limited", "noise")
+REMARKS: Final = ("limited", "noise", "identities")
 LATEX: Final = {
     **{letter: f"\\{letter}" for letter in "#$%&_{}"},
     **{sign: f"${sign}$" for sign in "<>|"},
@@ -151,7 +151,7 @@ class Comparison:
         return sorted({group.info[name] for group in self.groups})
 
     def _remarks(self) -> list[str]:
-        """Returns the texts that say how runs were limited or got noise, in the order of their marks [1], [2], ..."""
+        """Returns the texts that set runs apart from others, in the order of their marks [1], [2], ..."""
         return [text for key in REMARKS for text in self._values(key) if text]
 
     def notes(self) -> list[str]:
