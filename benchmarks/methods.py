@@ -109,14 +109,34 @@ EXPECTED: Final = (
 )
 
 
-def train(row: str, seed: int, out: Path) -> int:
-    """Trains and tests a row with a seed, unless that is done; returns the exit status."""
-    folder = out / row / str(seed)
+SDM_3: Final = "experiment=irra loss=sdm trainer.max_epochs=3"
+NOISE_ROWS: Final[dict[str, "Row"]] = {
+    "sdm_0": Row("SDM, 3 epochs", SDM_3),
+    "rde_0": Row("RDE", "experiment=rde"),
+    "rde_20": Row("RDE, 20 % noise", "experiment=rde dataset.noise_rate=0.2"),
+    "sdm_50": Row("SDM, 3 epochs, 50 % noise", f"{SDM_3} dataset.noise_rate=0.5"),
+    "rde_50": Row("RDE, 50 % noise", "experiment=rde dataset.noise_rate=0.5"),
+}
+NOISE_EXPECTED: Final = (Expectation("rde_50", "sdm_50"), Expectation("rde_0", "sdm_0"))
+
+
+class Study(NamedTuple):
+    """Rows that are compared with each other, and what is expected of them."""
+
+    rows: dict[str, Row]
+    expected: tuple[Expectation, ...]
+
+
+STUDIES: Final = {"methods": Study(ROWS, EXPECTED), "noise": Study(NOISE_ROWS, NOISE_EXPECTED)}
+
+
+def train(row: Row, folder: Path, seed: int) -> int:
+    """Trains and tests a row with a seed, unless `folder` has the result; returns the exit status."""
     if (folder / RANKS_FILE).is_file():
         return 0
     folder.mkdir(parents=True, exist_ok=True)
     command = [
-        *shlex.split(ROWS[row].command),
+        *shlex.split(row.command),
         f"seed={seed}",
         f"hydra.run.dir={folder}",
         "logger=csv",
@@ -126,7 +146,8 @@ def train(row: str, seed: int, out: Path) -> int:
     with (folder / "screen.txt").open("w") as screen:
         line = [sys.executable, "trainer.py", *command]
         status = subprocess.run(line, cwd=ROOT, env=environment, stdout=screen, stderr=screen, check=False).returncode
-    print(f"{row}, seed {seed}: {'done' if status == 0 else f'status {status}, see {folder}/screen.txt'}", flush=True)
+    told = "done" if status == 0 else f"status {status}, see {folder}/screen.txt"
+    print(f"{row.losses}, seed {seed}: {told}", flush=True)
     return status
 
 
@@ -141,15 +162,15 @@ def compared(expected: Expectation, out: Path) -> PairedTest:
     return compare_means(worse, better)
 
 
-def tables(out: Path) -> list[PrettyTable]:
+def tables(study: Study, out: Path) -> list[PrettyTable]:
     """Returns the table of the rows and that of the expectations, of what is there."""
-    runs = {row: [found(row, out, metric) for metric in SHOWN] for row in ROWS}
+    runs = {row: [found(row, out, metric) for metric in SHOWN] for row in study.rows}
     rows = PrettyTable(["row", "losses", "n", *SHOWN], align="l")
     for row, own in runs.items():
         if own[0]:
             spreads = [Spread.of([float(run.values.mean()) for run in measured]) for measured in own]
-            rows.add_row([row, ROWS[row].losses, len(own[0]), *spreads])
-    judged = [expected for expected in EXPECTED if runs[expected.better][0] and runs[expected.worse][0]]
+            rows.add_row([row, study.rows[row].losses, len(own[0]), *spreads])
+    judged = [expected for expected in study.expected if runs[expected.better][0] and runs[expected.worse][0]]
     tests = corrected([compared(expected, out) for expected in judged])
     expectations = PrettyTable(["expected", "metric", "difference [95 %], p (Holm)", "shown"], align="l")
     for expected, test in zip(judged, tests, strict=True):
@@ -161,18 +182,22 @@ def tables(out: Path) -> list[PrettyTable]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--study", choices=STUDIES, default="methods")
+    parser.add_argument("--rows", nargs="+", help="of the study; all by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each with one thread")
-    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "methods")
+    parser.add_argument("--out", type=Path, help="outputs/STUDY by default")
     parser.add_argument("--table", action="store_true", help="train nothing")
     options = parser.parse_args()
+    study = STUDIES[options.study]
+    out = (options.out or ROOT / "outputs" / options.study).absolute()
+    chosen = {name: row for name, row in study.rows.items() if name in (options.rows or study.rows)}
     jobs = (
-        [] if options.table else [(row, seed, options.out.absolute()) for seed in options.seeds for row in options.rows]
+        [] if options.table else [(row, out / name / str(s), s) for s in options.seeds for name, row in chosen.items()]
     )
     with ThreadPoolExecutor(options.jobs) as pool:
-        failed = [job for job, status in zip(jobs, pool.map(lambda job: train(*job), jobs), strict=True) if status]
-    for table in tables(options.out):
+        failed = [status for status in pool.map(lambda job: train(*job), jobs) if status]
+    for table in tables(study, out):
         table.set_style(TableStyle.MARKDOWN)
         print(f"\n{table}")
     return 1 if failed else 0

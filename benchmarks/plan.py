@@ -37,7 +37,7 @@ RUNS = (
     *(
         (name, (f"experiment={experiment}",))
         for name in ("clip", "m_siglip")
-        for experiment in ("irra", "fmfa", "cpcl")
+        for experiment in ("irra", "fmfa", "cpcl", "rde")
     ),
     ("m_siglip", ("experiment=irra", LORA)),
     *((name, ("experiment=part_cmr",)) for name in ("resnet50_bert", "clip", "m_siglip")),

@@ -10,7 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-import lightning_data
+import data.loading.chosen
 import trainer
 from data.annotations import DatasetSplits
 from data.synthetic import SyntheticSpec, generate
@@ -119,7 +119,7 @@ def test_memories_and_labels_travel_in_the_checkpoint_and_its_test_needs_neither
 
 
 def test_identities_are_never_read(trained: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = lightning_data.read_dataset
+    read = data.loading.chosen.read_dataset
 
     def scrambled(*args: Any, **kwargs: Any) -> DatasetSplits:
         splits = read(*args, **kwargs)
@@ -127,7 +127,7 @@ def test_identities_are_never_read(trained: Path, root: Path, tmp_path: Path, mo
         pids = [splits.train[i].pid for i in order]
         return replace(splits, train=[r._replace(pid=p) for r, p in zip(splits.train, pids, strict=True)])
 
-    monkeypatch.setattr(lightning_data, "read_dataset", scrambled)
+    monkeypatch.setattr(data.loading.chosen, "read_dataset", scrambled)
     trainer.train(config(root, tmp_path))
     expected, other = last(trained), last(tmp_path)
     assert expected.keys() == other.keys()

@@ -4,6 +4,7 @@ from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 WIDTH, TEXT_WIDTH, EMBED, PATCH, LAYERS, LENGTH, VOCABULARY = 64, 128, 128, 4, 2, 12, 50
 
@@ -37,6 +38,11 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.resblocks(x)
 
+    def last_attention(self, x: Tensor) -> Tensor:
+        """The attention of the last block ``(B, L, L)``, mean over heads."""
+        y = self.resblocks[-1].ln_1(self.resblocks[:-1](x))
+        return self.resblocks[-1].attn(y, y, y, need_weights=True, attn_mask=self.resblocks[-1].mask)[1]
+
 
 class Vision(nn.Module):
     def __init__(self, patches: int) -> None:
@@ -49,10 +55,14 @@ class Vision(nn.Module):
         self.ln_post = nn.LayerNorm(WIDTH)
         self.proj = nn.Parameter(torch.randn(WIDTH, EMBED) / 8)
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def embedded(self, pixels: Tensor) -> Tensor:
         x = self.conv1(pixels).flatten(2).transpose(1, 2)
-        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1) + self.positional_embedding
-        return self.ln_post(self.transformer(self.ln_pre(x))) @ self.proj
+        return self.ln_pre(
+            torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1) + self.positional_embedding
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.ln_post(self.transformer(self.embedded(pixels))) @ self.proj
 
 
 class OpenAIClip(nn.Module):
@@ -135,3 +145,24 @@ class Rde(nn.Module):
         self.base_model = OpenAIClip(patches)
         self.visul_emb_layer = Selection(2 * EMBED, of_images=True)
         self.texual_emb_layer = Selection(2 * EMBED, of_images=False)
+
+    def ranked(self, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings [global unit | selected unit] of images and captions: their inner product is twice RDE's score."""
+        clip = self.base_model
+        image, text = clip.encode_image(pixels), clip.encode_text(ids)
+        seen = clip.visual.transformer.last_attention(clip.visual.embedded(pixels))[:, 0, 1:]
+        read = clip.transformer.last_attention(clip.token_embedding(ids) + clip.positional_embedding)
+        ends = ids.argmax(dim=1)
+        images, texts = [], []
+        for tokens, attention in zip(image, seen, strict=True):
+            chosen = attention.topk(int(0.3 * len(attention))).indices + 1
+            images.append(_both(tokens[0], self.visul_emb_layer(F.normalize(tokens[chosen], dim=1))))
+        for tokens, attention, end in zip(text, read, ends.tolist(), strict=True):
+            words = attention[end, 1:end]  # without the first token, the last one and padding
+            chosen = words.topk(min(len(words), int(0.3 * (LENGTH - 2)))).indices + 1
+            texts.append(_both(tokens[end], self.texual_emb_layer(F.normalize(tokens[chosen], dim=1))))
+        return torch.stack(images), torch.stack(texts)
+
+
+def _both(pooled: Tensor, selected: Tensor) -> Tensor:
+    return torch.cat([F.normalize(pooled, dim=0), F.normalize(selected, dim=0)])

@@ -166,10 +166,10 @@ def test_positions_of_another_model(folder: Path) -> None:
 def test_heads_that_are_none(folder: Path) -> None:
     (folder / "heads.safetensors").write_bytes(b"hello")
     with pytest.raises(UserError, match=r"heads.safetensors cannot be read: .*; delete it, or convert"):
-        ranking_notes(folder, 5)
+        ranking_notes(folder, None, 5)
     save_file({"id.classifier.weight": torch.full((3, 2), float("inf"))}, folder / "heads.safetensors")
     with pytest.raises(UserError, match=r"heads.safetensors holds NaN or infinite weights"):
-        ranking_notes(folder, 5)
+        ranking_notes(folder, None, 5)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """The attention of the pooled position: the library's own, recorded only where a head asks, and without matrices."""
 
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -135,6 +136,21 @@ def test_it_is_fp32_under_amp(hub_folders: dict[str, Path], dtype: torch.dtype) 
             found = backbone.text(IDS, MASK).attention
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["siglip", "clip"])
+def test_compiled_towers_record_too(hub_folders: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the code that inductor would generate, as in test_backbones.py."""
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
+    plain, compiled = load(hub_folders, name), load(hub_folders, name)
+    compiled.compile_towers()
+    for backbone in (plain, compiled):
+        backbone.record_attention()
+    for _ in range(2):
+        expected, found = ((b.image(pixels()), b.text(IDS, MASK)) for b in (plain, compiled))
+        for own, other in zip(expected, found, strict=True):
+            torch.testing.assert_close(other.attention, own.attention)
+            torch.testing.assert_close(other.pooled, own.pooled)
 
 
 def test_a_tower_without_attention_is_refused_by_name(hub_folders: dict[str, Path]) -> None:

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.backbones import Backbone, load_backbone
 from model.features import Features
-from model.heads import GlobalHead
+from model.heads import GlobalHead, TokenSelectionHead
 from model.objectives import ID, MLM, SDM, ModelSpec, Objective
 from model.published.convert import convert
-from model.published.converted import load_heads, mask_row, ranking_notes, write_converted
+from model.published.converted import load_heads, load_selection, mask_row, ranking_notes, write_converted
 from model.published.file import read_state
 from model.tbps import TBPS
 from tests.model.objectives.make_term import make_term
@@ -165,10 +165,10 @@ def test_heads_of_other_sizes_stay_as_they_are_and_are_named(irra: Irra, tmp_pat
     assert "classifier.weight is 7 x 128, here 1,003 x 128" in line
     assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
     assert load_heads(objective, tmp_path) == []
-    [note] = ranking_notes(tmp_path / "converted", 3)
+    [note] = ranking_notes(tmp_path / "converted", GlobalHead(EMBED), 3)
     assert "trained on 7 identities, this dataset has 3" in note
-    assert ranking_notes(tmp_path / "converted", 7) == []
-    assert ranking_notes(tmp_path, 7) == []
+    assert ranking_notes(tmp_path / "converted", GlobalHead(EMBED), 7) == []
+    assert ranking_notes(tmp_path, GlobalHead(EMBED), 7) == []
 
 
 def test_the_report_tells_what_became_of_every_part(irra: Irra, tmp_path: Path) -> None:
@@ -191,37 +191,54 @@ def test_the_report_tells_what_became_of_every_part(irra: Irra, tmp_path: Path) 
     assert used == len(state) + split + published.scale_made
 
 
-@torch.no_grad()
-def test_the_heads_of_rde_are_kept_and_named_and_their_absence_from_the_ranking_is_told(tmp_path: Path) -> None:
+@pytest.fixture
+def rde() -> Rde:
     torch.manual_seed(0)
-    rde = Rde(patches=12).eval()
-    for norm in (module for module in rde.modules() if isinstance(module, nn.BatchNorm1d)):
+    model = Rde(patches=12).eval()
+    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm1d)):
         norm.running_mean.normal_()
         norm.running_var.uniform_(0.5, 2)
-    path = saved(rde, tmp_path / "rde.pth")
-    backbone = backbone_of(path, tmp_path / "converted")
-    pixels, normalized, _ = batch()
-    expected = rde.base_model.encode_image(normalized)
-    torch.testing.assert_close(backbone.image(pixels).tokens, expected, rtol=1e-5, atol=1e-5)
+        nn.init.uniform_(norm.weight, 0.5, 2)
+        nn.init.normal_(norm.bias)
+    return model
 
+
+@torch.no_grad()
+def test_a_checkpoint_of_rde_ranks_as_published_with_its_selection_heads(rde: Rde, tmp_path: Path) -> None:
+    path, folder = saved(rde, tmp_path / "rde.pth"), tmp_path / "converted"
+    backbone = backbone_of(path, folder)
+    pixels, normalized, ids = batch()
+    torch.testing.assert_close(
+        backbone.image(pixels).tokens, rde.base_model.encode_image(normalized), rtol=1e-5, atol=1e-5
+    )
+    assert not convert(read_state(path), source=path).dropped
+
+    head = TokenSelectionHead(EMBED, backbone.grid, width=2 * EMBED)
+    assert load_selection(head, folder) == [f"token selection starts from {folder / 'heads.safetensors'}"]
+    encoder = TBPS(backbone, head).eval()
+    mask = torch.arange(LENGTH) <= ids.argmax(dim=1)[:, None]
+    found = encoder.encode_image(pixels).embedding, encoder.encode_text(ids, mask).embedding
+    for own, published in zip(found, rde.ranked(normalized, ids.masked_fill(~mask, 0)), strict=True):
+        torch.testing.assert_close(own, published, rtol=1e-5, atol=1e-5)
+    assert ranking_notes(folder, head, 3) == []
+
+
+def test_a_ranking_without_the_selection_heads_of_rde_says_so(rde: Rde, tmp_path: Path) -> None:
+    path, folder = saved(rde, tmp_path / "rde.pth"), tmp_path / "converted"
+    backbone_of(path, folder)
     published = convert(read_state(path), source=path)
-    assert not published.dropped
-    kept = load_file(tmp_path / "converted" / "heads.safetensors")
-    assert len(kept) == 34
-    assert all(name.startswith("token_selection.") for name in kept)
-    tokens = torch.nn.functional.normalize(torch.randn(5, EMBED), dim=1)
-    for modality, head in (("image", rde.visul_emb_layer), ("text", rde.texual_emb_layer)):
-        part = {name.removeprefix(f"token_selection.{modality}."): value for name, value in kept.items()}
-        hidden = tokens @ part["mlp.hidden.weight"].T + part["mlp.hidden.bias"]
-        spread = (part["mlp.norm.running_var"] + 1e-5).sqrt()
-        hidden = (hidden - part["mlp.norm.running_mean"]) / spread * part["mlp.norm.weight"] + part["mlp.norm.bias"]
-        out = hidden.relu() @ part["mlp.output.weight"].T + part["mlp.output.bias"]
-        out = out + tokens @ part["linear.weight"].T + part["linear.bias"]
-        torch.testing.assert_close(out.amax(dim=0), head(tokens), rtol=1e-5, atol=1e-5)
+    for told in (published.report(), *ranking_notes(folder, GlobalHead(EMBED), 3)):
+        assert "this one uses only the global embedding, unless head=token_selection" in told
+    with pytest.raises(
+        UserError, match=r"image_selection\.linear\.weight of token selection is 256 x 128, expected 64 x"
+    ):
+        load_selection(TokenSelectionHead(EMBED, (6, 2), width=64), folder)
 
-    for told in (published.report(), *ranking_notes(tmp_path / "converted", 3)):
-        assert "token-selection heads; this one uses only the global embedding" in told
-    assert len(ranking_notes(tmp_path / "converted", 3)) == 1
+
+def test_a_backbone_without_selection_heads_says_that_they_are_new(irra: Irra, tmp_path: Path) -> None:
+    backbone_of(saved(irra, tmp_path / "irra.pth"), tmp_path / "converted")
+    lines = load_selection(TokenSelectionHead(EMBED, (6, 2), width=64), tmp_path / "converted")
+    assert lines == [f"token selection is new: {tmp_path / 'converted'} has none"]
 
 
 def test_a_scale_and_a_square_grid_are_kept(tmp_path: Path) -> None:
