@@ -112,7 +112,8 @@ def export_hub(cfg: DictConfig, encoder: TBPS, folder: Path, checkpoint: Path | 
         checkpoint: the checkpoint that its weights come from; None: its backbone's folder.
     """
     backbone, source, (height, width) = encoder.backbone, Path(cfg.backbone.folder), cfg.img_size
-    found, record = None, {}
+    found: Mapping[str, Any] | None = None
+    record: Mapping[str, Any] = {}
     if checkpoint is not None:
         found = results_of(checkpoint.parent.parent, checkpoint)
         trained: Any = read_checkpoint(checkpoint) if found is None else found
@@ -120,7 +121,7 @@ def export_hub(cfg: DictConfig, encoder: TBPS, folder: Path, checkpoint: Path | 
     head: Any = OmegaConf.to_container(cfg.head, resolve=True)
     kind = HEADS[head["_target_"].rpartition(".")[2]]
     code = usage(
-        backbone.model_class.config_class.model_type,
+        cfg.backbone.family,
         max_length=cfg.backbone.max_length,
         grid=backbone.grid,
         has_positions=backbone.positions() is not None,

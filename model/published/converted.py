@@ -66,7 +66,7 @@ def load_head(head: object, folder: Path) -> list[str]:
     if not isinstance(head, TokenSelectionHead | PartHead):
         return []
     selects = isinstance(head, TokenSelectionHead)
-    title, prefix = ("token selection", SELECTION_HEADS) if selects else ("part head", PARTS)
+    title, prefix = ("token selection", SELECTION_HEADS) if selects else ("the part head", PARTS)
     saved = _read_heads(folder) if (folder / HEADS_FILE).is_file() else {}
     weights = _of(saved, prefix.removesuffix("."))
     if not weights:
@@ -78,7 +78,7 @@ def load_head(head: object, folder: Path) -> list[str]:
     for name in own:
         if name not in weights or weights[name].shape != own[name].shape:
             raise UserError(
-                f"{folder / HEADS_FILE}: {name} of the {title} is {_size(weights.get(name))}, expected "
+                f"{folder / HEADS_FILE}: {name} of {title} is {_size(weights.get(name))}, expected "
                 f"{_size(own[name])}; set the head.* options, and img_size_str, of the model in this folder"
             )
     head.load_state_dict({name: weights[name] for name in own})

@@ -108,7 +108,7 @@ def test_the_project_reads_back_the_grid_of_training_merged_adapters_and_the_hea
     again = encoder_of(tmp_path / "hub", family, (64, 32), head)
     if isinstance(again.head, PartHead):
         nn.init.zeros_(again.head.pos_embed)
-    kind = "part head" if isinstance(again.head, PartHead) else "token selection"
+    kind = "the part head" if isinstance(again.head, PartHead) else "token selection"
     assert load_head(again.head, tmp_path / "hub") == [f"{kind} starts from {tmp_path / 'hub' / 'heads.safetensors'}"]
     assert torch.equal(again.encode_image(pixels).embedding, encoder.encode_image(pixels).embedding)
     assert torch.equal(again.encode_text(ids, mask).embedding, encoder.encode_text(ids, mask).embedding)
