@@ -110,7 +110,15 @@ def export_hub(cfg: DictConfig, encoder: TBPS, folder: Path, checkpoint: Path | 
     Args:
         cfg: the config that describes the encoder.
         checkpoint: the checkpoint that its weights come from; None: its backbone's folder.
+
+    Raises:
+        UserError: transformers has no class for the backbone.
     """
+    if not encoder.backbone.has_hub_format:
+        raise UserError(
+            "export.formats: hub writes a folder for transformers, which has no class for a model of open_clip; choose "
+            "export.formats=[onnx]"
+        )
     backbone, source, (height, width) = encoder.backbone, Path(cfg.backbone.folder), cfg.img_size
     found: Mapping[str, Any] | None = None
     record: Mapping[str, Any] = {}

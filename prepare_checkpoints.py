@@ -276,9 +276,7 @@ def main() -> None:
     parser.add_argument("--img-size", metavar="HxW", help="of the file (default: a square, or 3 to 1 as 384x128)")
     parser.add_argument("--activation", choices=("gelu", "quick_gelu"), help="of the file, where it does not tell")
     parser.add_argument("--model", help="of open_clip: an architecture, such as ViT-B-16")
-    parser.add_argument(
-        "--pretrained", metavar="TAG", help="of open_clip: the library's name of the weights, or random"
-    )
+    parser.add_argument("--pretrained", metavar="TAG", help="of open_clip: the name of the weights, or random")
     parser.add_argument("--root", type=Path, default=Path(), help="where to put the folders (default: here)")
     parser.add_argument("--steps", type=int, help="pre-training of a backbone from scratch (default: as its YAML says)")
     parser.add_argument("--config-dir", type=Path, metavar="FOLDER", help="holds backbone/NAME.yaml of your own")

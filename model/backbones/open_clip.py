@@ -170,10 +170,7 @@ class OpenClipBackbone(Backbone):
         pass
 
     def attention_recorders(self) -> dict[Tower, PooledAttention]:
-        raise UserError(
-            "head=token_selection selects tokens by attention, which the towers of open_clip do not tell; choose "
-            "another head, or backbone=folder with a model in the format of transformers"
-        )
+        raise UserError("head=token_selection selects tokens by attention, which the towers of open_clip do not tell")
 
     def image(self, pixels: Tensor) -> BackboneOutput:
         pooled, tokens = self.hub_model.vision_model(self.normalize(pixels))

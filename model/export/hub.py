@@ -15,7 +15,6 @@ from model.published.converted import HEADS_FILE, head_weights
 from model.tbps import TBPS
 from utils.checkpoints.disk import scratch_folder
 from utils.checkpoints.folder import CONFIGS, RESAMPLE, copy_small_files, read_json
-from utils.errors import UserError
 
 CARD: Final = "README.md"
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"
@@ -43,15 +42,7 @@ def write_hub(
         max_length: tokens of a caption.
         interpolation: the filter with which images are resized.
         card: text of README.md.
-
-    Raises:
-        UserError: transformers has no class for the backbone.
     """
-    if not encoder.backbone.has_hub_format:
-        raise UserError(
-            "export.formats: hub writes a folder for transformers, which has no class for a model of open_clip; its "
-            "checkpoint and ONNX files are what other programs can read"
-        )
     with scratch_folder(folder) as scratch:
         made = scratch / folder.name
         made.mkdir()
