@@ -205,6 +205,7 @@ def _option_of(folder: Path, content: dict[str, Any]) -> str:
         if family not in FAMILIES:
             raise UserError(f"{folder / CONFIG} is of a {family!r} model; expected one of {', '.join(FAMILIES)}")
         found = architecture_of(folder)
-        fitting = {option: described("backbone", option) for option in options}
+        own_files = ("folder", "open_clip")  # their YAML reads the folder, which is named later
+        fitting = {option: described("backbone", option) for option in options if option not in own_files}
         same = [option for option, own in fitting.items() if Architecture.described(own).fits(found)]
         return (same or [option for option, own in fitting.items() if own.family == family])[0]

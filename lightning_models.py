@@ -275,7 +275,7 @@ def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
         vocab_size=backbone.vocab_size,
         slots=slots,
         patches=rows * columns,
-        widths=encoder.head.widths,
+        widths=encoder.widths,
     )
     objective = build_objective(cfg.loss.terms, spec)
     micro_batch = cfg.grad_cache.micro_batch

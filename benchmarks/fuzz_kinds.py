@@ -150,7 +150,7 @@ def _load(sound: Path, work: Path) -> None:
     tokenize = Tokenize(load_tokenizer(folder), 16)
     tokenize.count(["a man in a red coat"])
     tokens = tokenize(["a man in a red coat"])
-    ranking_notes(folder, 5)
+    ranking_notes(folder, None, 5)
     if int(tokens.ids.max()) < backbone.vocab_size:  # otherwise the datamodule refuses
         backbone.text(*tokens)
     backbone.image(torch.zeros(1, 3, 64, 32, dtype=torch.uint8))

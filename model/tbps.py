@@ -16,15 +16,11 @@ class Head(Protocol):
     """The methods that `TBPS` calls on a head. A head is also an `nn.Module`.
 
     slots: number of embeddings per sample at each level, in the order of the blocks of `Encoded.embedding`.
-    widths: the width of each block of `Encoded.embedding`. embed_dim: their sum.
-    reads_attention: whether the head reads `BackboneOutput.attention`.
+    embed_dim: width of `Encoded.embedding`. A head with blocks of several widths also has `widths`, and a head that
+        reads `BackboneOutput.attention` has `reads_attention`.
     """
 
     embed_dim: int
-    reads_attention: bool
-
-    @property
-    def widths(self) -> tuple[int, ...]: ...
 
     @property
     def slots(self) -> Mapping[str, int]: ...
@@ -43,12 +39,17 @@ class TBPS(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = head
-        if head.reads_attention:
+        if getattr(head, "reads_attention", False):
             backbone.record_attention()
 
     @property
     def embed_dim(self) -> int:
         return self.head.embed_dim
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The width of each block of `Encoded.embedding`; their sum is `embed_dim`."""
+        return getattr(self.head, "widths", (self.embed_dim,))
 
     @property
     def provides(self) -> frozenset[str]:

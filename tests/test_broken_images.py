@@ -48,7 +48,7 @@ def test_every_record_says_how_many_were_left_out(
     assert (
         "train 22 images, 44 captions, 11 identities; val 8 images, 16 captions, 4 identities; test 7 images" in screen
     )
-    assert "images of one color: 1 (`uv run python -m data.doctor drawn` names them)" in screen
+    assert "images of one color: 1 (`uv run python -m data.doctor drawn" in screen
     assert "left out of train because images cannot be read: images 2, captions 4, identities 1" in screen
     assert "left out of test because images cannot be read: images 1, captions 2, identities 0" in screen
     assert "images left out with their captions because they cannot be read: 1" in printed

@@ -54,10 +54,11 @@ from data.views.build import PROVIDED_BY, Views
 from data.views.on_device import DeviceViews
 from lightning_models import LitTBPS, build_module
 from model.features import Features
+from model.labeling import EncodedPairs
 from model.objectives import LossReport
 from model.objectives.build import PROVIDERS
-from model.prototypes import Modality, PrototypeMemory
-from model.prototypes.labeler import ClusteringResult, Labels
+from model.prototypes import PrototypeMemory
+from model.prototypes.labeler import ClusteringResult, Labeler, Labels
 from model.tbps import build_encoder
 from tests.small_run import ANY_METHOD, CONFIG_DIR
 from tests.stand_in_gpu import CUDA, StandInGpu, stand_in_gpu
@@ -103,8 +104,10 @@ def config(folders: Mapping[str, Path], family: str, *overrides: str) -> DictCon
     model = (f"backbone={backbone}", f"backbone.folder={folders[family]}", f"img_size_str={size}")
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         cfg = compose("demo", overrides=[*model, *SMALL, *overrides])
-        needs = {need for term in cfg.loss.terms.values() for need in get_class(term._target_).needs}
-        provide = [PROVIDERS[need] for need in ("parts", "image_labels") if need in needs]
+        terms = cfg.loss.terms.values()
+        needs = {need for term in terms for need in get_class(term._target_).needs}
+        needs |= {"pair_weights" for term in terms if term.get("weighted")}
+        provide = [PROVIDERS[need] for need in ("parts", "image_labels", "pair_weights") if need in needs]
         return compose("demo", overrides=[*model, *SMALL, *provide, *overrides]) if provide else cfg
 
 
@@ -130,10 +133,13 @@ def label(module: LitTBPS) -> None:
     if module.labeler is None:
         return
     found = Labels(torch.tensor([0, 0, 1, 1, 2, -1]), torch.tensor([0, 0, 1, 1, -1, 2]))
-    module.labeler.take(ClusteringResult(found, found), torch.arange(PAIRS))
+    if not isinstance(module.labeler, Labeler):
+        module.labeler.preset(PAIRS, module.device)
+        return
     features = torch.randn(PAIRS, module.encoder.embed_dim, generator=torch.Generator().manual_seed(1))
-    images, texts = (Modality(features.to(module.device), labels) for labels in found)
-    module.objective.reset_prototypes(images, texts, seed=0)
+    place, pids = torch.arange(PAIRS), torch.arange(PAIRS) // 2
+    pairs = EncodedPairs(*(features.to(module.device),) * 2, place, pids, pids, torch.ones(()), torch.ones(()))
+    module.labeler.take(ClusteringResult(found, found), pairs, module.objective, seed=0)
 
 
 def losses(module: LitTBPS, batch: Batch) -> tuple[Features, LossReport]:
@@ -205,7 +211,7 @@ def test_every_term_under_autocast_of_cuda(
         for memory in (part for part in module.modules() if isinstance(part, PrototypeMemory)):
             memory.prototypes = memory.prototypes.new_zeros(3, memory.prototypes.shape[1])
         assert module.labeler is not None
-        module.labeler.image_labels = module.labeler.text_labels = torch.zeros(PAIRS, dtype=torch.int64, device=CUDA)
+        module.labeler.preset(PAIRS, CUDA)
         batch = move_data_to_device(filled_batch(module, cfg), CUDA)
         with torch.autocast("cuda", dtype):
             report = losses(module, batch)[1]

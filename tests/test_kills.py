@@ -13,7 +13,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-import lightning_data
+import data.loading.chosen
 import trainer
 from lightning_models import LitTBPS
 from lightning_ranker import LitRanker
@@ -207,8 +207,8 @@ def test_a_signal_saves_says_how_to_continue_and_nothing_is_lost(
 def test_a_signal_before_the_first_step_ends_at_once(
     small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reading = when(lightning_data.read_dataset, receives(signal.SIGTERM), lambda *_: True)
-    monkeypatch.setattr(lightning_data, "read_dataset", reading)
+    reading = when(data.loading.chosen.read_dataset, receives(signal.SIGTERM), lambda *_: True)
+    monkeypatch.setattr(data.loading.chosen, "read_dataset", reading)
     status, printed = run(small_root, tmp_path)
     assert status == 128 + signal.SIGTERM
     assert printed.splitlines()[-1] == "stopped by SIGTERM: nothing was saved; start again with the same command"

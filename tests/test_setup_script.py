@@ -125,7 +125,7 @@ def test_it_knows_what_has_a_yaml_and_nothing_else(with_uv: Machine, group: str)
     [
         (["--dataset"], "--dataset needs a value"),
         (["--dataset", "vn3k"], "there is no dataset 'vn3k'; expected one of cuhk_pedes"),
-        (["--checkpoint", "blip"], "there is no checkpoint 'blip'; expected one of clip, m_siglip"),
+        (["--checkpoint", "blip"], "there is no checkpoint 'blip'; expected one of clip, folder, m_siglip"),
         (["--checkpoint", "clip", "--no-checkpoint"], "exclude each other"),
         (["--from", "https://example.org/x.zip"], "need --dataset NAME"),
         (["--dataset", "vn3k_vi", "--sha256", "00"], "--sha256 needs --from SOURCE"),

@@ -138,7 +138,11 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def compile_towers(self) -> None:
-        """Lets torch.compile compile both towers at their first call. The names of weights do not change."""
+        """Lets torch.compile compile both towers at their first call. The names of weights do not change.
+
+        Code that was compiled before in this process is dropped: it does not see hooks, which record attention.
+        """
+        torch.compiler.reset()
         for tower in (self.hub_model.vision_model, self.hub_model.text_model):
             tower.compile()
 

@@ -138,7 +138,7 @@ def test_errors_are_sentences(hub_folders: dict[str, Path]) -> None:
     with initialize_config_dir(str(CONFIG), version_base="1.3"):
         target = compose("lora/default").lora.target
     for vision in TOWERS:
-        with pytest.raises(UserError, match=r"lora.target: no module of the backbone is named like"):
+        with pytest.raises(UserError, match=r"lora.target: no module of the image tower is named like"):
             add_lora(load(hub_folders[vision]), r=4, alpha=8, dropout=0.0, target=target)
 
 

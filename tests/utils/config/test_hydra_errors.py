@@ -85,7 +85,7 @@ def told(*arguments: str) -> str:
         ("trainer.fast_dev_run=true", "trainer.fast_dev_run: the config has no such key; use debug=fast instead"),
         ("+seed=3", "An item is already at 'seed'; Either remove + prefix: 'seed=3'"),
         ("~loss.terms.nict", "loss.terms.nict: the config has no such key. Did you mean 'loss.terms.nitc'?"),
-        ("backbone=openai/clip", "backbone=openai/clip: no such option. Did you mean 'clip'? Choose one of clip,"),
+        ("backbone=openai/clip", "backbone=openai/clip: no such option. Did you mean 'open_clip'? Choose one of clip,"),
     ],
 )
 def test_a_refused_override_is_answered_with_what_helps(argument: str, message: str) -> None:
