@@ -19,7 +19,7 @@ from data.images.read import read_image
 from data.loading.chosen import chosen_dataset
 from encoder_loading import LoadedEncoder, load_encoder
 from model.backbones.lora import merge_lora
-from model.export.hub import write_hub, write_image_processor, write_tokenizer
+from model.export.hub import HEADS, hub_refusal, write_hub, write_image_processor, write_tokenizer
 from model.export.onnx_towers import OPSET, TOWERS, OnnxEncoder, check_packages, quantize, size_of, write_onnx
 from model.published.converted import load_head
 from model.tbps import TBPS, build_encoder
@@ -39,7 +39,6 @@ from utils.training.threads import in_threads
 FORMATS: Final = ("hub", "onnx", "onnx_int8")
 RECORD: Final = "export.json"
 BEST: Final = 10  # images that every query is compared by
-HEADS: Final = {"GlobalHead": "global", "PartHead": "part", "TokenSelectionHead": "token_selection"}
 SAME: Final = 1e-5  # scores nearer than this are the same: their order is rounding
 
 
@@ -112,13 +111,10 @@ def export_hub(cfg: DictConfig, encoder: TBPS, folder: Path, checkpoint: Path | 
         checkpoint: the checkpoint that its weights come from; None: its backbone's folder.
 
     Raises:
-        UserError: transformers has no class for the backbone.
+        UserError: as `hub_refusal` says.
     """
-    if not encoder.backbone.has_hub_format:
-        raise UserError(
-            "export.formats: hub writes a folder for transformers, which has no class for a model of open_clip; choose "
-            "export.formats=[onnx]"
-        )
+    if (refusal := hub_refusal(encoder)) is not None:
+        raise UserError(refusal)
     backbone, source, (height, width) = encoder.backbone, Path(cfg.backbone.folder), cfg.img_size
     found: Mapping[str, Any] | None = None
     record: Mapping[str, Any] = {}
@@ -127,7 +123,7 @@ def export_hub(cfg: DictConfig, encoder: TBPS, folder: Path, checkpoint: Path | 
         trained: Any = read_checkpoint(checkpoint) if found is None else found
         record = trained.get(KEY) or {}
     head: Any = OmegaConf.to_container(cfg.head, resolve=True)
-    kind = HEADS[head["_target_"].rpartition(".")[2]]
+    kind = HEADS[type(encoder.head).__name__]
     code = usage(
         cfg.backbone.family,
         max_length=cfg.backbone.max_length,

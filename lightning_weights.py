@@ -12,6 +12,7 @@ from encoder_export import export_hub
 from lightning_data import TBPSDataModule
 from lightning_models import LitTBPS
 from model.backbones.lora import save_adapters
+from model.export.hub import hub_refusal
 from model.published.converted import load_head, ranking_notes
 from model.tbps import TBPS, build_encoder
 from utils.checkpoints.disk import why_not_written
@@ -59,14 +60,14 @@ def tested_encoder(cfg: DictConfig, data: TBPSDataModule, path: Path | None, che
 def leave_encoder(cfg: DictConfig, encoder: TBPS, best: str) -> None:
     """Writes the trained encoder into the run's folder: adapters/ of LoRA, or hub/ of full fine-tuning.
 
-    A model of open_clip has no hub/, because transformers has no class for it.
+    A model of open_clip and a head of one's own leave no hub/.
 
     The result of the run is saved before, so a failure to write is only printed.
 
     Args:
         best: the checkpoint that `encoder` has the weights of.
     """
-    if cfg.lora.r == 0 and not encoder.backbone.has_hub_format:
+    if cfg.lora.r == 0 and hub_refusal(encoder) is not None:
         return
     run = Path(cfg.run_dir)
     name = "adapters" if cfg.lora.r > 0 else "hub"

@@ -18,6 +18,15 @@ from utils.checkpoints.folder import CONFIGS, RESAMPLE, copy_small_files, read_j
 
 CARD: Final = "README.md"
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+HEADS: Final = {"GlobalHead": "global", "PartHead": "part", "TokenSelectionHead": "token_selection"}
+
+
+def hub_refusal(encoder: TBPS) -> str | None:
+    """Returns why `encoder` cannot be written as a hub folder, or None if it can."""
+    if not encoder.backbone.has_hub_format:
+        return "export.formats: transformers has no class for a model of open_clip; choose export.formats=[onnx]"
+    head = type(encoder.head).__name__
+    return None if head in HEADS else f"export.formats: hub knows no head {head}; choose export.formats=[onnx]"
 
 
 def write_hub(
