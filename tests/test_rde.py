@@ -11,10 +11,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 import trainer
-from data.synthetic import SyntheticSpec, generate
 from lightning_models import LitTBPS
 from model.consensus import Consensus, Division
-from prepare_checkpoints import prepare
 from tests.same_run import differences
 from utils.checkpoints.weights import read_checkpoint
 from utils.errors import UserError
@@ -33,21 +31,12 @@ SMALL = (
 )
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 12 + 4 + 4 persons, two pictures of each, and three tiny backbones."""
-    folder = tmp_path_factory.mktemp("root")
-    spec = SyntheticSpec(train=12, val=4, test=4, pretrain=12, images_per_identity=2, height=64, width=32)
-    generate(folder, spec, workers=1)
-    for name in ("tiny_clip", "tiny_siglip", "tiny_resnet_bert"):
-        prepare(name, folder, steps=1)
-    return folder
-
-
-def config(root: Path, out: Path, *overrides: str) -> DictConfig:
+def config(small_root: Path, out: Path, *overrides: str) -> DictConfig:
     with initialize_config_dir(str(ROOT / "config"), version_base="1.3"):
         width = () if "head=global" in overrides else ("head.width=16",)
-        return compose("demo", overrides=[*SMALL, *width, f"dataset_root_dir={root}", f"run_dir={out}", *overrides])
+        return compose(
+            "demo", overrides=[*SMALL, *width, f"dataset_root_dir={small_root}", f"run_dir={out}", *overrides]
+        )
 
 
 def last(out: Path) -> dict[str, torch.Tensor]:
@@ -55,10 +44,10 @@ def last(out: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of two epochs, saved every two steps."""
     out = tmp_path_factory.mktemp("run")
-    trainer.train(config(root, out, "callbacks.last.every_n_steps=2", "shown_queries=1"))
+    trainer.train(config(small_root, out, "callbacks.last.every_n_steps=2", "shown_queries=1"))
     return out
 
 
@@ -80,13 +69,13 @@ def test_the_division_is_logged_drawn_and_kept(trained: Path) -> None:
     assert "noise" in json.dumps(json.loads((trained / "metrics.json").read_text())["run"])
 
 
-def test_only_the_kept_pairs_are_trained(trained: Path, root: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_only_the_kept_pairs_are_trained(trained: Path, small_root: Path, tmp_path: Path, monkeypatch: Any) -> None:
     def nothing(self: Consensus, pairs: Any, *args: Any) -> Division:
         count = len(pairs.texts)
         return Division(torch.zeros(count), torch.zeros(count), torch.zeros(count, dtype=torch.bool))
 
     monkeypatch.setattr(Consensus, "find", nothing)
-    trainer.train(config(root, tmp_path, "trainer.max_epochs=1", "trainer.limit_train_batches=2"))
+    trainer.train(config(small_root, tmp_path, "trainer.max_epochs=1", "trainer.limit_train_batches=2"))
     with (tmp_path / "logs" / "steps.csv").open() as file:
         losses = [row["train/loss/tal"] for row in csv.DictReader(file) if row.get("train/loss/tal")]
     assert losses == ["0.0", "0.0"]
@@ -98,7 +87,7 @@ class Died(Exception):  # noqa: N818
 
 @pytest.mark.parametrize("dies_at", [3, 9])
 def test_continued_within_an_epoch_it_is_bit_identical(
-    dies_at: int, trained: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dies_at: int, trained: Path, small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = LitTBPS.training_step
 
@@ -111,14 +100,14 @@ def test_continued_within_an_epoch_it_is_bit_identical(
     with monkeypatch.context() as patch:
         patch.setattr(LitTBPS, "training_step", dying)
         with pytest.raises(Died):
-            trainer.train(config(root, tmp_path, *overrides))
-    trainer.train(config(root, tmp_path, *overrides, f"ckpt_path={tmp_path / 'checkpoints' / 'last.ckpt'}"))
+            trainer.train(config(small_root, tmp_path, *overrides))
+    trainer.train(config(small_root, tmp_path, *overrides, f"ckpt_path={tmp_path / 'checkpoints' / 'last.ckpt'}"))
     assert differences(trained, tmp_path) == []
 
 
-def test_a_test_of_its_checkpoint_has_the_same_figures(trained: Path, root: Path, tmp_path: Path) -> None:
+def test_a_test_of_its_checkpoint_has_the_same_figures(trained: Path, small_root: Path, tmp_path: Path) -> None:
     best = next((trained / "checkpoints").glob("best-*"))
-    figures = trainer.test(config(root, tmp_path, "task=test", f"ckpt_path={best}"))
+    figures = trainer.test(config(small_root, tmp_path, "task=test", f"ckpt_path={best}"))
     saved = json.loads((trained / "metrics.json").read_text())["metrics"]
     assert figures["test/t2i/mAP"] == pytest.approx(saved["t2i"]["mAP"], abs=1e-6)
 
@@ -131,8 +120,8 @@ def test_a_test_of_its_checkpoint_has_the_same_figures(trained: Path, root: Path
         pytest.param(("loss=sdm", "loss.terms.sdm.weighted=true", "head=global"), id="sdm-weighted"),
     ],
 )
-def test_other_compositions_train(overrides: tuple[str, ...], root: Path, tmp_path: Path) -> None:
-    metrics = trainer.train(config(root, tmp_path, "trainer.max_epochs=1", *overrides))
+def test_other_compositions_train(overrides: tuple[str, ...], small_root: Path, tmp_path: Path) -> None:
+    metrics = trainer.train(config(small_root, tmp_path, "trainer.max_epochs=1", *overrides))
     assert metrics["test/t2i/mAP"] > 0
     assert all(torch.isfinite(tensor).all() for tensor in last(tmp_path).values())
 
@@ -146,7 +135,7 @@ def test_other_compositions_train(overrides: tuple[str, ...], root: Path, tmp_pa
     ],
 )
 def test_what_cannot_work_is_refused_by_name(
-    overrides: tuple[str, ...], message: str, root: Path, tmp_path: Path
+    overrides: tuple[str, ...], message: str, small_root: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
-        trainer.train(config(root, tmp_path, *overrides))
+        trainer.train(config(small_root, tmp_path, *overrides))
