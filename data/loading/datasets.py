@@ -126,14 +126,28 @@ class PairDataset(Dataset[Sample]):
 
     def __getitem__(self, draw: Draw) -> Sample:
         """Returns the views of pair `draw.pair`; `draw.seed` alone determines their randomness."""
-        place, text = self._captions[draw.pair]
+        return self.__getitems__([draw])[0]
+
+    def __getitems__(self, draws: Sequence[Draw]) -> list[Sample]:
+        """Returns the samples of these draws; the image views of all are built together."""
+        samples = [self._of_text(draw) for draw in draws]
+        if not self._views.need_image:
+            return samples
+        images = [self._read(self._records[self._captions[draw.pair].image]) for draw in draws]
+        seeds = [draw.seed for draw in draws]
+        if self._later:
+            views: dict[str, Any] = {SOURCE: images, SEEDS: seeds}
+        else:
+            views = self._views.of_images(torch.stack(images), seeds)
+        for place, sample in enumerate(samples):
+            sample |= {key: rows[place] for key, rows in views.items()}
+        return samples
+
+    def _of_text(self, draw: Draw) -> Sample:
+        text = self._captions[draw.pair].text
         if self._choice is not None:
             text = self._choice(draw, text)
         sample: Sample = {**self._views.of_caption(text, draw.seed), INDEX: draw.pair}
-        if self._views.need_image:
-            image = self._read(self._records[place])
-            later = {SOURCE: image, SEEDS: draw.seed}
-            sample |= later if self._later else self._views.of_image(image, draw.seed)
         if self._pids is not None:
             sample[PIDS] = self._pids[draw.pair]
         return sample

@@ -21,6 +21,7 @@ from data.batch import (
 )
 from data.text.masking import DRAWS
 from data.views.augmentation import Augmentation, Transforms
+from data.views.transforms import Chain
 from utils.errors import UserError
 
 PROVIDED_BY: Final = {
@@ -31,6 +32,8 @@ PROVIDED_BY: Final = {
     TEXT: "text",
     TEXT_MASKED: "text",
 }
+_CACHED: Final = 2**18  # values of the images that a CPU transforms at a time: as floats they stay in its cache
+_SEEDS: Final = 2**32  # PyTorch's generator uses no more bits
 
 
 class Views:
@@ -51,7 +54,7 @@ class Views:
 
     def __init__(self, needs: Collection[str], text_length: int, augmentation: Augmentation) -> None:
         self._draws = (DRAWS, text_length)
-        self._images = {view: _transforms(view, augmentation) for view in IMAGE_VIEWS if view in needs}
+        self._images = {view: Chain(_transforms(view, augmentation)) for view in IMAGE_VIEWS if view in needs}
         self._texts = [view for view in TEXT_VIEWS if view in needs]
         self._text = _transforms(TEXT, augmentation) if self._texts else ()
         self._changes_tokens = augmentation.tokens is not None and bool(self._texts)
@@ -68,18 +71,23 @@ class Views:
 
     def of_image(self, image: Tensor, seed: int) -> dict[str, Tensor]:
         """Returns image view -> uint8 ``(3, H, W)`` of an image of that shape, on its device."""
-        with _seeded(seed):
-            return {view: _apply(transforms, image) for view, transforms in self._images.items()}
+        return {view: rows[0] for view, rows in self.of_images(image[None], [seed]).items()}
 
     def of_images(self, images: Tensor, seeds: Sequence[int]) -> dict[str, Tensor]:
-        """Returns image view -> uint8 ``(B, 3, H, W)``; each row is the result of `of_image`.
+        """Returns image view -> uint8 ``(B, 3, H, W)``; a row depends only on its image and its seed.
 
         Args:
             images: uint8 ``(B, 3, H, W)``.
             seeds: the seed of each image.
         """
-        rows = [self.of_image(image, seed) for image, seed in zip(images, seeds, strict=True)]
-        return {view: torch.stack([row[view] for row in rows]) for view in self._images}
+        counts = [transforms.draws for transforms in self._images.values()]
+        draws = _drawn(seeds, sum(counts))
+        size = max(1, _CACHED // images[0].numel()) if images.device.type == "cpu" else len(images)
+        parts: dict[str, list[Tensor]] = {view: [] for view in self._images}
+        for some, numbers in zip(images.split(size), draws.split(size), strict=True):
+            for (view, transforms), own in zip(self._images.items(), numbers.split(counts, dim=1), strict=True):
+                parts[view].append(transforms(some, own))
+        return {view: torch.cat(rows) for view, rows in parts.items()}
 
     def of_caption(self, caption: str, seed: int) -> dict[str, Tensor | str]:
         """Returns text view -> text, `MASK_DRAWS` if `TEXT_MASKED` is needed, and `TOKEN_DRAWS` if tokens change."""
@@ -92,6 +100,13 @@ class Views:
             if self._changes_tokens:
                 views[TOKEN_DRAWS] = torch.rand(self._draws)
         return views
+
+
+def _drawn(seeds: Sequence[int], count: int) -> Tensor:
+    """Returns fp64 ``(B, count)``, uniform in [0, 1): each row from the low 32 bits of its seed."""
+    generator = torch.Generator()
+    rows = [torch.rand(count, dtype=torch.float64, generator=generator.manual_seed(seed % _SEEDS)) for seed in seeds]
+    return torch.stack(rows)
 
 
 @contextmanager

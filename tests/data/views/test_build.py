@@ -1,10 +1,12 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms.v2 import RandomErasing, RandomHorizontalFlip
 
 from data.batch import IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2, IMAGE_VIEWS, MASK_DRAWS, TEXT, TEXT_MASKED
@@ -101,17 +103,29 @@ class TestSeeds:
                 assert torch.equal(together[view][place], alone)
 
     @pytest.mark.parametrize("choice", CHOICES)
-    def test_no_transform_of_ours_draws_on_the_device_or_reads_from_it(self, choice: str) -> None:
-        """A meta tensor has no values: to read one is an error; what is drawn on the CPU does not depend on it."""
+    def test_no_transform_of_ours_reads_from_the_device(self, choice: str) -> None:
+        """A meta tensor has no values: to read one is an error."""
         views, offered = chosen(choice)
-        real, meta = pictures(16), torch.empty(16, 3, 24, 12, dtype=torch.uint8, device="meta")
-        drawn: dict[str, list[Tensor]] = {"cpu": [], "meta": []}
-        for images in (real, meta):
-            for image, seed in zip(images, range(16), strict=True):
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(seed)
-                    for view in sorted(offered):
-                        for transform in views._images[view]:
-                            image = transform(image)
-                    drawn[images.device.type].append(torch.get_rng_state())
-        assert all(map(torch.equal, drawn["cpu"], drawn["meta"]))
+        made = views.of_images(torch.empty(16, 3, 24, 12, dtype=torch.uint8, device="meta"), range(16))
+        assert {view: rows.shape for view, rows in made.items()} == dict.fromkeys(offered, (16, 3, 24, 12))
+
+    def test_the_number_of_kernels_does_not_grow_with_the_batch(self) -> None:
+        views, _ = chosen("tbps_clip")
+        counted = {size: count_operators(views, pictures(size).to("meta")) for size in (64, 512)}
+        assert counted[512] < 1.1 * counted[64]
+
+
+def count_operators(views: Views, images: Tensor) -> int:
+    """Returns the number of operators on the device of `images` that build their views."""
+
+    class Counting(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **(kwargs or {}))
+            self.count += isinstance(made, Tensor) and made.device == images.device and not made._is_view()
+            return made
+
+    with Counting() as counting:
+        views.of_images(images, range(len(images)))
+    return counting.count

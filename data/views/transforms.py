@@ -1,0 +1,378 @@
+"""Random transforms of a batch of images, composed in `config/aug/`.
+
+Each transform reads its random numbers from the columns of a matrix that has a row for each image, so that an image's
+seed alone decides what happens to it, in any batch and on any device. Parameters are computed from the numbers on the
+CPU, for all images at once, and the number of kernels does not grow with the batch.
+"""
+
+from collections.abc import Callable, Sequence
+from math import log, prod, sqrt
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional
+
+SEEDS: Final = 2**31  # number of seeds for a transform of torchvision
+
+Change = Callable[[Tensor, Tensor], Tensor]
+
+
+class ImageTransform(Protocol):
+    """A transform of a batch of images.
+
+    draws: number of random numbers that it reads for an image.
+    """
+
+    draws: int
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Returns the transformed images.
+
+        Args:
+            images: uint8 ``(B, 3, H, W)``, on any device.
+            draws: fp64 ``(B, draws)``, uniform in [0, 1), on the CPU.
+        """
+        ...
+
+
+class RandomHorizontalFlip:
+    """A transform that flips an image with probability `p`. Leave it out where captions tell left from right."""
+
+    draws = 1
+
+    def __init__(self, p: float = 0.5) -> None:
+        self.p = p
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        return _of_rows(images, draws, draws[:, 0] < self.p, lambda rows, _: rows.flip(-1))
+
+
+class RandomGrayscale:
+    """A transform that takes the colors of an image away with probability `p`."""
+
+    draws = 1
+
+    def __init__(self, p: float = 0.1) -> None:
+        self.p = p
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        grayscale = functional.rgb_to_grayscale
+        return _of_rows(images, draws, draws[:, 0] < self.p, lambda rows, _: grayscale(rows, num_output_channels=3))
+
+
+class RandomCrop:
+    """A transform that pads an image with black on all sides and cuts a random part of the old size out of it.
+
+    Args:
+        padding: pixels on each side.
+    """
+
+    draws = 2
+
+    def __init__(self, padding: int) -> None:
+        self.padding = padding
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        places = (_below(2 * self.padding + 1, draw).tolist() for draw in draws.unbind(1))
+        padded = F.pad(images, (self.padding,) * 4)
+        parts = zip(padded, *places, strict=True)
+        return torch.stack([image[:, top : top + height, left : left + width] for image, top, left in parts])
+
+
+class RandomResizedCrop:
+    """A transform that cuts a random part out of an image and resizes it to the image's size, bilinearly.
+
+    torchvision's transform of this name draws aspect ratios around 1 in pixels, so it would cut off the head and
+    feet of every standing person. Here `ratio` is relative to the image's aspect ratio.
+
+    Args:
+        scale: range of the share of the image's area that is kept.
+        ratio: range of the part's aspect ratio (width / height), divided by the image's.
+    """
+
+    draws = 4
+
+    def __init__(self, scale: tuple[float, float], ratio: tuple[float, float] = (3 / 4, 4 / 3)) -> None:
+        self.scale = scale
+        self.ratio = ratio
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        scale = _between(self.scale, draws[:, 0])
+        ratio = _between((log(self.ratio[0]), log(self.ratio[1])), draws[:, 1]).exp()
+        part_height = (height * (scale / ratio).sqrt()).round().clamp(1, height)
+        part_width = (width * (scale * ratio).sqrt()).round().clamp(1, width)
+        top = _below(height - part_height + 1, draws[:, 2])
+        left = _below(width - part_width + 1, draws[:, 3])
+        rows, columns = _stretched(top, part_height, height), _stretched(left, part_width, width)
+        grid = _grid(_on(images, columns)[:, None, :], _on(images, rows)[:, :, None], height, width)
+        return _sampled(images, grid, "bilinear")
+
+
+class RandomRotation:
+    """A transform that turns an image around its center by an angle in ``[-degrees, degrees]``; corners become black.
+
+    Each pixel takes the value of its nearest neighbor, as torchvision's default does.
+    """
+
+    draws = 1
+
+    def __init__(self, degrees: float) -> None:
+        self.degrees = degrees
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        angle = _between((-self.degrees, self.degrees), draws[:, 0]).deg2rad()[:, None, None]
+        x, y = torch.arange(width) - (width - 1) / 2, torch.arange(height)[:, None] - (height - 1) / 2
+        cos, sin, x, y = (_on(images, value) for value in (angle.cos(), angle.sin(), x, y))
+        columns, rows = cos * x - sin * y + (width - 1) / 2, sin * x + cos * y + (height - 1) / 2
+        return _sampled(images, _grid(columns, rows, height, width), "nearest")
+
+
+class RandomErasing:
+    """A transform that covers a random rectangle of an image with one color, with probability `p`.
+
+    As in torchvision: a rectangle that is higher or wider than the image is drawn again, up to ten times.
+
+    Args:
+        scale: range of the rectangle's share of the image's area.
+        value: the color, R, G and B from 0 to 255.
+        ratio: range of its aspect ratio (height / width).
+    """
+
+    _TRIES = 10
+    draws = 3 + 2 * _TRIES
+
+    def __init__(
+        self,
+        scale: tuple[float, float],
+        value: Sequence[int],
+        p: float = 0.5,
+        ratio: tuple[float, float] = (0.3, 3.3),
+    ) -> None:
+        self.p = p
+        self.scale = scale
+        self.ratio = ratio
+        self.value = value
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        return _of_rows(images, draws, draws[:, 0] < self.p, self._erase)
+
+    def _erase(self, images: Tensor, draws: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        area = height * width * _between(self.scale, draws[:, 3 : 3 + self._TRIES])
+        ratio = _between((log(self.ratio[0]), log(self.ratio[1])), draws[:, 3 + self._TRIES :]).exp()
+        heights, widths = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+        fits = (heights < height) & (widths < width)
+        first = fits.int().argmax(dim=1, keepdim=True)
+        tall, wide = heights.gather(1, first)[:, 0], widths.gather(1, first)[:, 0]
+        top, left = _below(height - tall + 1, draws[:, 1]), _below(width - wide + 1, draws[:, 2])
+        rows = _inside(top, tall.where(fits.any(dim=1), 0), height)[:, None, :, None]
+        columns = _inside(left, wide, width)[:, None, None, :]
+        color = _on(images, torch.tensor(self.value, dtype=images.dtype)).view(3, 1, 1)
+        return color.where(_on(images, rows) & _on(images, columns), images)
+
+
+class ColorJitter:
+    """A transform that changes brightness, contrast, saturation and hue by random factors, in random order.
+
+    As in torchvision: a range x of the first three gives factors in ``[max(0, 1 - x), 1 + x]``, a range x of the hue
+    turns it by ``[-x, x]`` of the circle, and 0 leaves a property as it is.
+    """
+
+    def __init__(self, brightness: float = 0, contrast: float = 0, saturation: float = 0, hue: float = 0) -> None:
+        ranges = (brightness, _brightness), (contrast, _contrast), (saturation, _saturation)
+        self._changes: list[tuple[tuple[float, float], Change]] = [
+            ((max(0.0, 1 - size), 1 + size), change) for size, change in ranges if size
+        ]
+        if hue:
+            self._changes.append(((-hue, hue), _hue))
+        self.draws = 2 * len(self._changes)
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        places, factors = draws.split(len(self._changes), dim=1)
+        order = places.argsort(dim=1)
+        for place in range(len(self._changes)):
+            for number, (limits, change) in enumerate(self._changes):
+                factor = _between(limits, factors[:, number : number + 1])
+                images = _of_rows(images, factor, order[:, place] == number, change)
+        return images
+
+
+class GaussianBlur:
+    """A transform that blurs an image with a kernel of random width.
+
+    Args:
+        kernel_size: pixels of the kernel's side, odd.
+        sigma: range of the standard deviation in pixels.
+    """
+
+    draws = 1
+
+    def __init__(self, kernel_size: int, sigma: tuple[float, float]) -> None:
+        self.kernel_size = kernel_size
+        self.sigma = sigma
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        batch, channels, height, width = images.shape
+        half = self.kernel_size // 2
+        place = torch.linspace(-half, half, self.kernel_size) / sqrt(2)
+        kernel = (place / _between(self.sigma, draws).float()).square().neg().softmax(dim=1)
+        kernel = _on(images, kernel).repeat_interleave(channels, dim=0)[:, None]
+        pixels = images.float().view(1, batch * channels, height, width)
+        for side, weight in (((0, 0, half, half), kernel[..., None]), ((half, half, 0, 0), kernel[:, :, None])):
+            pixels = F.conv2d(F.pad(pixels, side, mode="reflect"), weight, groups=batch * channels)
+        return pixels.round_().to(images.dtype).view_as(images)
+
+
+class RandomApply:
+    """A transform that applies `transforms` one after the other, all or none, with probability `p`."""
+
+    def __init__(self, transforms: Sequence[ImageTransform], p: float) -> None:
+        self.p = p
+        self._chain = Chain(transforms)
+        self.draws = 1 + self._chain.draws
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        return _of_rows(images, draws[:, 1:], draws[:, 0] < self.p, self._chain)
+
+
+class RandomSubset:
+    """A transform that applies `k` different transforms of a pool, drawn for every image (TBPS-CLIP, AAAI 2024)."""
+
+    def __init__(self, transforms: Sequence[ImageTransform], k: int) -> None:
+        if not 0 < k <= len(transforms):
+            raise ValueError(f"k must lie in 1..{len(transforms)}, the size of the pool, not {k}")
+        self._pool = [batched(transform) for transform in transforms]
+        self._k = k
+        self.draws = len(transforms) + sum(transform.draws for transform in self._pool)
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        places, *own = draws.split([len(self._pool), *(transform.draws for transform in self._pool)], dim=1)
+        order = places.argsort(dim=1)
+        for place in range(self._k):
+            for number, transform in enumerate(self._pool):
+                images = _of_rows(images, own[number], order[:, place] == number, transform)
+        return images
+
+
+class Chain:
+    """A transform that applies `transforms` one after the other."""
+
+    def __init__(self, transforms: Sequence[Callable[..., Tensor]]) -> None:
+        self._transforms = [batched(transform) for transform in transforms]
+        self.draws = sum(transform.draws for transform in self._transforms)
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        columns = draws.split([transform.draws for transform in self._transforms], dim=1)
+        for transform, own in zip(self._transforms, columns, strict=True):
+            images = transform(images, own)
+        return images
+
+
+class OneByOne:
+    """A transform of torchvision, applied to one image after the other, with a seed of its own for each.
+
+    Args:
+        transform: ``(3, H, W) -> (3, H, W)``. It may read torch's random state of the CPU. Those that draw pixels, such
+            as ``GaussianNoise``, need ``dataset.augment_on=worker``.
+    """
+
+    draws = 1
+
+    def __init__(self, transform: Callable[[Tensor], Tensor]) -> None:
+        self._transform = transform
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        changed = []
+        with torch.random.fork_rng(devices=[]):
+            for image, seed in zip(images, (draws[:, 0] * SEEDS).long().tolist(), strict=True):
+                torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
+                changed.append(self._transform(image))
+        return torch.stack(changed)
+
+
+def batched(transform: Callable[..., Tensor]) -> ImageTransform:
+    """Returns a transform of batches as it is, and one of torchvision as `OneByOne`."""
+    return transform if hasattr(transform, "draws") else OneByOne(transform)
+
+
+def _of_rows(images: Tensor, values: Tensor, chosen: Tensor, change: Change) -> Tensor:
+    """Returns images whose `chosen` rows, bool ``(B,)`` on the CPU, are replaced by ``change(rows, their values)``."""
+    rows = chosen.nonzero().squeeze(1)
+    if len(rows) in (0, len(images)):
+        return change(images, values) if len(rows) else images
+    there = _on(images, rows)
+    return images.index_copy(0, there, change(images[there], values[rows]))
+
+
+def _on(images: Tensor, values: Tensor) -> Tensor:
+    """Returns `values` on the device of `images`, in fp32 if they are fractions; no step waits for the copy."""
+    values = values.float() if values.is_floating_point() else values
+    return values.pin_memory().to(images.device, non_blocking=True) if images.is_cuda else values.to(images.device)
+
+
+def _between(limits: tuple[float, float], draws: Tensor) -> Tensor:
+    return limits[0] + (limits[1] - limits[0]) * draws
+
+
+def _below(bound: Tensor | int, draws: Tensor) -> Tensor:
+    """Returns a whole number from 0 up to, but not including, `bound`."""
+    return (bound * draws).long()
+
+
+def _inside(start: Tensor, length: Tensor, size: int) -> Tensor:
+    """Returns bool ``(B, size)``, true in the `length` places from `start` on."""
+    places = torch.arange(size)
+    return (places >= start[:, None]) & (places < (start + length)[:, None])
+
+
+def _stretched(start: Tensor, length: Tensor, size: int) -> Tensor:
+    """Returns where `size` new pixels lie in the part of `length` pixels from `start` on. Shape: ``(B, size)``."""
+    places = (torch.arange(size, dtype=torch.float64) + 0.5) * (length / size)[:, None] - 0.5
+    return start[:, None] + places.clamp(min=0).minimum(length[:, None] - 1)
+
+
+def _grid(columns: Tensor, rows: Tensor, height: int, width: int) -> Tensor:
+    """Returns ``(B, H, W, 2)`` for `grid_sample` from the columns and rows to read, in pixels."""
+    scaled = (2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1
+    return torch.stack(torch.broadcast_tensors(*scaled), dim=-1)
+
+
+def _sampled(images: Tensor, grid: Tensor, mode: str) -> Tensor:
+    return F.grid_sample(images.float(), grid, mode, align_corners=False).round_().to(images.dtype)
+
+
+def _blended(images: Tensor, other: Tensor | float, factor: Tensor) -> Tensor:
+    share = _on(images, factor)[..., None, None]
+    return (images * share + other * (1 - share)).clamp_(0, 255).to(images.dtype)
+
+
+def _brightness(images: Tensor, factor: Tensor) -> Tensor:
+    return _blended(images, 0.0, factor)
+
+
+def _contrast(images: Tensor, factor: Tensor) -> Tensor:
+    total = functional.rgb_to_grayscale(images).flatten(1).sum(dim=1).float()
+    return _blended(images, (total / prod(images.shape[-2:])).view(-1, 1, 1, 1), factor)
+
+
+def _saturation(images: Tensor, factor: Tensor) -> Tensor:
+    return _blended(images, functional.rgb_to_grayscale(images).float(), factor)
+
+
+def _hue(images: Tensor, turns: Tensor) -> Tensor:
+    """Returns the images after their hue, in HSV, was turned by `turns` ``(B, 1)`` of the circle."""
+    pixels = images.float() / 255
+    low, high = pixels.aminmax(dim=1)
+    spread = high - low
+    red, green, blue = (pixels / spread.where(spread > 0, 1.0)[:, None]).unbind(1)
+    most_green = torch.where(pixels[:, 1] == high, 2 + blue - red, 4 + red - green)
+    hue = torch.where(pixels[:, 0] == high, green - blue, most_green) + 6 * _on(images, turns)[..., None]
+    corners = _on(images, torch.tensor([5.0, 3.0, 1.0])).view(3, 1, 1)
+    place = (hue[:, None] + corners).remainder(6)
+    turned = high[:, None] - spread[:, None] * torch.minimum(place, 4 - place).clamp(0, 1)
+    return (turned * 255.999).to(images.dtype)
