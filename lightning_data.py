@@ -88,7 +88,8 @@ class TBPSDataModule(L.LightningDataModule):
         tokenizer = load_tokenizer(tokenizer_path)
         dataset = clean_dataset(dataset, tokenizer)
         self.tokenize = Tokenize(tokenizer, max_length, cleaned=True)
-        self._collate = Collate(self.tokenize)
+        self._in_training: dict[str, Any] = {}  # arguments of `Collate`
+        self._in_evaluation: dict[str, Any] = {}
         self._aug = aug
         self._sampling = Sampling(sampler, num_instance, batch_size, seed, with_pids, all_languages)
         self._eval_batch_size = eval_batch_size
@@ -128,7 +129,12 @@ class TBPSDataModule(L.LightningDataModule):
             self._vocabulary = Vocabulary(self.tokenize.tokenizer, mask_id)
             self.mask_token_added = self._vocabulary.added
             masker = Masker(self._vocabulary) if TEXT_MASKED in views else None
-            self._collate = Collate(self.tokenize, masker, make_noise and make_noise(self._vocabulary))
+            self._in_training |= {"masker": masker, "noise": make_noise and make_noise(self._vocabulary)}
+
+    def set_padding(self, *, training: bool, evaluation: bool) -> None:
+        """Sets whether captions are padded to the full length; if not, to about the longest of their batch."""
+        self._in_training["fixed_length"] = training
+        self._in_evaluation["fixed_length"] = evaluation
 
     def set_stages(self, stages: Tensor) -> None:
         """Sets the stage of each training pair, from the next epoch on.
@@ -216,7 +222,8 @@ class TBPSDataModule(L.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         dataset = self._training_set()
         sampler = self._sampler(dataset, **self._share)
-        return ResumableLoader(dataset, sampler, self._collate, num_workers=self._workers(), pin_memory=self._feeds_gpu)
+        collate = Collate(self.tokenize, **self._in_training)
+        return ResumableLoader(dataset, sampler, collate, num_workers=self._workers(), pin_memory=self._feeds_gpu)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         if self._device_views is not None:
@@ -271,7 +278,8 @@ class TBPSDataModule(L.LightningDataModule):
 
     def _evaluation_loader(self, dataset: Dataset[Any], workers: int) -> DataLoader[Batch]:
         options: dict[str, Any] = {"num_workers": workers, "pin_memory": self._feeds_gpu, **self._share}
-        return evaluation_loader(dataset, Collate(self.tokenize), self._eval_batch_size, **options)
+        collate = Collate(self.tokenize, **self._in_evaluation)
+        return evaluation_loader(dataset, collate, self._eval_batch_size, **options)
 
     def _workers(self) -> int:
         return worker_processes(self._num_workers, self.trainer.num_devices if self.trainer else 1)

@@ -86,6 +86,11 @@ class LitTBPS(LitRanker):
         """The needs of losses that the encoder and the labels before an epoch meet."""
         return self.encoder.provides | (frozenset() if self.labeler is None else self.labeler.provides)
 
+    @property
+    def fixed_length(self) -> bool:
+        """Whether training needs captions that are padded to the full length."""
+        return self.encoder.backbone.fixed_length or self.objective.fixed_length
+
     def check_optimizer(self) -> None:
         """Raises `UserError` if optimizer or schedule cannot be built."""
         # With endless training: the warning about a warm-up that is too long comes when training starts.

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from data.batch import IMAGE, INDEX, PIDS, TEXT, Batch
+from data.batch import COPIES, IMAGE, INDEX, PIDS, TEXT, Batch
 from model.tbps import TBPS
 from utils.ranking.metrics import STANDARD, Metric, RetrievalMetrics, measure
 from utils.ranking.positives import Ranks
@@ -99,10 +99,12 @@ class LitRanker(L.LightningModule):
         precision = self.encodes_in
         with autocast(precision, self.device.type) if precision in AUTOCAST else nullcontext():
             if IMAGE in batch:
-                modality, encoded = IMAGE, self.encoder.encode_image(batch[IMAGE])
+                modality, embedding = IMAGE, self.encoder.encode_image(batch[IMAGE]).embedding
             else:
-                modality, encoded = TEXT, self.encoder.encode_text(*batch[TEXT])
-        self._encoded[modality].append((batch[INDEX], batch[PIDS], encoded.embedding))
+                each = self.encoder.encode_text(*batch[TEXT]).embedding
+                modality = TEXT
+                embedding = each.repeat_interleave(batch[COPIES], dim=0, output_size=len(batch[INDEX]))
+        self._encoded[modality].append((batch[INDEX], batch[PIDS], embedding))
 
     def _rank(self, split: str) -> None:
         dataset: Any = self.trainer.datamodule.dataset  # type: ignore[attr-defined]

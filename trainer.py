@@ -72,6 +72,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     folder = Path(cfg.backbone.folder)
     for line in load_heads(module.objective, folder) + load_head(encoder.head, folder):
         print(f"head    {line}", flush=True)
+    data.set_padding(training=module.fixed_length, evaluation=encoder.backbone.fixed_length)
 
     trainer = build_trainer(cfg, data, record)
     announce_precision(cfg, trainer)
@@ -118,6 +119,7 @@ def test(cfg: DictConfig) -> dict[str, float]:
         cfg.loss.name = Path(cfg.backbone.folder).name
     data = build_data(cfg, ["test"])
     encoder = tested_encoder(cfg, data, path, checkpoint)
+    data.set_padding(training=True, evaluation=encoder.backbone.fixed_length)
     module = LitRanker(encoder, cfg.evaluation.precision, build_measures(cfg.evaluation))
     reporting = build_reporting(cfg.evaluation)
     trainer = build_trainer(cfg, data)

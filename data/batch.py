@@ -18,9 +18,12 @@ a text view           `Tokens` of int64 ids ``(B, L)`` and bool mask ``(B, L)``;
 
 Labels that are found before an epoch, such as pseudo labels, are not in a batch: they are looked up by `INDEX`.
 
+L is the length of the longest caption of the batch, rounded up, or the full length if the model needs that.
+
 An evaluation batch holds one modality, `IMAGE` or `TEXT`, with `PIDS` (the raw ids of the annotation file)
-and `INDEX`. A training sample also has the random numbers of its masking and of the augmentation of its tokens,
-`MASK_DRAWS` and `TOKEN_DRAWS`; the batch does not.
+and `INDEX`. Equal captions of a split are one row of `TEXT`: `COPIES` ``(B,)`` tells how many, and `PIDS` and `INDEX`
+have an entry for each, row after row. A training sample also has the random numbers of its masking and of the
+augmentation of its tokens, `MASK_DRAWS` and `TOKEN_DRAWS`; the batch does not.
 
 If image views are built on the training device, the loader's batch has `SOURCE` and `SEEDS` instead: `SOURCE` is uint8
 ``(B, 3, H, W)``, the images without augmentation, and `SEEDS` are B numbers that stay on the host.
@@ -44,6 +47,7 @@ TOKEN_DRAWS: Final = "token_draws"
 SOURCE: Final = "source"
 SEEDS: Final = "seeds"
 INDEX: Final = "index"
+COPIES: Final = "copies"
 
 IMAGE_VIEWS: Final = (IMAGE, IMAGE_AUG, IMAGE_SS1, IMAGE_SS2)
 TEXT_VIEWS: Final = (TEXT, TEXT_MASKED)
@@ -64,3 +68,12 @@ class Tokens(NamedTuple):
 
     ids: Tensor
     mask: Tensor
+
+    def cut(self, multiple: int = 8) -> "Tokens":
+        """Returns the tokens without the positions where every row has padding, up to a multiple of positions.
+
+        A few lengths are faster than many: a GPU prepares its kernels for each.
+        """
+        used = int(self.mask.any(dim=0).nonzero().max()) + 1 if self.mask.any() else 1
+        length = -(-used // multiple) * multiple
+        return Tokens(self.ids[:, :length], self.mask[:, :length])

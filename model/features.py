@@ -76,7 +76,7 @@ def no_gather(tensor: Tensor) -> Tensor:
 class Features:
     """The encoded views of one training step, each computed the first time a loss asks for it.
 
-    Image views that `expect` announced are encoded in one pass through the vision tower. `embedding`, `pooled`,
+    Views that `expect` announced are encoded in one pass through their tower. `embedding`, `pooled`,
     `slots`, `pids` and `labels` return the rows of all processes (the global batch), the first three with gradient.
     `image`, `text` and `label` return only the rows of this process, tokens included. Encoding runs in the AMP mode
     that was on when the object was made, even if a loss asks from inside an fp32 region.
@@ -131,27 +131,17 @@ class Features:
         return torch.autocast(self._device, enabled=False)
 
     def expect(self, views: Iterable[str]) -> None:
-        """Announces which views the losses will ask for, so that the image views are encoded together."""
-        self._expected = tuple(view for view in self._images if view in set(views))
+        """Announces which views the losses will ask for, so that those of a tower are encoded together."""
+        self._expected = tuple(view for view in (*self._images, *self._texts) if view in set(views))
 
     def image(self, view: str = "image") -> Encoded:
         """Returns the encoded image view of this process."""
-        self.accessed.add(view)
-        if view not in self._encoded:
-            self._refuse_no_grad(view)
-            together = [v for v in self._expected if v not in self._encoded]
-            self._encode_images([view] if self._recompute or view not in together else together)
-        return self._encoded[view]
+        images = {name: (pixels,) for name, pixels in self._images.items()}
+        return self._view(view, self._encoder.encode_image, images)
 
     def text(self, view: str = "text") -> Encoded:
         """Returns the encoded text view of this process."""
-        self.accessed.add(view)
-        if view not in self._encoded:
-            self._refuse_no_grad(view)
-            with self.amp():
-                self._encoded[view] = self._encoder.encode_text(*self._texts[view])
-            self._sources.append(self._encoded[view].unnormalized)
-        return self._encoded[view]
+        return self._view(view, self._encoder.encode_text, self._texts)
 
     def embedding(self, view: str) -> Tensor:
         """Returns the gathered embeddings ``(W*B, E)`` of an image or text view. Each block has unit norm."""
@@ -233,12 +223,23 @@ class Features:
         self.accessed.add(view)
         return self._gathered[key]
 
-    def _encode_images(self, views: list[str]) -> None:
-        sizes = [len(self._images[view]) for view in views]
-        pixels = self._images[views[0]] if len(views) == 1 else torch.cat([self._images[view] for view in views])
+    def _view(self, view: str, encode: Callable[..., Encoded], inputs: Mapping[str, tuple[Tensor, ...]]) -> Encoded:
+        """Returns an encoded view; the other expected views of `inputs` are encoded with it."""
+        self.accessed.add(view)
+        if view not in self._encoded:
+            self._refuse_no_grad(view)
+            together = [other for other in self._expected if other in inputs and other not in self._encoded]
+            self._encode([view] if self._recompute or view not in together else together, encode, inputs)
+        return self._encoded[view]
+
+    def _encode(
+        self, views: list[str], encode: Callable[..., Encoded], inputs: Mapping[str, tuple[Tensor, ...]]
+    ) -> None:
+        columns = zip(*(inputs[view] for view in views), strict=True)
         with self.amp():
-            encoded = self._encoder.encode_image(pixels)
+            encoded = encode(*(rows[0] if len(views) == 1 else torch.cat(rows) for rows in columns))
         self._sources.append(encoded.unnormalized)
+        sizes = [len(inputs[view][0]) for view in views]
         for view, *rows in zip(views, *(part.split(sizes) for part in vars(encoded).values()), strict=True):
             self._encoded[view] = type(encoded)(*rows)
 

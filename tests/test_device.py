@@ -49,9 +49,9 @@ from data.batch import (
     Batch,
 )
 from data.loading.dummy_batch import blank_batch
-from data.views.augmentation import RandomResizedCrop
 from data.views.build import PROVIDED_BY, Views
 from data.views.on_device import DeviceViews
+from data.views.transforms import RandomResizedCrop
 from lightning_models import LitTBPS, build_module
 from model.features import Features
 from model.labeling import EncodedPairs
@@ -419,8 +419,8 @@ def mask_that_waits(pids: Tensor) -> Tensor:
     return pids[:, None] == pids + 0 * int(pids.max())
 
 
-def noisy_crop(self: RandomResizedCrop, image: Tensor) -> Tensor:
-    return (image + torch.randint(2, image.shape)).to(torch.uint8)
+def noisy_crop(self: RandomResizedCrop, images: Tensor, draws: Tensor) -> Tensor:
+    return (images + torch.randint(2, images.shape)).to(torch.uint8)
 
 
 def no_buffer(self: nn.Module, name: str, tensor: Tensor, persistent: bool = True) -> None:

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data.annotations import DatasetSplits, Record
 from data.batch import (
+    COPIES,
     IMAGE,
     IMAGE_AUG,
     IMAGE_SS1,
@@ -115,6 +116,27 @@ def assert_same(first: Batch, second: Batch) -> None:
     for key, value in first.items():
         mine, others = (value, second[key]) if isinstance(value, Tokens) else ((value,), (second[key],))
         assert all(map(torch.equal, mine, others))
+
+
+class TestPadding:
+    def test_captions_are_padded_to_the_longest_of_their_batch_and_masked_alike(
+        self, dataset: DatasetSplits, settings: dict[str, Any]
+    ) -> None:
+        made = []
+        for fixed_length in (True, False):
+            data = TBPSDataModule(dataset, **settings | {"max_length": 40})
+            data.set_views({TEXT, TEXT_MASKED, MLM_LABELS})
+            data.set_padding(training=fixed_length, evaluation=fixed_length)
+            made.append(list(data.train_dataloader()) + list(data.test_dataloader()[1]))
+        for whole, short in zip(*made, strict=True):
+            assert (whole[TEXT].ids.shape[1], short[TEXT].ids.shape[1]) == (40, 8)
+            for view in {TEXT, TEXT_MASKED} & whole.keys():
+                assert torch.equal(short[view].ids, whole[view].ids[:, :8])
+                assert torch.equal(short[view].mask, whole[view].mask[:, :8])
+            if MLM_LABELS in whole:
+                assert torch.equal(short[MLM_LABELS], whole[MLM_LABELS][:, :8])
+                original = short[MLM_LABELS].flatten()[short[MLM_POSITIONS]]
+                assert torch.equal(original, whole[MLM_LABELS].flatten()[whole[MLM_POSITIONS]])
 
 
 class TestTraining:
@@ -251,7 +273,7 @@ class TestImageCache:
             loader = data.train_dataloader()
             evaluation = (*data.val_dataloader(), *data.test_dataloader(), *data.relabel_dataloaders())
             loaded.append([batch for each in (loader, loader, *evaluation) for batch in each])
-        assert len(loaded[0]) == 2 * 6 + (2 + 2) + (3 + 5) + (6 + 12)
+        assert len(loaded[0]) == 2 * 6 + (2 + 1) + (3 + 1) + (6 + 1)
         for first, second in zip(*loaded, strict=True):
             assert_same(first, second)
 
@@ -314,7 +336,7 @@ class TestEvaluation:
         images, texts = map(list, TBPSDataModule(dataset, **settings).relabel_dataloaders())
         grays = torch.cat([batch[IMAGE] for batch in images])[:, 0, 0, 0]
         assert grays.tolist() == [5 * image for image in range(24)]
-        assert torch.cat([batch[INDEX] for batch in texts]).tolist() == list(range(48))
+        assert torch.cat([batch[INDEX] for batch in texts]).sort().values.tolist() == list(range(48))
 
     @pytest.mark.parametrize(("name", "persons", "captions"), [("val", 3, 1), ("test", 5, 2)])
     def test_images_once_then_captions_with_raw_identities(
@@ -324,10 +346,12 @@ class TestEvaluation:
         images, texts = map(list, getattr(data, f"{name}_dataloader")())
         records = getattr(dataset, name)
         assert all(set(batch) == {IMAGE, PIDS, INDEX} for batch in images)
-        assert all(set(batch) == {TEXT, PIDS, INDEX} for batch in texts)
+        assert all(set(batch) == {TEXT, PIDS, INDEX, COPIES} for batch in texts)
+        assert sum(int(batch[COPIES].sum()) for batch in texts) == len(records) * captions
         assert torch.cat([batch[INDEX] for batch in images]).tolist() == list(range(2 * persons))
         assert torch.cat([batch[PIDS] for batch in images]).tolist() == [record.pid for record in records]
-        assert torch.cat([batch[PIDS] for batch in texts]).tolist() == [
+        order = torch.cat([batch[INDEX] for batch in texts]).argsort()
+        assert torch.cat([batch[PIDS] for batch in texts])[order].tolist() == [
             record.pid for record in records for _ in range(captions)
         ]
         grays = torch.cat([batch[IMAGE] for batch in images])[:, 0, 0, 0]
@@ -371,7 +395,7 @@ class TestUnderLightning:
         trainer.fit(Reader(), datamodule=data)
         assert trainer.fit_loop.total_batch_idx == 5
         trainer.test(Reader(), datamodule=data, verbose=False)
-        assert [int(batches) for batches in trainer.num_test_batches] == [3, 5]
+        assert [int(batches) for batches in trainer.num_test_batches] == [3, 1]
 
     @pytest.mark.parametrize("num_workers", [0, 2])
     @pytest.mark.parametrize("content", [None, b"", b"\x89PNG\r\n"], ids=["missing", "empty", "broken"])
@@ -426,10 +450,12 @@ class TestDescription:
         assert data.dataset.captions("test") == ["a bag", "red"] * 10
         assert data.dataset.image_paths("test") == [record.image_path for record in dataset.test]
         pair = data.test_pair(7)
-        images, captions = (list(loader) for loader in data.test_dataloader())
+        images, [captions] = (list(loader) for loader in data.test_dataloader())
         assert torch.equal(pair["image"][0], torch.cat([batch["image"] for batch in images])[3])
-        for own, every in zip(pair["text"], zip(*(batch["text"] for batch in captions), strict=True), strict=True):
-            assert torch.equal(own[0], torch.cat(every)[7])
+        assert captions[COPIES].tolist() == [10, 10]
+        row = captions[INDEX].tolist().index(7) // 10
+        for own, every in zip(pair["text"], captions["text"], strict=True):
+            assert torch.equal(own[0], every[row])
 
     def test_validation_on_test_is_said(self, dataset: DatasetSplits, settings: dict[str, Any]) -> None:
         paper = DatasetSplits("toy", "en", dataset.folder, dataset.train, dataset.test, dataset.test, validation="test")

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from data.annotations import DatasetSplits, Record
 from data.batch import (
+    COPIES,
     IMAGE,
     INDEX,
     MASK_DRAWS,
@@ -174,7 +175,9 @@ class ImageDataset(Dataset[Sample]):
 
 
 class CaptionDataset(Dataset[Sample]):
-    """The captions of a split, each once, without augmentation, with raw identities.
+    """The different captions of a split, the shortest first, without augmentation, with raw identities.
+
+    Equal captions are one sample, with the index and the identity of each.
 
     Args:
         records: one per image.
@@ -182,41 +185,58 @@ class CaptionDataset(Dataset[Sample]):
     """
 
     def __init__(self, records: Sequence[Record], change: Callable[[str], str] = str) -> None:
-        self._records = records
-        self._captions = captions_of(records)
+        self._pids = [record.pid for record in records for _ in record.captions]
+        places: dict[str, list[int]] = {}
+        for index, caption in enumerate(captions_of(records)):
+            places.setdefault(caption.text, []).append(index)
+        self._places = sorted(places.items(), key=lambda item: len(item[0]))
         self._change = change
 
     def __len__(self) -> int:
-        return len(self._captions)
+        return len(self._places)
 
-    def __getitem__(self, index: int) -> Sample:
-        image, text = self._captions[index]
-        return {TEXT: self._change(text), PIDS: self._records[image].pid, INDEX: index}
+    def __getitem__(self, place: int) -> Sample:
+        text, indices = self._places[place]
+        pids = [self._pids[index] for index in indices]
+        return {TEXT: self._change(text), PIDS: pids, INDEX: indices, COPIES: len(indices)}
 
 
 class Collate:
     """A collate function: it stacks images, tokenises and masks texts, and turns numbers into int64 tensors.
 
-    `SEEDS` stay a list, so that reading them never waits for a device.
+    `SEEDS` stay a list, so that reading them never waits for a device. Lists of numbers are joined.
 
     Args:
         tokenize: turns captions into tokens.
         masker: makes `TEXT_MASKED`, `MLM_LABELS` and `MLM_POSITIONS` if samples contain that view.
         noise: changes the tokens of text views, before they are masked.
+        fixed_length: whether captions keep the padding to the full length.
     """
 
-    def __init__(self, tokenize: Tokenize, masker: Masker | None = None, noise: TokenNoise | None = None) -> None:
+    def __init__(
+        self,
+        tokenize: Tokenize,
+        masker: Masker | None = None,
+        noise: TokenNoise | None = None,
+        *,
+        fixed_length: bool = True,
+    ) -> None:
         self._tokenize = tokenize
         self._masker = masker
         self._noise = noise
+        self._fixed_length = fixed_length
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         batch = {key: self._column(key, [sample[key] for sample in samples]) for key in samples[0]}
+        texts = [view for view in TEXT_VIEWS if view in batch]
         if self._noise is not None:
             draws = batch.pop(TOKEN_DRAWS)
-            batch |= {view: self._noise(batch[view], draws) for view in TEXT_VIEWS if view in batch}
+            batch |= {view: self._noise(batch[view], draws) for view in texts}
+        if not self._fixed_length:
+            batch |= {view: batch[view].cut() for view in texts}
         if self._masker is not None and TEXT_MASKED in batch:
-            masked = self._masker(batch[TEXT_MASKED], batch.pop(MASK_DRAWS))
+            length = batch[TEXT_MASKED].ids.shape[1]
+            masked = self._masker(batch[TEXT_MASKED], batch.pop(MASK_DRAWS)[..., :length])
             batch |= {TEXT_MASKED: masked.tokens, MLM_LABELS: masked.labels, MLM_POSITIONS: masked.positions}
         return batch
 
@@ -225,4 +245,6 @@ class Collate:
             return torch.stack(values)
         if key in TEXT_VIEWS:
             return self._tokenize(values)
+        if isinstance(values[0], list):
+            values = [number for numbers in values for number in numbers]
         return values if key == SEEDS else torch.tensor(values)

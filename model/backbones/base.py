@@ -48,6 +48,7 @@ class Backbone(nn.Module):
     token_embedding: str = "token_embedding"  # name of the module with the token table, in the text tower's embeddings
     max_logit_scale: float | None = None
     has_hub_format: bool = True  # whether transformers has a class for it, `model_class`
+    fixed_length: bool = True  # whether captions need padding to the full length: other padding, other embedding
 
     def __init__(
         self,
@@ -141,8 +142,10 @@ class Backbone(nn.Module):
         """Lets torch.compile compile both towers at their first call. The names of weights do not change.
 
         Code that was compiled before in this process is dropped: it does not see hooks, which record attention.
+        Captions keep one length, because each other length would be compiled again.
         """
         torch.compiler.reset()
+        self.fixed_length = True
         for tower in (self.hub_model.vision_model, self.hub_model.text_model):
             tower.compile()
 

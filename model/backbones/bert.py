@@ -35,6 +35,7 @@ class BertBackbone(Backbone):
     model_class = VisionTextDualEncoderModel
     token_embedding = "word_embeddings"
     max_logit_scale = 100.0
+    fixed_length = False  # words do not attend to padding
 
     @property
     def embed_dim(self) -> int:

@@ -101,6 +101,7 @@ class ClipBackbone(VisionLanguageBackbone):
 
     model_class: type[PreTrainedModel] = CLIPModel
     max_logit_scale = 100.0
+    fixed_length = False  # a word attends to the words before it, and padding comes last
 
     @property
     def embed_dim(self) -> int:

@@ -118,6 +118,7 @@ class TokenSelectionHead(nn.Module):
     Args:
         dim: width of the backbone's tokens and pooled features.
         grid: (rows, columns) of patches.
+        text_length: L, the positions of a caption that is padded to the full length.
         ratio: share of the tokens that are selected, above 0 and at most 1.
         width: width of the second embedding.
 
@@ -127,7 +128,9 @@ class TokenSelectionHead(nn.Module):
 
     reads_attention = True
 
-    def __init__(self, dim: int, grid: tuple[int, int], *, ratio: float = 0.3, width: int = 1024) -> None:
+    def __init__(
+        self, dim: int, grid: tuple[int, int], *, text_length: int, ratio: float = 0.3, width: int = 1024
+    ) -> None:
         super().__init__()
         patches = grid[0] * grid[1]
         if not 0 < ratio <= 1 or int(ratio * patches) < 1:
@@ -136,20 +139,19 @@ class TokenSelectionHead(nn.Module):
             )
         if width < 2 or width % 2:
             raise UserError(f"head.width: {width} given, expected an even number, such as 1024")
-        self.ratio = ratio
         self.slots = {"global": 1}
         self.widths = (dim, width)
         self.embed_dim = dim + width
-        self._patches = patches
+        self._patch_count = int(ratio * patches)
+        self._word_count = max(1, int(ratio * (text_length - 2)))
         self.image_selection = SelectedTokens(dim, width)
         self.text_selection = SelectedTokens(dim, width)
 
     def image(self, output: BackboneOutput) -> SelectionEncoded:
-        return self._encoded(output, self.image_selection, int(self.ratio * self._patches))
+        return self._encoded(output, self.image_selection, self._patch_count)
 
     def text(self, output: BackboneOutput) -> SelectionEncoded:
-        positions = output.tokens.shape[1]
-        return self._encoded(output, self.text_selection, max(1, int(self.ratio * (positions - 2))))
+        return self._encoded(output, self.text_selection, min(self._word_count, output.tokens.shape[1]))
 
     def _encoded(self, output: BackboneOutput, selection: SelectedTokens, count: int) -> SelectionEncoded:
         if output.attention is None:

@@ -77,10 +77,11 @@ class LossTerm(nn.Module):
 
     `needs` names what the term reads from `Features`: views ("image", "image_aug", "text", ...), "pids", ...
     The datamodule builds exactly the views that the terms of the objective need. `reads_tokens` is true if the term
-    reads tokens, and not only embeddings and pooled features. The term builds its own parameters (a classifier, a
-    projector) from a `ModelSpec`. `build_objective` sets `weight` and `ramp`, which every term has in the config.
-    `provides` names the tensors that this term makes for other terms. A term that is `weighted` multiplies the loss of
-    each pair by the label "pair_weights".
+    reads tokens, and not only embeddings and pooled features. `fixed_length` is true if it needs captions that are
+    padded to the full length, because it reads padding or compares tokens of several processes. The term builds its own
+    parameters (a classifier, a projector) from a `ModelSpec`. `build_objective` sets `weight` and `ramp`, which every
+    term has in the config. `provides` names the tensors that this term makes for other terms. A term that is `weighted`
+    multiplies the loss of each pair by the label "pair_weights".
 
     Shape: ``forward(features) -> (scalar, stats)``. ``stats() -> {name: detached scalar}`` computes figures to log. It
     is called right after `forward`, without gradient, and only in the steps that log. `dict` logs nothing.
@@ -89,6 +90,7 @@ class LossTerm(nn.Module):
     needs: frozenset[str] = frozenset({"image", "text"})
     provides: frozenset[str] = frozenset()
     reads_tokens: ClassVar[bool] = False
+    fixed_length: bool = False
     weight: float = 1.0
     ramp: Ramp | None = None
     weighted: bool = False
@@ -173,6 +175,11 @@ class Objective(nn.Module):
     def provides(self) -> frozenset[str]:
         """The union of what the terms provide to each other."""
         return frozenset().union(*(term.provides for term in self._terms().values()))
+
+    @property
+    def fixed_length(self) -> bool:
+        """Whether a term needs captions that are padded to the full length."""
+        return any(term.fixed_length for term in self._terms().values())
 
     def forward(self, features: Features, *, with_stats: bool = True) -> LossReport:
         features.expect(self.needs)

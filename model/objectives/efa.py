@@ -189,6 +189,7 @@ class EFA(LossTerm):
 
     needs = frozenset({"image", "text"})
     reads_tokens = True
+    fixed_length = True
 
     def __init__(
         self,

@@ -1,11 +1,13 @@
 """Implicit relation reasoning (IRRA, CVPR 2023): prediction of masked words from caption and image."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers.activations import QuickGELUActivation
 
 from model.features import Features
@@ -14,6 +16,7 @@ from model.objectives.pairs import at_least_fp32
 
 NOT_PREDICTED: Final = -100  # the label that PyTorch's cross-entropy ignores
 DEPTH: Final = 4  # blocks of the interaction encoder
+SCORES: Final = 2**25  # scores over the vocabulary that are in memory at a time: 128 MiB in fp32
 
 
 def mlm_loss(scores: Tensor, labels: Tensor) -> Tensor:
@@ -108,6 +111,7 @@ class MLM(LossTerm):
     def __init__(self, *, spec: ModelSpec, attend_padding: bool | None) -> None:
         super().__init__(spec=spec)
         self.attend_padding = attend_padding
+        self._vocabulary = spec.vocab_size
         width = spec.pooled_dim
         self.interaction = InteractionEncoder(width, DEPTH)
         dense, scores = nn.Linear(width, width), nn.Linear(width, spec.vocab_size)
@@ -117,20 +121,46 @@ class MLM(LossTerm):
             OrderedDict(dense=dense, activation=QuickGELUActivation(), norm=nn.LayerNorm(width), scores=scores)
         )
 
+    @property
+    def fixed_length(self) -> bool:  # type: ignore[override]
+        return bool(self.attend_padding)
+
     def forward(self, features: Features) -> tuple[Tensor, Stats]:
         image, text = features.image("image"), features.text("text_masked")
         labels, positions = features.label("mlm_labels"), features.label("mlm_positions")
         with features.amp():
             words = self.interaction(text.tokens, image.tokens, None if self.attend_padding else text.mask)
-            scores = self.head(words.flatten(0, 1)[positions])  # (masked positions, V)
+        words = words.flatten(0, 1)[positions]  # (masked positions, D)
         wanted = labels.flatten()[positions]
         masked = labels != NOT_PREDICTED
-        total, predicted = features.gather(torch.stack([_entropy(scores, wanted), masked.sum()])[None]).sum(dim=0)
+
+        def entropy(words: Tensor, wanted: Tensor) -> Tensor:
+            with features.amp():
+                scores = self.head(words)
+            return _entropy(scores, wanted)
+
+        def right(words: Tensor, wanted: Tensor) -> Tensor:
+            with features.amp():
+                return (self.head(words).argmax(dim=1) == wanted).sum()
+
+        own = torch.stack([self._summed(entropy, words, wanted), masked.sum()])
+        total, predicted = features.gather(own[None]).sum(dim=0)
         predicted = predicted.clamp_min(1)
 
         def stats() -> dict[str, Tensor]:
-            counts = torch.stack([(scores.argmax(dim=1) == wanted).sum(), (~masked.any(dim=1)).sum()]).float()
-            right, left_out = features.gather(counts[None]).sum(dim=0)
-            return {"accuracy": right / predicted.detach(), "captions_left_out": left_out}
+            counts = torch.stack([self._summed(right, words, wanted), (~masked.any(dim=1)).sum()]).float()
+            right_ones, left_out = features.gather(counts[None]).sum(dim=0)
+            return {"accuracy": right_ones / predicted.detach(), "captions_left_out": left_out}
 
         return total / predicted, stats
+
+    def _summed(self, work: Callable[[Tensor, Tensor], Tensor], words: Tensor, wanted: Tensor) -> Tensor:
+        """Returns the sum of `work` over chunks of the masked positions.
+
+        If there are several chunks, their scores are computed again in the backward pass and not kept.
+        """
+        size = max(1, SCORES // self._vocabulary)
+        if len(words) <= size:
+            return work(words, wanted)
+        chunks = zip(words.split(size), wanted.split(size), strict=True)
+        return torch.stack([checkpoint(work, *chunk, use_reentrant=False) for chunk in chunks]).sum()

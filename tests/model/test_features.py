@@ -102,6 +102,20 @@ def test_expected_image_views_share_one_pass_and_equal_separate_ones(encoder: Co
     assert sorted(calls.images) == [BATCH, BATCH, BATCH, BATCH, 2 * BATCH]
 
 
+def test_expected_text_views_share_one_pass_and_equal_separate_ones(encoder: CountingEncoder, calls: Calls) -> None:
+    draw = torch.Generator().manual_seed(2)
+    texts = {
+        view: (torch.randint(10, (BATCH, 5), generator=draw), torch.ones(BATCH, 5, dtype=torch.bool))
+        for view in ("text", "text_masked")
+    }
+    together, apart = (Features(encoder, {}, texts, {}) for _ in range(2))
+    together.expect({"text", "text_masked"})
+    for view in texts:
+        torch.testing.assert_close(vars(together.text(view)), vars(apart.text(view)))
+    assert sorted(calls.texts) == [BATCH, BATCH, 2 * BATCH]
+    assert [len(source) for source in together.sources()] == [2 * BATCH]
+
+
 def test_a_view_that_was_expected_but_not_asked_for_does_not_count_as_accessed(
     encoder: CountingEncoder,
 ) -> None:

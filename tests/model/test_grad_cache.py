@@ -267,4 +267,4 @@ def test_a_term_that_reads_tokens_is_refused_by_name(preset: str, term: str) -> 
 
 def test_a_head_that_normalises_over_the_batch_is_refused_by_name() -> None:
     with pytest.raises(UserError, match=r"^head=token_selection normalises over the whole batch.*micro_batch=null$"):
-        refuse_unlike(TokenSelectionHead(4, (8, 2)), objective_of("sdm"))
+        refuse_unlike(TokenSelectionHead(4, (8, 2), text_length=12), objective_of("sdm"))

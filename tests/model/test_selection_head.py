@@ -41,7 +41,7 @@ def text_output() -> BackboneOutput:
 
 def made() -> TokenSelectionHead:
     torch.manual_seed(0)
-    head = TokenSelectionHead(DIM, GRID, width=WIDTH)
+    head = TokenSelectionHead(DIM, GRID, text_length=LENGTH, width=WIDTH)
     for norm in (module for module in head.modules() if isinstance(module, MaskedBatchNorm)):
         norm.running_mean.normal_()
         norm.running_var.uniform_(0.5, 2)
@@ -128,4 +128,4 @@ def test_batch_normalisation_is_torch_s_over_the_selected_tokens() -> None:
 )
 def test_sizes_that_select_nothing_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        TokenSelectionHead(DIM, GRID, **options)
+        TokenSelectionHead(DIM, GRID, text_length=LENGTH, **options)

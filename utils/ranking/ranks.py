@@ -3,14 +3,15 @@
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from utils.training.progress import Bar
 
-TILE = 64
+TILE: Final = 64
+COMPARED: Final = 2**25  # comparisons of scores with positives that are in memory at a time, a byte each
 
 
 class Grouped(NamedTuple):
@@ -86,11 +87,8 @@ class RankBlock:
 
     def count_negatives(self, scores: Tensor, buffer: Tensor) -> None:
         """Counts the `scores` ``(n, m)`` that are at least as high as each positive; overwrites `buffer` ``(n, m)``."""
-        # A float buffer keeps comparison and sum vectorised; sums are exact below 2^24 items.
-        num_ahead = torch.empty_like(self.positives)
-        for positive, number in zip(self.positives, num_ahead, strict=True):
-            torch.ge(scores, positive[:, None], out=buffer)
-            torch.sum(buffer, dim=1, out=number)
+        on_cpu = scores.device.type == "cpu"
+        num_ahead = one_by_one(scores, self.positives, buffer) if on_cpu else together(scores, self.positives)
         with self._lock:
             self._num_ahead += num_ahead
 
@@ -101,6 +99,25 @@ class RankBlock:
     def flat_ranks(self) -> Tensor:
         """Returns the ranks of the positives, item after item, without padding."""
         return self.ranks()[(self._slots < self.matches).T]
+
+
+def one_by_one(scores: Tensor, positives: Tensor, buffer: Tensor) -> Tensor:
+    """Returns the number ``(K, n)`` of `scores` ``(n, m)`` that are at least as high as each of `positives` ``(K, n)``.
+
+    For a CPU: `buffer` ``(n, m)`` stays in its cache. Floats keep comparison and sum vectorised; sums are exact below
+    2^24 items.
+    """
+    numbers = torch.empty_like(positives)
+    for positive, number in zip(positives, numbers, strict=True):
+        torch.ge(scores, positive[:, None], out=buffer)
+        torch.sum(buffer, dim=1, out=number)
+    return numbers
+
+
+def together(scores: Tensor, positives: Tensor) -> Tensor:
+    """Returns what `one_by_one` returns, with few kernels: on a GPU the start of each takes time."""
+    some = positives.split(max(1, COMPARED // scores.numel()))
+    return torch.cat([torch.sum(scores >= part[:, :, None], dim=2, dtype=torch.float32) for part in some])
 
 
 def count_ranks(

@@ -229,7 +229,7 @@ def score_chunks(
 
 def _block_size(device: torch.device) -> int:
     """Returns the items of a side in one block of scores: it fits in a CPU's cache, or keeps a GPU busy."""
-    return 512 if device.type == "cpu" else 4096
+    return 512 if device.type == "cpu" else 2048
 
 
 def _as_ranks(blocks: list[RankBlock]) -> Ranks:

@@ -10,9 +10,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import RandomErasing
 
 from data.annotations import Record
-from data.batch import IMAGE, IMAGE_AUG, INDEX, PIDS, SEEDS, SOURCE, TEXT
+from data.batch import COPIES, IMAGE, IMAGE_AUG, INDEX, PIDS, SEEDS, SOURCE, TEXT
 from data.images.read import Resize, read_image
-from data.loading.datasets import CaptionDataset, ImageDataset, PairDataset
+from data.loading.datasets import CaptionDataset, Collate, ImageDataset, PairDataset
 from data.loading.samplers import Draw
 from data.views.augmentation import Augmentation, RandomWordDeletion
 from data.views.build import Views
@@ -115,5 +115,16 @@ class TestEvaluationDatasets:
         dataset = CaptionDataset(records)
         samples = [dataset[index] for index in range(len(dataset))]
         assert [sample[TEXT] for sample in samples] == [text for record in records for text in record.captions]
-        assert [sample[PIDS] for sample in samples] == [70, 70, 5, 70, 9, 9, 9]
-        assert [sample[INDEX] for sample in samples] == list(range(7))
+        assert [sample[PIDS] for sample in samples] == [[70], [70], [5], [70], [9], [9], [9]]
+        assert [sample[INDEX] for sample in samples] == [[index] for index in range(7)]
+
+    def test_equal_captions_are_one_row_and_short_ones_come_first(self, records: list[Record]) -> None:
+        captions = [("a long caption", "a man"), ("a man",), ("red",), ("red", "a man", "x")]
+        records = [record._replace(captions=texts) for record, texts in zip(records, captions, strict=True)]
+        dataset = CaptionDataset(records)
+        samples = [dataset[place] for place in range(len(dataset))]
+        assert [sample[TEXT] for sample in samples] == ["x", "red", "a man", "a long caption"]
+        batch = Collate(lambda texts: texts)(samples)
+        assert batch[COPIES].tolist() == [1, 2, 3, 1]
+        assert batch[INDEX].tolist() == [6, 3, 4, 1, 2, 5, 0]
+        assert batch[PIDS].tolist() == [9, 70, 9, 70, 5, 9, 70]

@@ -94,7 +94,7 @@ def test_it_is_the_last_layers_own_attention(hub_folders: dict[str, Path], name:
 def test_no_matrix_is_made_and_outputs_are_the_same_with_and_without(hub_folders: dict[str, Path], name: str) -> None:
     plain, recorded = (load(hub_folders, name) for _ in range(2))
     TBPS(plain, GlobalHead(plain.embed_dim))
-    TBPS(recorded, TokenSelectionHead(recorded.embed_dim, recorded.grid, width=8))
+    TBPS(recorded, TokenSelectionHead(recorded.embed_dim, recorded.grid, text_length=12, width=8))
     outputs = []
     for backbone in (plain, recorded):
         with Matrices(LENGTH, 32, 33) as matrices, torch.no_grad():
@@ -156,4 +156,4 @@ def test_compiled_towers_record_too(hub_folders: dict[str, Path], name: str, mon
 def test_a_tower_without_attention_is_refused_by_name(hub_folders: dict[str, Path]) -> None:
     backbone = load(hub_folders, "resnet")
     with pytest.raises(UserError, match=r"^head=token_selection selects tokens by attention, but ResNetModel has no"):
-        TBPS(backbone, TokenSelectionHead(backbone.embed_dim, backbone.grid, width=8))
+        TBPS(backbone, TokenSelectionHead(backbone.embed_dim, backbone.grid, text_length=12, width=8))

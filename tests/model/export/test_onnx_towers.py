@@ -22,7 +22,7 @@ SIZE, LENGTH = (64, 32), 12
     ("name", "head"),
     [
         ("siglip", GlobalHead),
-        ("clip", partial(TokenSelectionHead, width=16)),
+        ("clip", partial(TokenSelectionHead, text_length=LENGTH, width=16)),
         ("vit", partial(PartHead, coarse=2, fine=2)),
     ],
 )

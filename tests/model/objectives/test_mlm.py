@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from data.batch import NOT_PREDICTED as MARKED_IN_BATCHES
 from model.features import Encoded, Encoder, Features
-from model.objectives import MLM, ModelSpec, Objective, mlm_loss
+from model.objectives import MLM, ModelSpec, Objective, mlm, mlm_loss
 from model.objectives.mlm import NOT_PREDICTED, InteractionEncoder
 from tests.model.objectives.make_term import make_term
 
@@ -221,6 +221,28 @@ def test_only_masked_positions_reach_the_vocabulary_and_nothing_changes(term: ML
         torch.testing.assert_close(got, wanted)
 
 
+def test_scores_in_chunks_change_neither_loss_nor_gradient_nor_statistics(
+    term: MLM, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for scores in (2**25, 3 * VOCABULARY):
+        monkeypatch.setattr(mlm, "SCORES", scores)
+        features = features_with(labels_of(4), encoder)
+        loss, stats = term(features)
+        inputs = [features.image().tokens, features.text("text_masked").tokens, *term.parameters()]
+        found.append((loss, stats(), torch.autograd.grad(loss, inputs)))
+    torch.testing.assert_close(*found)
+
+
+def test_no_more_scores_than_a_chunk_are_kept(term: MLM, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlm, "SCORES", 3 * VOCABULARY)
+    features = features_with(labels_of(5), encoder)
+    kept: list[tuple[int, ...]] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(tuple(saved.shape)) or saved, lambda s: s):
+        term(features)
+    assert not [shape for shape in kept if shape[-1:] == (VOCABULARY,)]
+
+
 def test_longer_padding_changes_nothing(term: MLM, encoder: Encoder) -> None:
     short, padded = (term(features_with(labels_of(4), encoder, padding))[0] for padding in (0, 3))
     torch.testing.assert_close(padded, short)
@@ -280,6 +302,6 @@ def test_runs_under_amp_and_compares_in_fp32(term: MLM, make_features: MakeFeatu
     with torch.autocast("cpu", torch.bfloat16):
         features = make_features(PIDS)
     report = Objective({"mlm": term})(features)
-    assert scored == [torch.bfloat16]
+    assert set(scored) == {torch.bfloat16}
     assert report.total.dtype == torch.float32
     assert report.total.isfinite()

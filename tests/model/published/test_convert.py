@@ -213,7 +213,7 @@ def test_a_checkpoint_of_rde_ranks_as_published_with_its_selection_heads(rde: Rd
     )
     assert not convert(read_state(path), source=path).dropped
 
-    head = TokenSelectionHead(EMBED, backbone.grid, width=2 * EMBED)
+    head = TokenSelectionHead(EMBED, backbone.grid, text_length=LENGTH, width=2 * EMBED)
     assert load_head(head, folder) == [f"token selection starts from {folder / 'heads.safetensors'}"]
     encoder = TBPS(backbone, head).eval()
     mask = torch.arange(LENGTH) <= ids.argmax(dim=1)[:, None]
@@ -232,12 +232,12 @@ def test_a_ranking_without_the_selection_heads_of_rde_says_so(rde: Rde, tmp_path
     with pytest.raises(
         UserError, match=r"image_selection\.linear\.weight of token selection is 256 x 128, expected 64 x"
     ):
-        load_head(TokenSelectionHead(EMBED, (6, 2), width=64), folder)
+        load_head(TokenSelectionHead(EMBED, (6, 2), text_length=LENGTH, width=64), folder)
 
 
 def test_a_backbone_without_selection_heads_says_that_they_are_new(irra: Irra, tmp_path: Path) -> None:
     backbone_of(saved(irra, tmp_path / "irra.pth"), tmp_path / "converted")
-    lines = load_head(TokenSelectionHead(EMBED, (6, 2), width=64), tmp_path / "converted")
+    lines = load_head(TokenSelectionHead(EMBED, (6, 2), text_length=LENGTH, width=64), tmp_path / "converted")
     assert lines == [f"token selection is new: {tmp_path / 'converted'} has none"]
 
 
