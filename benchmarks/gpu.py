@@ -32,6 +32,7 @@ CLAIMS: Final = tuple(  # the most important first, because the last ones are le
         ("kernels", "attention is fused, the GPU is busy, no step waits for it", 40, "kernels:kernels"),
         ("training", "a killed training continues to the same weights; R@1 is the CPU's", 90, "training:training"),
         ("augmentation", "the GPU builds the same views as the workers", 45, "augmentation:augmentation"),
+        ("captions", "captions of usual length make a step shorter", 20, "captions:captions"),
         ("ranking", "100,000 x 100,000 are ranked at the speed of the matrix product", 25, "ranking:ranking"),
         ("clustering", "CPCL's pseudo labels equal those of the CPU", 30, "ranking:clustering"),
         ("grad_cache", "memory stays flat over the batch under GradCache", 45, "options:grad_cache"),
@@ -46,7 +47,8 @@ LEAST: Final = 5.0  # seconds that have to be left to start a claim
 def main(arguments: Sequence[str] | None = None, claims: Sequence[Claim] = CLAIMS) -> int:
     """Runs the claims that the command line names, or all claims. Returns the exit status."""
     options = parse(arguments, claims)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads sleep, as in trainer.py
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # both as in trainer.py: waiting threads sleep,
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # and memory is left without gaps
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: cleans up and prints the findings so far
     chosen = [claim for claim in claims if claim.name in options.claims or not options.claims]
     end = time.monotonic() + 60 * options.minutes

@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # figures of the tests are those of a CPU; a GPU has benchmarks/gpu.py
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at a time; before torch counts the cores
 
 

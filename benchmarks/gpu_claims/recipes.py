@@ -13,6 +13,7 @@ from benchmarks.gpu_claims.steps import Recipe, Trainee, all_recipes, seconds_ea
 from lightning_plan import trace_step
 
 AGREE = (0.85, 1.1)  # allowed ratio of the allocated peak to the planned peak
+WORKSPACE = 0.15  # GiB that cuBLAS and cuDNN may take beside tensors
 
 
 def recipes(bench: Bench) -> None:
@@ -68,4 +69,5 @@ def _measure(bench: Bench, recipe: Recipe, plan: Future[float]) -> None:
     bench.expect(not trainee.stray, f"{trainee.stray} bytes on the device belong to no parameter and no buffer")
     bench.expect(expected is not None, f"it cannot be planned: {problem}")
     if share is not None and bench.on_gpu:
-        bench.expect(AGREE[0] <= share <= AGREE[1], f"a step takes {share:.2f} times what is planned")
+        most = AGREE[1] + WORKSPACE / expected
+        bench.expect(AGREE[0] <= share <= most, f"a step takes {share:.2f} times what is planned")

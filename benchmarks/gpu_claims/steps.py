@@ -15,7 +15,18 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from benchmarks.efa_memory import peak_on_cpu
 from benchmarks.gpu_claims.bench import GIB, Bench
 from benchmarks.plan import HYBRID, LORA, RUNS
-from data.batch import IMAGE_VIEWS, INDEX, MLM_LABELS, MLM_POSITIONS, NOT_PREDICTED, PIDS, TEXT_VIEWS, Batch
+from data.batch import (
+    IMAGE_VIEWS,
+    INDEX,
+    MLM_LABELS,
+    MLM_POSITIONS,
+    NOT_PREDICTED,
+    PIDS,
+    TEXT_MASKED,
+    TEXT_VIEWS,
+    Batch,
+    Tokens,
+)
 from data.loading.dummy_batch import blank_batch, published_identities
 from lightning_models import LitTBPS, build_module
 from model.features import Features
@@ -71,9 +82,16 @@ class Trainee:
     Args:
         cfg: config of the training, `trainer.precision` included.
         batch_size: number of pairs. None: as in `cfg`.
+        captions: tokens of each caption, as many as pairs. None: captions fill all positions.
     """
 
-    def __init__(self, cfg: DictConfig, device: torch.device, batch_size: int | None = None) -> None:
+    def __init__(
+        self,
+        cfg: DictConfig,
+        device: torch.device,
+        batch_size: int | None = None,
+        captions: Tensor | None = None,
+    ) -> None:
         torch.manual_seed(0)
         self.device = device
         self.precision = str(cfg.trainer.precision)
@@ -87,7 +105,7 @@ class Trainee:
         weights = [*self.module.parameters(), *self.module.buffers()]
         self.stray = requested(device) - before - size_of(weights) if device.type == "cuda" else 0
         self.module.to(device)
-        self.batch = drawn_batch(cfg, self.module, self.size, device)
+        self.batch = drawn_batch(cfg, self.module, self.size, device, captions)
         for memory in (part for part in self.module.modules() if isinstance(part, PrototypeMemory)):
             shape = identities, memory.prototypes.shape[1]
             memory.prototypes = nn.functional.normalize(torch.rand(shape, device=device), dim=1)
@@ -150,8 +168,10 @@ def seconds_each(bench: Bench, work: Callable[[], object], most: float) -> float
     return taken / calls
 
 
-def drawn_batch(cfg: DictConfig, module: LitTBPS, size: int, device: torch.device) -> Batch:
-    """Returns a batch of `size` pairs, two per person, with random pixels and words. Captions fill all positions."""
+def drawn_batch(
+    cfg: DictConfig, module: LitTBPS, size: int, device: torch.device, captions: Tensor | None = None
+) -> Batch:
+    """Returns a batch of `size` pairs, two per person, with random pixels and words. `captions` is as in `Trainee`."""
     draw = torch.Generator().manual_seed(1)
     batch = blank_batch(module.objective.needs, size, cfg.img_size, cfg.backbone.max_length)
     words = module.encoder.backbone.vocab_size
@@ -162,9 +182,16 @@ def drawn_batch(cfg: DictConfig, module: LitTBPS, size: int, device: torch.devic
     batch[INDEX] = torch.arange(size)
     if PIDS in batch:
         batch[PIDS] = batch[INDEX] // 2
+    if captions is not None:
+        for name in (name for name in TEXT_VIEWS if name in batch):
+            ids = batch[name].ids
+            tokens = Tokens(ids, torch.arange(ids.shape[1]) < captions[:, None])
+            batch[name] = tokens if module.fixed_length else tokens.cut()
     if MLM_LABELS in batch:
-        labels = torch.full_like(batch[MLM_LABELS], NOT_PREDICTED)
-        places = torch.randperm(labels.numel(), generator=draw)[: len(batch[MLM_POSITIONS])].sort().values
+        labels = torch.full_like(batch[TEXT_MASKED].ids, NOT_PREDICTED)
+        words = batch[TEXT_MASKED].mask.flatten().nonzero().squeeze(1)
+        chosen = torch.randperm(len(words), generator=draw)[: len(batch[MLM_POSITIONS]) * len(words) // labels.numel()]
+        places = words[chosen].sort().values
         labels.view(-1)[places] = torch.randint(words, places.shape, generator=draw)
         batch |= {MLM_LABELS: labels, MLM_POSITIONS: places}
     return tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)
