@@ -121,7 +121,6 @@ class LitTBPS(LitRanker):
         if self._rates_before not in ({}, rates) and self.trainer.is_global_zero:
             was, goes_on = (", ".join(f"{k} {v:.3g}" for k, v in r.items()) for r in (self._rates_before, rates))
             print(f"rates   were {was} at step {self.global_step}; this run goes on at {goes_on}", flush=True)
-
         if self.masking is not None:
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             self._masker = data.masker.on(self.device)

@@ -105,7 +105,7 @@ def test_the_checkpoint_has_the_probabilities_of_all_pairs(trained: Path) -> Non
     probabilities = (steps.float() / STEPS).masked_fill(steps == UNSEEN, 0)
     words = probabilities > 0
     means = probabilities.sum(dim=1) / words.sum(dim=1)
-    assert ((0.14 < means) & (means < 0.25)).all(), "the mean is kept, but for what is clipped at 0"
+    assert ((means > 0.14) & (means < 0.25)).all(), "the mean is kept, but for what is clipped at 0"
     assert probabilities[words].std() > 0.01
 
 
@@ -113,33 +113,36 @@ class Died(Exception):  # noqa: N818
     """What stops a training in place of a power cut."""
 
 
-@pytest.mark.parametrize("dies_at", [3, 9])
-def test_continued_within_an_epoch_it_is_bit_identical(
-    dies_at: int, trained: Path, small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step = LitTBPS.training_step
+def train_until(step: int, cfg: DictConfig) -> None:
+    """Trains until optimizer step `step`, where the run dies."""
+    whole = LitTBPS.training_step
 
     def dying(self: LitTBPS, *args: Any) -> Tensor:
-        if self.global_step == dies_at:
+        if self.global_step == step:
             raise Died
-        return step(self, *args)
+        return whole(self, *args)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LitTBPS, "training_step", dying)
         with pytest.raises(Died):
-            trainer.train(config(small_root, tmp_path, *EVERY_2))
-    last = tmp_path / "checkpoints" / "last.ckpt"
-    trainer.train(config(small_root, tmp_path, *EVERY_2, f"ckpt_path={last}"))
+            trainer.train(cfg)
+
+
+def test_continued_within_the_second_epoch_it_is_bit_identical(trained: Path, small_root: Path, tmp_path: Path) -> None:
+    train_until(9, config(small_root, tmp_path, *EVERY_2))  # step 8 is saved: two steps masked by what was found
+    trainer.train(config(small_root, tmp_path, *EVERY_2, f"ckpt_path={tmp_path / 'checkpoints' / 'last.ckpt'}"))
     assert differences(trained, tmp_path) == []
 
 
-def test_grad_cache_finds_the_same_probabilities(small_root: Path, tmp_path: Path) -> None:
-    short = ("trainer.max_epochs=1", "trainer.limit_train_batches=2")
-    trainer.train(config(small_root, tmp_path / "plain", *short))
-    trainer.train(config(small_root, tmp_path / "cached", *short, "grad_cache.micro_batch=3"))
-    plain, cached = (table(tmp_path / run).int() for run in ("plain", "cached"))
-    assert (plain != UNSEEN).any(dim=1).sum() == 16
-    assert (plain - cached).abs().max() <= 1
+def test_grad_cache_finds_the_same_probabilities(
+    trained: Path, watched: Watched, small_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = Watched()
+    cached.start(monkeypatch)
+    train_until(2, config(small_root, tmp_path, *EVERY_2, "grad_cache.micro_batch=3"))
+    for (pairs, rows), (expected_pairs, expected) in zip(cached.kept, watched.kept[:2], strict=True):
+        assert torch.equal(pairs, expected_pairs)
+        torch.testing.assert_close(rows, expected, rtol=0, atol=1e-5)
 
 
 def test_what_it_leaves_is_a_backbone_for_another_recipe(trained: Path, small_root: Path, tmp_path: Path) -> None:
@@ -158,8 +161,11 @@ def test_what_it_leaves_is_a_backbone_for_another_recipe(trained: Path, small_ro
             r"^masking=noise_aware remembers each word .* which aug\.text changes .* set aug\.text=\[\]",
         ),
         (("aug=rde",), r"^masking=noise_aware remembers each word .* which aug\.tokens changes"),
-        (("dataset.further_captions={vi_captions: 1}",), r"^masking=.* which dataset\.further_captions changes"),
-        (("loss.terms.sdm.text_view=masked",), r"^loss\.terms\.sdm\.text_view: masked given, expected one of text, t"),
+        (("dataset.further_captions={captions: 1}",), r"^masking=.* which dataset\.further_captions changes"),
+        (
+            ("loss.terms.sdm.text_view=masked",),
+            r"^loss\.terms\.sdm\.text_view=masked is unknown; expected text or text_m",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(

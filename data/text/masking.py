@@ -116,6 +116,10 @@ class Masker:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
 
+    def on(self, device: torch.device) -> "Masker":
+        """Returns this masker for tokens on `device`."""
+        return Masker(self.vocabulary.on(device))
+
     def __call__(self, tokens: Tokens, draws: Tensor) -> MaskedTokens:
         """Returns masked tokens and labels; the result depends only on the arguments.
 
