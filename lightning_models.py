@@ -122,9 +122,9 @@ class LitTBPS(LitRanker):
             was, goes_on = (", ".join(f"{k} {v:.3g}" for k, v in r.items()) for r in (self._rates_before, rates))
             print(f"rates   were {was} at step {self.global_step}; this run goes on at {goes_on}", flush=True)
         if self.masking is not None:
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            self._masker = data.masker.on(self.device)
-            self.masking.begin(len(data.text_images), pads_left=self._masker.vocabulary.pads_left)
+            self._masker = self.trainer.datamodule.masker.on(self.device)  # type: ignore[attr-defined]
+            pairs = len(self.trainer.train_dataloader.dataset)
+            self.masking.begin(pairs, pads_left=self._masker.vocabulary.pads_left)
 
     def on_train_epoch_start(self) -> None:
         if self.labeler is not None and self.labeler.due(self.current_epoch):

@@ -82,9 +82,10 @@ class MatchedCaptions:
 class NoiseAwareMasking(Resizable):
     """The masking probabilities of all words of all training pairs, from one epoch to the next.
 
-    A pair has `share` for all its words until a step has trained it. Its row is replaced in each step that trains it,
-    so a pair that an epoch leaves out keeps its row. All processes have the same table, and checkpoints contain it. It
-    takes one byte a token on the device: 77 MB for a million pairs of 77 tokens.
+    A pair has `share` for all its words until a step has trained it. Its row is replaced in each step that trains it: a
+    pair that an epoch leaves out keeps its row, and one that an epoch draws twice has the newer one. All processes have
+    the same table, and checkpoints contain it. It takes one byte a token on the device: 77 MB for a million pairs of 77
+    tokens.
 
     Decision: probabilities are rounded to steps of 1 / 254.
 
