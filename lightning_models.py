@@ -123,7 +123,7 @@ class LitTBPS(LitRanker):
             print(f"rates   were {was} at step {self.global_step}; this run goes on at {goes_on}", flush=True)
         if self.masking is not None:
             self._masker = self.trainer.datamodule.masker.on(self.device)  # type: ignore[attr-defined]
-            pairs = len(self.trainer.train_dataloader.dataset)
+            pairs = len(self.trainer.train_dataloader.dataset)  # type: ignore[union-attr]
             self.masking.begin(pairs, pads_left=self._masker.vocabulary.pads_left)
 
     def on_train_epoch_start(self) -> None:

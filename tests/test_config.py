@@ -97,6 +97,13 @@ def check_pseudo_label(cfg: DictConfig, folders: dict[str, Path]) -> None:
     assert labeler.name == cfg.pseudo_label.name
 
 
+def check_masking(cfg: DictConfig, folders: dict[str, Path]) -> None:
+    if cfg.masking.name == "uniform":
+        assert list(cfg.masking) == ["name"]
+        return
+    assert instantiate(cfg.masking, max_length=12).steps.shape == (0, 12)
+
+
 def check_aug(cfg: DictConfig, folders: dict[str, Path]) -> None:
     assert isinstance(instantiate(cfg.aug), Augmentation)
 
