@@ -178,7 +178,7 @@ def test_every_experiment_composes_with_every_backbone_and_dataset(experiment: s
     cfg = composed(f"experiment={experiment}", f"dataset={dataset}", name=primary)
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert cfg.dataset.name == dataset
-    embedded = {"cpcl": "tiny_clip", "fmfa": "tiny_clip", "irra": "tiny_clip", "rde": "tiny_clip"}
+    embedded = dict.fromkeys(("cpcl", "fmfa", "irra", "pretrain", "rde"), "tiny_clip")
     embedded["part_cmr"] = "tiny_resnet_bert"
     assert cfg.backbone.name == {"demo": embedded.get(experiment, "tiny_siglip")}.get(primary, primary)
     needs = build_objective(cfg.loss.terms, SPEC).needs & set(VIEWS)
