@@ -48,6 +48,7 @@ class TBPSDataModule(L.LightningDataModule):
         aug, seed: augmentation that builds the views of training; seed of batches and augmentation.
         with_pids: whether training may read identities. If false, training batches do not contain them, and pairs are
             trained in the stages that `set_stages` sets.
+        masks_later: whether `TEXT_MASKED` comes unmasked with its `MASK_DRAWS`; the training step masks it by `masker`.
         splits: splits whose images are needed. Each image is checked, and decoded if it is not in the cache.
         list_in: folder in which to write a list of the images that cannot be read. None: no list is written.
 
@@ -76,6 +77,7 @@ class TBPSDataModule(L.LightningDataModule):
         all_languages: bool = False,
         further_captions: Mapping[str, float] | None = None,
         with_pids: bool = True,
+        masks_later: bool = False,
         splits: Sequence[str] = SPLITS,
         on_broken: str = "error",
         list_in: Path | None = None,
@@ -90,18 +92,17 @@ class TBPSDataModule(L.LightningDataModule):
         self.tokenize = Tokenize(tokenizer, max_length, cleaned=True)
         self._in_training: dict[str, Any] = {}  # arguments of `Collate`
         self._in_evaluation: dict[str, Any] = {}
-        self._aug = aug
+        self._aug, self._further = aug, dict(further_captions or {})
         self._sampling = Sampling(sampler, num_instance, batch_size, seed, with_pids, all_languages)
-        self._eval_batch_size = eval_batch_size
-        self._num_workers = num_workers
-        self._augment_on, self._with_pids = augment_on, with_pids
-        self._further = dict(further_captions or {})
+        self._eval_batch_size, self._num_workers = eval_batch_size, num_workers
+        self._augment_on, self._with_pids, self._masks_later = augment_on, with_pids, masks_later
         self._views: Views | None = None
         self._device_views: DeviceViews | None = None
         self._vocabulary: Vocabulary | None = None
+        self.masker: Masker | None = None
         self.mask_token_added = False  # to the backbone's tokenizer
-        height, width = self._img_size = img_size[0], img_size[1]
-        resize = Resize((height, width), self.interpolation)
+        self._img_size = img_size[0], img_size[1]
+        resize = Resize(self._img_size, self.interpolation)
         own: dict[str, Any] = {"cache_dir": Path(cache_dir) if cache else None, "on_broken": on_broken}
         self.dataset, self._read = open_images(dataset, splits, resize, **own, list_in=list_in)  # last: may take long
         self._stages = np.ones(len(self.text_images), dtype=np.int64)
@@ -128,8 +129,9 @@ class TBPSDataModule(L.LightningDataModule):
         if TEXT_MASKED in views or make_noise is not None:
             self._vocabulary = Vocabulary(self.tokenize.tokenizer, mask_id)
             self.mask_token_added = self._vocabulary.added
-            masker = Masker(self._vocabulary) if TEXT_MASKED in views else None
-            self._in_training |= {"masker": masker, "noise": make_noise and make_noise(self._vocabulary)}
+            self.masker = Masker(self._vocabulary) if TEXT_MASKED in views else None
+            masker, noise = None if self._masks_later else self.masker, make_noise and make_noise(self._vocabulary)
+            self._in_training |= {"masker": masker, "noise": noise}
 
     def set_padding(self, *, training: bool, evaluation: bool) -> None:
         """Sets whether captions are padded to the full length; if not, to about the longest of their batch."""
@@ -176,11 +178,8 @@ class TBPSDataModule(L.LightningDataModule):
     def test_pair(self, caption: int) -> Batch:
         """Returns a batch of one: the test caption at index `caption`, its image, and the image's index as `INDEX`."""
         image, text = captions_of(self.dataset.test)[caption]
-        return {
-            INDEX: torch.tensor([image]),
-            IMAGE: self._read(self.dataset.test[image])[None],
-            TEXT: self.tokenize([text]),
-        }
+        pixels = self._read(self.dataset.test[image])[None]
+        return {INDEX: torch.tensor([image]), IMAGE: pixels, TEXT: self.tokenize([text])}
 
     @cached_property
     def counts(self) -> DatasetCounts:
@@ -268,8 +267,7 @@ class TBPSDataModule(L.LightningDataModule):
         return PairDataset(self.dataset.train, self._read, self._views, **options)
 
     def _sampler(self, dataset: PairDataset, **share: int) -> EpochSampler:
-        languages = self.dataset.caption_languages("train")
-        return self._sampling.sampler(dataset, self._stages, languages, **share)
+        return self._sampling.sampler(dataset, self._stages, self.dataset.caption_languages("train"), **share)
 
     def _evaluation_loaders(self, split: str) -> list[DataLoader[Batch]]:
         records = getattr(self.dataset, split)
@@ -302,6 +300,7 @@ def build_data(cfg: DictConfig, splits: Sequence[str] = SPLITS) -> TBPSDataModul
         **{key: value for key, value in cfg.dataset.items() if key not in USED},
         seed=cfg.seed,
         with_pids=cfg.pseudo_label.name == "none" or get_class(cfg.pseudo_label._target_).reads_pids,  # type: ignore[attr-defined]
+        masks_later=cfg.masking.name != "uniform",
         splits=splits,
         list_in=None if rank_zero_only.rank else Path(cfg.run_dir),  # type: ignore[attr-defined]
     )

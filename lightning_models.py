@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning as L
 import torch
@@ -15,10 +15,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from data.batch import IMAGE_VIEWS, INDEX, LABELS, TEXT_VIEWS, Batch
+from data.text.masking import Masker
+from lightning_labels import relabel
+from lightning_masking import build_masking, masked_features
 from lightning_ranker import LitRanker
-from model.features import Features, no_gather
+from model.features import Encoded, Features, no_gather
 from model.grad_cache import GradCache, refuse_unlike
-from model.labeling import EncodedPairs, Labeling
+from model.labeling import Labeling
+from model.noise_aware_masking import NoiseAwareMasking
 from model.objectives.base import LossReport, ModelSpec, Objective
 from model.objectives.build import build_objective
 from model.tbps import TBPS
@@ -26,14 +30,13 @@ from solver.optimizers import can_fuse, learning_rates, under_settings_of
 from utils.checkpoints.schema import check_moments, check_restorable
 from utils.checkpoints.weights import frozen_names, load_weights, refused_to_continue
 from utils.config.evaluation import build_measures
-from utils.errors import UserError, check_positive
+from utils.errors import check_positive
 from utils.ranking.metrics import STANDARD, Metric
 from utils.training.gather import gather_rows
 from utils.training.nan_guard import FiniteLosses
 
 MakeOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer]
 MakeScheduler = Callable[..., LRScheduler]
-Result = TypeVar("Result")
 
 
 class LitTBPS(LitRanker):
@@ -50,6 +53,7 @@ class LitTBPS(LitRanker):
         log_every_n_steps: number of steps between two logs. Only then are figures copied from the device.
         labeler: gives labels to the pairs before an epoch. None: there are no such labels.
         micro_batch: as in `GradCache`. None: the whole batch is encoded at once.
+        masking: masks words in the training step. None: batches come masked.
     """
 
     def __init__(
@@ -65,10 +69,14 @@ class LitTBPS(LitRanker):
         labeler: Labeling | None = None,
         micro_batch: int | None = None,
         measures: Mapping[str, Metric] = STANDARD,
+        masking: NoiseAwareMasking | None = None,
     ) -> None:
         super().__init__(encoder, precision, measures)
         self.objective = objective
         self.labeler = labeler
+        self.masking = masking
+        self._masker: Masker | None = None
+        self._ddp_params_and_buffers_to_ignore = ["masking.steps"]  # DDP would send the whole table in every step
         self.strict_loading = False
         self._make_optimizer = make_optimizer
         self._make_scheduler = make_scheduler
@@ -118,49 +126,14 @@ class LitTBPS(LitRanker):
         if self._rates_before not in ({}, rates) and self.trainer.is_global_zero:
             was, goes_on = (", ".join(f"{k} {v:.3g}" for k, v in r.items()) for r in (self._rates_before, rates))
             print(f"rates   were {was} at step {self.global_step}; this run goes on at {goes_on}", flush=True)
+        if self.masking is not None:
+            self._masker = self.trainer.datamodule.masker.on(self.device)  # type: ignore[attr-defined]
+            pairs = len(self.trainer.train_dataloader.dataset)  # type: ignore[union-attr]
+            self.masking.begin(pairs, pads_left=self._masker.vocabulary.pads_left)
 
     def on_train_epoch_start(self) -> None:
         if self.labeler is not None and self.labeler.due(self.current_epoch):
-            self._relabel(self.labeler)
-
-    def _relabel(self, labeler: Labeling) -> None:
-        """Finds labels for the training pairs. All processes encode, and the first process finds the labels."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        text_images = data.text_images
-        if self.trainer.is_global_zero:
-            print(f"labels  encoding {len(data.dataset.train):,} images and {len(text_images):,} captions", flush=True)
-        encoded = self.encode(data.relabel_dataloaders())
-        pairs = EncodedPairs(
-            encoded.images,
-            encoded.texts,
-            text_images,
-            encoded.image_pids,
-            encoded.text_pids,
-            *self.encoder.logit_scale_and_bias(),
-            true_pairs=data.true_pairs,
-        )
-        seed = self._seed * 1_000_003 + self.current_epoch
-        found = self._from_first(lambda: labeler.find(pairs, self.objective, seed))
-        labeler.take(found, pairs, self.objective, seed)
-        data.set_stages(labeler.stages)
-        if self.trainer.is_global_zero:
-            figures = labeler.statistics(found, pairs)
-            for logger in self.trainer.loggers:
-                logger.log_metrics({f"pseudo_label/{name}": value for name, value in figures.items()}, self.global_step)
-            print(labeler.describe(), flush=True)
-
-    def _from_first(self, work: Callable[[], Result]) -> Result:
-        """Runs `work` in the first process, and returns its result, or raises its `UserError`, in all processes."""
-        result: Result | UserError | None = None
-        if self.trainer.is_global_zero:
-            try:
-                result = work()
-            except UserError as error:
-                result = error
-        result = self.trainer.strategy.broadcast(result)
-        if isinstance(result, UserError):
-            raise result
-        return result  # type: ignore[return-value]
+            relabel(self, self.labeler, seed=self._seed * 1_000_003 + self.current_epoch)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         number = self.trainer.fit_loop.epoch_loop.total_batch_idx * self.trainer.world_size + self.global_rank
@@ -168,7 +141,11 @@ class LitTBPS(LitRanker):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         epoch = self.current_epoch + batch_idx / self.trainer.num_training_batches
-        features = self.features(batch, epoch, no_gather if self.trainer.world_size == 1 else gather_rows)
+        gather = no_gather if self.trainer.world_size == 1 else gather_rows
+        if self.masking is None or self._masker is None:
+            features = self.features(batch, epoch, gather)
+        else:
+            features = masked_features(self, batch, epoch, gather, self.masking, self._masker)
         report = self.objective(features, with_stats=self._is_logging_step())
         self._step = features if self.labeler is not None else None
         self._finite.add(self.global_step, report.raw)
@@ -180,13 +157,19 @@ class LitTBPS(LitRanker):
         # DDP waits for the gradient of every parameter, but some objectives do not use the logit scale and bias.
         return report.total + 0 * torch.stack(self.encoder.logit_scale_and_bias()).sum()
 
-    def features(self, batch: Batch, epoch: float = 0.0, gather: Callable[[Tensor], Tensor] = no_gather) -> Features:
-        """Returns the inputs of the losses for a training batch. `epoch` and `gather` are as in `Features`."""
+    def features(
+        self,
+        batch: Batch,
+        epoch: float = 0.0,
+        gather: Callable[[Tensor], Tensor] = no_gather,
+        observe_images: Callable[[Encoded], None] | None = None,
+    ) -> Features:
+        """Returns the inputs of the losses for a training batch. Other arguments are as in `Features`, `GradCache`."""
         labels: dict[str, Tensor] = {label: batch[label] for label in LABELS if label in batch}
         if self.labeler is not None:
             labels |= self.labeler.of(batch[INDEX])
         return Features(
-            self.encoder if self._micro_batch is None else GradCache(self.encoder, self._micro_batch),
+            self.encoder if self._micro_batch is None else GradCache(self.encoder, self._micro_batch, observe_images),
             images={view: batch[view] for view in IMAGE_VIEWS if view in batch},
             texts={view: batch[view] for view in TEXT_VIEWS if view in batch},
             labels=labels,
@@ -300,4 +283,5 @@ def build_module(cfg: DictConfig, encoder: TBPS, num_classes: int) -> LitTBPS:
         labeler=None if cfg.pseudo_label.name == "none" else instantiate(cfg.pseudo_label),
         micro_batch=micro_batch,
         measures=build_measures(cfg.evaluation),
+        masking=build_masking(cfg, objective.needs, encoder),
     )

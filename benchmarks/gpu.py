@@ -35,6 +35,7 @@ CLAIMS: Final = tuple(  # the most important first, because the last ones are le
         ("captions", "captions of usual length make a step shorter", 20, "captions:captions"),
         ("ranking", "100,000 x 100,000 are ranked at the speed of the matrix product", 25, "ranking:ranking"),
         ("clustering", "CPCL's pseudo labels equal those of the CPU", 30, "ranking:clustering"),
+        ("pretrain", "noise-aware masking: the CPU's probabilities, no waiting, continued", 70, "pretrain:pretrain"),
         ("grad_cache", "memory stays flat over the batch under GradCache", 45, "options:grad_cache"),
         ("processes", "a step of two processes is the step of one", 30, "processes:processes"),
         ("adamw8bit", "8-bit optimizer states take the memory that is planned", 25, "options:adamw8bit"),

@@ -23,7 +23,9 @@ L is the length of the longest caption of the batch, rounded up, or the full len
 An evaluation batch holds one modality, `IMAGE` or `TEXT`, with `PIDS` (the raw ids of the annotation file)
 and `INDEX`. Equal captions of a split are one row of `TEXT`: `COPIES` ``(B,)`` tells how many, and `PIDS` and `INDEX`
 have an entry for each, row after row. A training sample also has the random numbers of its masking and of the
-augmentation of its tokens, `MASK_DRAWS` and `TOKEN_DRAWS`; the batch does not.
+augmentation of its tokens, `MASK_DRAWS` and `TOKEN_DRAWS`; the batch does not, unless the training step masks words
+(``masking=noise_aware``). Then `TEXT_MASKED` comes as it is, with fp32 `MASK_DRAWS` ``(B, 3, L)``, and without
+`MLM_LABELS` and `MLM_POSITIONS`.
 
 If image views are built on the training device, the loader's batch has `SOURCE` and `SEEDS` instead: `SOURCE` is uint8
 ``(B, 3, H, W)``, the images without augmentation, and `SEEDS` are B numbers that stay on the host.

@@ -28,15 +28,19 @@ class GradCache:
     Args:
         encoder: the encoder of a micro-batch.
         micro_batch: number of images, or captions, that are encoded at a time.
+        observe_images: is called once with each micro-batch of images, in order, with tokens and without gradient.
     """
 
-    def __init__(self, encoder: Encoder, micro_batch: int) -> None:
+    def __init__(
+        self, encoder: Encoder, micro_batch: int, observe_images: Callable[[Encoded], None] | None = None
+    ) -> None:
         self._encoder = encoder
         self._micro_batch = micro_batch
+        self._observe_images = observe_images
 
     def encode_image(self, pixels: Tensor) -> Encoded:
         """Returns the encoded view of uint8 pixels ``(B, 3, H, W)``."""
-        return self._encode(self._encoder.encode_image, pixels)
+        return self._encode(self._encoder.encode_image, pixels, observe=self._observe_images)
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Encoded:
         """Returns the encoded view of token ids ``(B, L)`` with their mask ``(B, L)``."""
@@ -46,13 +50,15 @@ class GradCache:
         """Returns (logit_scale, logit_bias) of the encoder."""
         return self._encoder.logit_scale_and_bias()
 
-    def _encode(self, encode: Callable[..., Encoded], *inputs: Tensor) -> Encoded:
-        def without_tokens(*rows: Tensor) -> Encoded:
+    def _encode(
+        self, encode: Callable[..., Encoded], *inputs: Tensor, observe: Callable[[Encoded], None] | None = None
+    ) -> Encoded:
+        def without_tokens(*rows: Tensor) -> tuple[Encoded, Encoded]:
             encoded = encode(*rows)
             batch, _, width = encoded.tokens.shape
-            return replace(
-                encoded, tokens=encoded.tokens.new_empty(batch, 0, width), mask=encoded.mask.new_empty(batch, 0)
-            )
+            tokens, mask = encoded.tokens.new_empty(batch, 0, width), encoded.mask.new_empty(batch, 0)
+            detached = replace(encoded, **{name: part.detach() for name, part in vars(encoded).items()})
+            return replace(encoded, tokens=tokens, mask=mask), detached
 
         device = inputs[0].device.type
         # No cast cache: a cast of the weights that all micro-batches share would add up gradients in 16 bits.
@@ -62,10 +68,12 @@ class GradCache:
             enabled=torch.is_autocast_enabled(device),
             cache_enabled=False,
         ):
-            parts = [
-                checkpoint(without_tokens, *rows, use_reentrant=False)
-                for rows in zip(*(whole.split(self._micro_batch) for whole in inputs), strict=True)
-            ]
+            parts = []
+            for rows in zip(*(batch.split(self._micro_batch) for batch in inputs), strict=True):
+                part, whole = checkpoint(without_tokens, *rows, use_reentrant=False)
+                parts.append(part)
+                if observe is not None:
+                    observe(whole)
         return type(parts[0])(*(torch.cat(rows) for rows in zip(*(vars(part).values() for part in parts), strict=True)))
 
 

@@ -97,6 +97,13 @@ def check_pseudo_label(cfg: DictConfig, folders: dict[str, Path]) -> None:
     assert labeler.name == cfg.pseudo_label.name
 
 
+def check_masking(cfg: DictConfig, folders: dict[str, Path]) -> None:
+    if cfg.masking.name == "uniform":
+        assert list(cfg.masking) == ["name"]
+        return
+    assert instantiate(cfg.masking, max_length=12).steps.shape == (0, 12)
+
+
 def check_aug(cfg: DictConfig, folders: dict[str, Path]) -> None:
     assert isinstance(instantiate(cfg.aug), Augmentation)
 
@@ -171,7 +178,7 @@ def test_every_experiment_composes_with_every_backbone_and_dataset(experiment: s
     cfg = composed(f"experiment={experiment}", f"dataset={dataset}", name=primary)
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert cfg.dataset.name == dataset
-    embedded = {"cpcl": "tiny_clip", "fmfa": "tiny_clip", "irra": "tiny_clip", "rde": "tiny_clip"}
+    embedded = dict.fromkeys(("cpcl", "fmfa", "irra", "pretrain", "rde"), "tiny_clip")
     embedded["part_cmr"] = "tiny_resnet_bert"
     assert cfg.backbone.name == {"demo": embedded.get(experiment, "tiny_siglip")}.get(primary, primary)
     needs = build_objective(cfg.loss.terms, SPEC).needs & set(VIEWS)

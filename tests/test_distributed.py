@@ -46,6 +46,7 @@ OF_PRESET = {
 PRESETS = sorted(file.stem for file in (ROOT / "config" / "loss").glob("[!_]*.yaml"))
 STEPS = {preset: [f"loss={preset}", *OF_PRESET.get(preset, ())] for preset in PRESETS}
 STEPS["dora"] = ["loss=itc", "lora=dora", "lora.dropout=0"]
+STEPS["noise_aware"] = ["loss=sdm_masked", "masking=noise_aware", "dataset.overfit_pairs=8"]  # two epochs of a batch
 STEPS["grad_cache"] = ["loss=tbps_clip", NARROW, "grad_cache.micro_batch=2"]
 EXACT = "trainer.precision=64-true"  # in fp32 gradients differ by the rounding of another order of summing
 

@@ -106,6 +106,22 @@ def test_every_epoch_of_irra_and_rde_has_the_released_rate(experiment: str) -> N
         ), name
 
 
+def test_pre_training_has_the_released_rates_and_decay() -> None:
+    """One rate and one decay for all parameters, and IRRA's schedule over 30 epochs."""
+    cfg, _, optimizer = built("experiment=pretrain", "dataset=cuhk_pedes", name="clip")
+    assert type(optimizer) is torch.optim.Adam
+    assert (cfg.trainer.max_epochs, cfg.dataset.batch_size, cfg.trainer.accumulate_grad_batches) == (30, 512, 1)
+    found = of_each(optimizer)
+    for name in found.keys() - {"encoder.backbone.model.logit_scale"}:  # a constant in the released code
+        assert found[name] == (pytest.approx(1e-5), 4e-5, 1e-3), name
+    cosine = [(1 + math.cos(math.pi * (epoch - 5) / 25)) / 2 for epoch in range(5, 30)]
+    shares = [*(0.1 + 0.9 * epoch / 5 for epoch in range(5)), *cosine]
+    rates = of_each_epoch(cfg, optimizer)[min(found)]
+    assert [rate for epoch in rates for rate in epoch] == pytest.approx(
+        [1e-5 * s for s in shares for _ in range(STEPS)]
+    )
+
+
 def test_the_circle_recipe_has_the_released_rates_and_decays() -> None:
     """One rate for adapters and the projector, 1e-4 after a fifth of the training, from 1e-6 and down to 1e-5."""
     cfg, parameters, optimizer = built("dataset=vn3k_vi", name="cir_msiglip")

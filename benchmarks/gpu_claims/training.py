@@ -128,7 +128,7 @@ def _continued(bench: Bench, name: str, started: dict[str, Future[Trained]]) -> 
     """Compares the weights of a continued run with an undisturbed run, and those with a second undisturbed run."""
     runs = {run: started[key].result() for run in ("whole", "cut", "again") if (key := f"{name}, {run}") in started}
     whole = runs.pop("whole")
-    gaps = {run: _gap(whole.weights, trained.weights) for run, trained in runs.items()}
+    gaps = {run: largest_gap(whole.weights, trained.weights) for run, trained in runs.items()}
     bench.row(
         kernels=name,
         continued_from_step=str(runs["cut"].continued_from),
@@ -166,7 +166,7 @@ def _tell_synchronizations(bench: Bench, found: dict[str, Any]) -> None:
     bench.expect(not places, f"Lightning's loop waits for the GPU {each:.2f} times a step")
 
 
-def _gap(one: dict[str, Any], other: dict[str, Any]) -> float:
+def largest_gap(one: dict[str, Any], other: dict[str, Any]) -> float:
     """Returns the largest absolute difference of a weight between `one` and `other`."""
     return max(float((one[name].double() - other[name].double()).abs().max()) for name in one if one[name].numel())
 

@@ -234,9 +234,10 @@ class Collate:
             batch |= {view: self._noise(batch[view], draws) for view in texts}
         if not self._fixed_length:
             batch |= {view: batch[view].cut() for view in texts}
+        if MASK_DRAWS in batch:
+            batch[MASK_DRAWS] = batch[MASK_DRAWS][..., : batch[TEXT_MASKED].ids.shape[1]]
         if self._masker is not None and TEXT_MASKED in batch:
-            length = batch[TEXT_MASKED].ids.shape[1]
-            masked = self._masker(batch[TEXT_MASKED], batch.pop(MASK_DRAWS)[..., :length])
+            masked = self._masker(batch[TEXT_MASKED], batch.pop(MASK_DRAWS))
             batch |= {TEXT_MASKED: masked.tokens, MLM_LABELS: masked.labels, MLM_POSITIONS: masked.positions}
         return batch
 

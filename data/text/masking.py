@@ -1,6 +1,7 @@
 """Masking of words, for losses in which the model predicts them, and as augmentation."""
 
-from typing import Final, NamedTuple
+from copy import copy
+from typing import Final, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -47,6 +48,12 @@ class Vocabulary:
         self.words = torch.tensor([i for i in sorted(tokenizer.get_vocab().values()) if i not in special])
         self.pad_id, self.pads_left = tokenizer.pad_token_id, tokenizer.padding_side == "left"
         self._special = torch.tensor(sorted(special))
+
+    def on(self, device: torch.device) -> Self:
+        """Returns this vocabulary for tokens on `device`."""
+        moved = copy(self)
+        moved.words, moved._special = self.words.to(device), self._special.to(device)
+        return moved
 
     @property
     def max_id(self) -> int:
@@ -107,7 +114,11 @@ class Masker:
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
+
+    def on(self, device: torch.device) -> "Masker":
+        """Returns this masker for tokens on `device`."""
+        return Masker(self.vocabulary.on(device))
 
     def __call__(self, tokens: Tokens, draws: Tensor) -> MaskedTokens:
         """Returns masked tokens and labels; the result depends only on the arguments.
@@ -116,14 +127,22 @@ class Masker:
             tokens: tokens of B captions.
             draws: ``(B, 3, L)``, uniform in [0, 1): they decide whether a position is masked, how, and by which word.
         """
+        changed, masked = self.mask(tokens, draws, MASKED_SHARE)
+        return MaskedTokens(changed, tokens.ids.where(masked, NOT_PREDICTED), masked.flatten().nonzero().squeeze(1))
+
+    def mask(self, tokens: Tokens, draws: Tensor, probabilities: float | Tensor) -> tuple[Tokens, Tensor]:
+        """Returns masked tokens, and bool ``(B, L)``, true on the masked words. It never waits for a device.
+
+        Args:
+            tokens, draws: as in `__call__`.
+            probabilities: the probability of each word ``(B, L)``, or one of all words. If no word of a caption is
+                drawn, the one whose draw exceeds its probability least is masked.
+        """
         ids = tokens.ids
         whether, how, which = draws.unbind(1)
-        maskable = self._vocabulary.is_word(tokens)
-        whether = whether.masked_fill(~maskable, 1.0)
-        lowest = whether == whether.min(dim=1, keepdim=True).values
-        masked = maskable & ((whether < MASKED_SHARE) | lowest)
-        labels = ids.where(masked, NOT_PREDICTED)
-        words, mask_id = self._vocabulary.drawn(which), self._vocabulary.mask_id
+        maskable = self.vocabulary.is_word(tokens)
+        excess = (whether - probabilities).masked_fill(~maskable, torch.inf)
+        masked = maskable & ((excess < 0) | (excess == excess.amin(dim=1, keepdim=True)))
+        words, mask_id = self.vocabulary.drawn(which), self.vocabulary.mask_id
         changed = torch.where(how < _TO_MASK, mask_id, torch.where(how < _TO_RANDOM, words, ids))
-        positions = masked.flatten().nonzero().squeeze(1)
-        return MaskedTokens(Tokens(changed.where(masked, ids), tokens.mask), labels, positions)
+        return Tokens(changed.where(masked, ids), tokens.mask), masked

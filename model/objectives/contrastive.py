@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from model.features import Features
 from model.objectives.base import EmbeddedPairs, LossTerm, ModelSpec, Stats
 from model.objectives.pairs import (
+    checked_text_view,
     checked_views,
     masked_mean,
     mean_over_views,
@@ -183,20 +184,28 @@ class NITC(LossTerm):
     """`nitc` with the logit scale and bias of the backbone, averaged over image views.
 
     Args:
+        text_view: the captions: "text", or "text_masked", in which words are masked.
         sigmoid: whether to use the pairwise sigmoid instead of softmax.
         softlabel_ratio: share of the model's own prediction in the targets. It rises from 0 during the first epoch.
         weighted: whether pairs have the weights of a labelling.
     """
 
     def __init__(
-        self, *, spec: ModelSpec, views: Sequence[str], sigmoid: bool, softlabel_ratio: float, weighted: bool
+        self,
+        *,
+        spec: ModelSpec,
+        views: Sequence[str],
+        text_view: str,
+        sigmoid: bool,
+        softlabel_ratio: float,
+        weighted: bool,
     ) -> None:
         super().__init__(spec=spec)
         if not 0 <= softlabel_ratio <= 1:
             raise UserError(f"softlabel_ratio: {softlabel_ratio} given, expected a number from 0 to 1")
-        self.views = checked_views(views)
+        self.views, self.text_view = checked_views(views), checked_text_view(text_view)
         self.weighted = weighted
-        self.needs = frozenset({*self.views, "text", "pids"} | self.weight_needs)
+        self.needs = frozenset({*self.views, self.text_view, "pids"} | self.weight_needs)
         self.sigmoid = sigmoid
         self.softlabel_ratio = softlabel_ratio
 
@@ -216,11 +225,11 @@ class NITC(LossTerm):
         )
 
         def stats() -> dict[str, Tensor]:
-            cosines = similarities(features.embedding(self.views[0]), features.embedding("text"))
+            cosines = similarities(features.embedding(self.views[0]), features.embedding(self.text_view))
             same = same_identity(features.pids)
             return {"positive_cosine": masked_mean(cosines, same), "negative_cosine": masked_mean(cosines, ~same)}
 
-        return mean_over_views(loss, features, self.views), stats
+        return mean_over_views(loss, features, self.views, self.text_view), stats
 
 
 class RITC(LossTerm):

@@ -21,6 +21,7 @@ from model.objectives.base import EmbeddedPairs, LossTerm, ModelSpec, Stats
 from model.objectives.pairs import (
     FORMS,
     at_least_fp32,
+    checked_text_view,
     checked_views,
     mean_over_views,
     same_identity,
@@ -137,15 +138,18 @@ class SDM(LossTerm):
     """`sdm`, averaged over image views.
 
     Args:
+        text_view: the captions: "text", or "text_masked", in which words are masked.
         logit_scale: a fixed number, 1 / tau.
         weighted: whether pairs have the weights of a labelling.
     """
 
-    def __init__(self, *, spec: ModelSpec, views: Sequence[str], logit_scale: float, weighted: bool) -> None:
+    def __init__(
+        self, *, spec: ModelSpec, views: Sequence[str], text_view: str, logit_scale: float, weighted: bool
+    ) -> None:
         super().__init__(spec=spec)
-        self.views = checked_views(views)
+        self.views, self.text_view = checked_views(views), checked_text_view(text_view)
         self.weighted = weighted
-        self.needs = frozenset({*self.views, "text", "pids"} | self.weight_needs)
+        self.needs = frozenset({*self.views, self.text_view, "pids"} | self.weight_needs)
         self.logit_scale = logit_scale
 
     def pair_losses(self, pairs: EmbeddedPairs) -> Tensor:
@@ -158,10 +162,10 @@ class SDM(LossTerm):
         loss = partial(sdm, pids=features.pids, logit_scale=self.logit_scale, weights=weights)
 
         def stats() -> dict[str, Tensor]:
-            cosines = similarities(features.embedding(self.views[0]), features.embedding("text"))
+            cosines = similarities(features.embedding(self.views[0]), features.embedding(self.text_view))
             return _unmatched_shares(cosines, cosines.T)
 
-        return mean_over_views(loss, features, self.views), stats
+        return mean_over_views(loss, features, self.views, self.text_view), stats
 
 
 class ASDM(LossTerm):

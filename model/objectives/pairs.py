@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from model.features import Features, at_least_fp32
-from utils.errors import UserError
+from utils.errors import UserError, check_choice
 
 FORMS: Final = ("paper", "released")  # a loss as in the paper | as in the authors' released code
+TEXT_VIEWS: Final = ("text", "text_masked")
 
 
 def similarities(a: Tensor, b: Tensor) -> Tensor:
@@ -41,8 +42,16 @@ def checked_views(views: Sequence[str]) -> tuple[str, ...]:
     return tuple(views)
 
 
-def mean_over_views(loss: Callable[[Tensor, Tensor], Tensor], features: Features, views: Sequence[str]) -> Tensor:
+def checked_text_view(view: str) -> str:
+    """Returns the text view of a loss. Raises `UserError` if there is no such view."""
+    check_choice("text_view", view, TEXT_VIEWS)
+    return view
+
+
+def mean_over_views(
+    loss: Callable[[Tensor, Tensor], Tensor], features: Features, views: Sequence[str], text_view: str = "text"
+) -> Tensor:
     """Returns the mean over image views of ``loss(image, text)`` (multi-view supervision, TBPS-CLIP)."""
-    text = features.embedding("text")
+    text = features.embedding(text_view)
     images = [features.embedding(view) for view in views]
     return torch.stack([features.checkpointed(loss, image, text) for image in images]).mean()

@@ -121,7 +121,7 @@ def gradients(
         features = Features(
             wrap(encoder),  # type: ignore[arg-type]
             images,
-            {"text": (ids, torch.ones_like(ids, dtype=torch.bool))},
+            dict.fromkeys(("text", "text_masked"), (ids, torch.ones_like(ids, dtype=torch.bool))),
             dict.fromkeys(("pids", "image_labels", "text_labels"), torch.tensor([0, 0, 1, 1, 2, 3, 3]))
             | {"pair_weights": torch.tensor([1.0, 0, 1, 1, 0, 1, 1])},
             epoch=0.5,
@@ -163,6 +163,19 @@ def test_losses_that_compare_again_in_backward_are_the_same(preset: str) -> None
         gradients(objective, encoder, lambda plain: plain, recompute=recompute) for recompute in (True, False)
     )
     assert_equal(slow, fast)
+
+
+def test_an_observer_sees_each_micro_batch_of_images_once_with_tokens_and_without_gradient() -> None:
+    torch.manual_seed(0)
+    encoder, seen = NoisyEncoder().eval(), list[Encoded]()
+    pixels = torch.randint(256, (BATCH, 3, 4, 4), dtype=torch.uint8)
+    cache = GradCache(encoder, MICRO, seen.append)
+    ids = torch.randint(VOCABULARY, (BATCH, 6))
+    texts = cache.encode_text(ids, torch.ones_like(ids, dtype=torch.bool))
+    (cache.encode_image(pixels).embedding * texts.embedding).sum().backward()
+    assert [len(part.tokens) for part in seen] == [3, 3, 1]
+    assert not any(part.tokens.requires_grad for part in seen)
+    torch.testing.assert_close(torch.cat([part.tokens for part in seen]), encoder.encode_image(pixels).tokens)
 
 
 @pytest.mark.parametrize("preset", ["hybrid_circle", "irra"])

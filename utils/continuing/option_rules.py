@@ -139,7 +139,7 @@ BEFORE: Final = {
     "evaluation.precision": "trainer",
 }
 # Newer group -> the option that applies to checkpoints without this group.
-GROUPS_BEFORE: Final = {"evaluation": "default"}
+GROUPS_BEFORE: Final = {"evaluation": "default", "masking": "uniform"}
 
 _CONTINUED: Final = {
     "here": "the command's value, never the checkpoint's",

@@ -69,6 +69,30 @@ def test_special_and_padding_tokens_are_never_masked_and_a_word_always_is(tokeni
         assert torch.equal(result.tokens.mask, tokens.mask)
 
 
+def test_each_word_is_masked_with_its_own_probability(tokenizer: PreTrainedTokenizerFast) -> None:
+    masker = Masker(Vocabulary(tokenizer))
+    tokens = Tokenize(tokenizer, LENGTH)(["a man in a red coat"] * 4000)
+    words = masker.vocabulary.is_word(tokens)
+    probabilities = torch.linspace(0.3, 0.95, LENGTH).expand(4000, -1)
+    changed, chosen = masker.mask(tokens, draws(4000, seed=1), probabilities)
+    torch.testing.assert_close(chosen.float().mean(0), probabilities[0] * words[0], atol=0.03, rtol=0)
+    assert torch.equal(changed.ids[~chosen], tokens.ids[~chosen])
+    assert (changed.ids == masker.vocabulary.mask_id)[chosen].float().mean().item() == pytest.approx(0.8, abs=0.02)
+
+
+def test_one_word_is_masked_if_no_draw_is_below_its_probability(tokenizer: PreTrainedTokenizerFast) -> None:
+    masker = Masker(Vocabulary(tokenizer))
+    tokens = Tokenize(tokenizer, LENGTH)(CAPTIONS)
+    uniform = draws(len(CAPTIONS), seed=2)
+    none, every = (masker.mask(tokens, uniform, share)[1] for share in (0.0, 1.0))
+    assert none.sum(dim=1).tolist() == [1, 1, 1]
+    assert torch.equal(every, masker.vocabulary.is_word(tokens))
+    place = int(none[0].nonzero())
+    others = torch.arange(LENGTH) != place
+    nearer = torch.where(others & every[0], (uniform[0, 0] - 1e-3).clamp_min(0), 0.0).expand(len(CAPTIONS), -1)
+    assert not masker.mask(tokens, uniform, nearer)[1][0, place], "the excess counts, not the draw alone"
+
+
 def test_a_caption_without_words_has_nothing_masked(tokenizer: PreTrainedTokenizerFast) -> None:
     masker = Masker(Vocabulary(tokenizer))
     tokens = Tokenize(tokenizer, LENGTH)(["...", "a man"])
