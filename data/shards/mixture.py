@@ -152,7 +152,7 @@ def open_shards(dataset: DictConfig) -> ShardMixture:
         UserError: the option is wrong, a folder holds no shards, or the extra is not installed.
     """
     check_extra()
-    given: Any = OmegaConf.to_container(dataset.shards) if isinstance(dataset.shards, DictConfig) else dataset.shards
+    given: Any = OmegaConf.to_container(dataset.shards, resolve=True) if isinstance(dataset.shards, DictConfig) else dataset.shards
     given = {ONLY: {"folder": given}} if isinstance(given, str) else given
     if not isinstance(given, Mapping) or not 1 <= len(given) <= MOST_SOURCES:
         raise UserError(f"dataset.shards: {given} given, expected a folder or {{NAME: {{folder: FOLDER, weight: 1}}}}")
