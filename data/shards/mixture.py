@@ -1,5 +1,6 @@
 """The pairs of one or more folders of shards as one training set."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
@@ -25,6 +26,7 @@ from utils.images import BadImageError, read_rgb
 
 ONLY: Final = "shards"  # name of the only source
 MOST_SOURCES: Final = 255
+_SECRET: Final = re.compile(r"://[^/]*:[^/]*@")
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,11 @@ def open_shards(dataset: DictConfig) -> ShardMixture:
         UserError: the option is wrong, a folder holds no shards, or the extra is not installed.
     """
     check_extra()
-    given: Any = OmegaConf.to_container(dataset.shards, resolve=True) if isinstance(dataset.shards, DictConfig) else dataset.shards
+    given: Any = (
+        OmegaConf.to_container(dataset.shards, resolve=True)
+        if isinstance(dataset.shards, DictConfig)
+        else dataset.shards
+    )
     given = {ONLY: {"folder": given}} if isinstance(given, str) else given
     if not isinstance(given, Mapping) or not 1 <= len(given) <= MOST_SOURCES:
         raise UserError(f"dataset.shards: {given} given, expected a folder or {{NAME: {{folder: FOLDER, weight: 1}}}}")
@@ -186,6 +192,10 @@ def _checked(key: str, options: Any) -> tuple[str, float]:
     address, weight = options["folder"], options.get("weight", 1)
     if not isinstance(address, str) or not address:
         raise UserError(f"{key}.folder: {address} given, expected a folder or an address such as s3://bucket/folder")
+    if _SECRET.search(address):
+        raise UserError(
+            f"{key}.folder: the address has a password, which logs would show; see docs/shards.md for a way"
+        )
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < inf:
         raise UserError(f"{key}.weight: {weight} given, expected a number above 0")
     return address, float(weight)

@@ -64,10 +64,10 @@ class ShardFolder:
         """
         if not self._is_remote:
             return Path(self.address).expanduser() / shard.file
-        file = self._copies / shard.file
+        file = self._copies / f"{shard.crc:08x}-{shard.file}"  # another name if the shard at the address changes
         if not _has_size(file, shard.bytes):
             self._copies.mkdir(parents=True, exist_ok=True)
-            with FileLock(self._copies / f"{shard.file}.lock"):
+            with FileLock(f"{file}.lock"):
                 if not _has_size(file, shard.bytes):  # another process may have copied it
                     self._copy(shard, file)
         os.utime(file)

@@ -299,6 +299,7 @@ class TestDamage:
             (tmp_path / "nowhere", "does not exist"),
             (f"file://{tmp_path}/nowhere", "cannot be read"),
             ("ftp://nowhere/shards", "cannot be read"),
+            ("s3://key:secret@bucket/shards", "has a password"),
             ({"a": {"weight": 2}}, r"dataset\.shards\.a: .* given, expected \{folder"),
             ({"a": {"folder": str(tmp_path), "weight": 0}}, r"dataset\.shards\.a\.weight: 0 given"),
         ):
