@@ -291,16 +291,19 @@ def build_data(cfg: DictConfig, splits: Sequence[str] = SPLITS) -> TBPSDataModul
     Raises:
         UserError: the dataset is absent or damaged, images cannot be read, or a setting is invalid.
     """
-    return TBPSDataModule(
-        chosen_dataset(cfg, splits),
-        tokenizer_path=cfg.backbone.folder,
-        max_length=cfg.backbone.max_length,
-        img_size=cfg.img_size,
-        aug=instantiate(cfg.aug),
+    options: dict[str, Any] = {
+        "tokenizer_path": cfg.backbone.folder,
+        "max_length": cfg.backbone.max_length,
+        "img_size": cfg.img_size,
+        "aug": instantiate(cfg.aug),
         **{key: value for key, value in cfg.dataset.items() if key not in USED},
-        seed=cfg.seed,
-        with_pids=cfg.pseudo_label.name == "none" or get_class(cfg.pseudo_label._target_).reads_pids,  # type: ignore[attr-defined]
-        masks_later=cfg.masking.name != "uniform",
-        splits=splits,
-        list_in=None if rank_zero_only.rank else Path(cfg.run_dir),  # type: ignore[attr-defined]
-    )
+        "seed": cfg.seed,
+        "with_pids": cfg.pseudo_label.name == "none" or get_class(cfg.pseudo_label._target_).reads_pids,  # type: ignore[attr-defined]
+        "masks_later": cfg.masking.name != "uniform",
+        "list_in": None if rank_zero_only.rank else Path(cfg.run_dir),  # type: ignore[attr-defined]
+    }
+    if cfg.dataset.shards is not None and "train" in splits:
+        from lightning_shards import build_shards
+
+        return build_shards(cfg, splits, options)
+    return TBPSDataModule(chosen_dataset(cfg, splits), splits=splits, **options)

@@ -33,6 +33,7 @@ CLAIMS: Final = tuple(  # the most important first, because the last ones are le
         ("training", "a killed training continues to the same weights; R@1 is the CPU's", 90, "training:training"),
         ("augmentation", "the GPU builds the same views as the workers", 45, "augmentation:augmentation"),
         ("captions", "captions of usual length make a step shorter", 20, "captions:captions"),
+        ("shards", "pairs from shards come as fast as from loose files, and go on", 30, "shards:shards"),
         ("ranking", "100,000 x 100,000 are ranked at the speed of the matrix product", 25, "ranking:ranking"),
         ("clustering", "CPCL's pseudo labels equal those of the CPU", 30, "ranking:clustering"),
         ("pretrain", "noise-aware masking: the CPU's probabilities, no waiting, continued", 70, "pretrain:pretrain"),

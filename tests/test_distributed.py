@@ -13,6 +13,8 @@ import pytest
 import torch
 
 import trainer
+from data.annotations import read_dataset
+from data.shards.writer import ShardWriter
 from data.synthetic import SyntheticSpec, generate
 from prepare_checkpoints import prepare
 from tests.forked import end_of, print_to, run_python, start_fork
@@ -47,6 +49,7 @@ PRESETS = sorted(file.stem for file in (ROOT / "config" / "loss").glob("[!_]*.ya
 STEPS = {preset: [f"loss={preset}", *OF_PRESET.get(preset, ())] for preset in PRESETS}
 STEPS["dora"] = ["loss=itc", "lora=dora", "lora.dropout=0"]
 STEPS["noise_aware"] = ["loss=sdm_masked", "masking=noise_aware", "dataset.overfit_pairs=8"]  # two epochs of a batch
+STEPS["shards"] = ["loss=itc", "dataset.shards=${dataset_root_dir}/shards", "dataset.sampler=random"]
 STEPS["grad_cache"] = ["loss=tbps_clip", NARROW, "grad_cache.micro_batch=2"]
 EXACT = "trainer.precision=64-true"  # in fp32 gradients differ by the rounding of another order of summing
 
@@ -66,6 +69,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = SyntheticSpec(train=12, val=4, test=5, images_per_identity=3, height=64, width=32)
     generate(folder, spec, workers=1)
     prepare("tiny_clip", folder, steps=1)
+    ShardWriter(folder / "shards", {}, shard_bytes=5_000).write(read_dataset("drawn", folder).train)
     return folder
 
 

@@ -13,7 +13,8 @@ from utils.errors import UserError
 
 READING = ("language", "val_protocol", "val_identities", "proportion", "fold_id")
 # Options of a dataset that its data module does not need.
-USED = (*READING, "name", "label", "overfit_pairs", "noise_rate", "noise_file", "description", *GIVEN)
+SHARDS = ("shards", "epoch_pairs", "shard_cache_gb")
+USED = (*READING, *SHARDS, "name", "label", "overfit_pairs", "noise_rate", "noise_file", "description", *GIVEN)
 
 
 def chosen_dataset(cfg: DictConfig, splits: Collection[str]) -> DatasetSplits:

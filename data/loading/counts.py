@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from data.annotations import DatasetSplits
 from data.annotations.values import short
 from data.images.oddities import ODDITIES
-from data.text.tokens import Tokenize
+from data.text.tokens import TokenCounts, Tokenize
 from utils.report.provenance import file_hash
 
 
@@ -41,9 +41,10 @@ class DatasetCounts:
 
 
 def count(dataset: DatasetSplits, tokenize: Tokenize) -> DatasetCounts:
-    """Returns the counts of the splits; tokenises every caption."""
+    """Returns the counts of the splits; tokenises every caption. A training split in shards is empty here."""
     splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
-    tokens = {name: tokenize.count(dataset.captions(name)) for name in splits}
+    nothing = TokenCounts(cut=0, longest=0, max_id=0)
+    tokens = {name: tokenize.count(dataset.captions(name)) if records else nothing for name, records in splits.items()}
     further = {key: list(chain.from_iterable(column.values())) for key, column in dataset.further.items()}
     further_tokens = {key: tokenize.count(captions) for key, captions in further.items()}
     counted = [*tokens.values(), *further_tokens.values()]

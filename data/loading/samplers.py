@@ -69,19 +69,29 @@ class EpochSampler(ABC):
         return self._batches
 
     def __iter__(self) -> Iterator[list[Draw]]:
+        for pairs, seeds in self._drawn(self.start):
+            yield [Draw(*draw) for draw in zip(pairs[self._mine].tolist(), seeds[self._mine].tolist(), strict=True)]
+
+    @abstractmethod
+    def _drawn(self, start: int) -> Iterator[tuple[Indices, Indices]]:
+        """Yields the pairs and the seeds of each batch of the epoch from batch `start` on, both ``(batch_size,)``."""
+
+
+class TableSampler(EpochSampler):
+    """A sampler that draws all pairs of an epoch at its beginning."""
+
+    def _drawn(self, start: int) -> Iterator[tuple[Indices, Indices]]:
         rng = np.random.default_rng((self._seed, self.epoch))
         indices = self._indices(rng)
         seeds = rng.integers(2**63, size=indices.shape)
-        rest = (slice(self.start, None), self._mine)
-        for batch in zip(indices[rest].tolist(), seeds[rest].tolist(), strict=True):
-            yield [Draw(*draw) for draw in zip(*batch, strict=True)]
+        yield from zip(indices[start:], seeds[start:], strict=True)
 
     @abstractmethod
     def _indices(self, rng: np.random.Generator) -> Indices:
         """Returns the pairs of one epoch, ``(batches, batch_size)``."""
 
 
-class RandomSampler(EpochSampler):
+class RandomSampler(TableSampler):
     """A sampler of pairs in random order; every pair comes at most once in an epoch.
 
     An incomplete last batch is dropped; each epoch drops other pairs. A training set smaller than one batch gives
@@ -128,7 +138,7 @@ class StagedSampler(RandomSampler):
         return np.concatenate([in_turn, second[: last * self._batch_size].reshape(-1, self._batch_size)])
 
 
-class IdentitySampler(EpochSampler):
+class IdentitySampler(TableSampler):
     """A sampler of batches with P different persons and K pairs of each.
 
     A person with n pairs is in n/K batches of an epoch, rounded up or down at random, but at least in one. Its pairs

@@ -7,13 +7,13 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data.loading.samplers import EpochSampler, IdentitySampler, Indices, RandomSampler, StagedSampler
+from data.loading.samplers import IdentitySampler, Indices, RandomSampler, StagedSampler, TableSampler
 from utils.errors import UserError, check_choice, check_positive
 
 SAMPLERS: Final = ("random", "identity")
 
 
-class LanguageSampler(EpochSampler):
+class LanguageSampler(TableSampler):
     """A sampler whose batches have, next to each pair, a pair of the same image in each other language.
 
     `base` draws the pairs of the first language. The j-th of an image's m such pairs comes in epoch e with pair
@@ -28,7 +28,7 @@ class LanguageSampler(EpochSampler):
     """
 
     def __init__(
-        self, base: EpochSampler, members: Sequence[Indices], images: Indices, *, seed: int, rank: int, world_size: int
+        self, base: TableSampler, members: Sequence[Indices], images: Indices, *, seed: int, rank: int, world_size: int
     ) -> None:
         size = base.batch_size * len(members)
         super().__init__(len(base), size, seed=seed, rank=rank, world_size=world_size)
@@ -96,7 +96,7 @@ class Sampling:
 
     def sampler(
         self, pairs: Pairs, stages: Indices, languages: Sequence[str] = (), *, rank: int, world_size: int
-    ) -> EpochSampler:
+    ) -> TableSampler:
         """Returns the sampler of a process.
 
         Args:
@@ -117,7 +117,7 @@ class Sampling:
             return RandomSampler(len(stages), self.batch_size, **share)
         return IdentitySampler(pairs.pids, pairs.images, self.batch_size, self.num_instance, **share)
 
-    def _of_all_languages(self, pairs: Pairs, languages: NDArray[Any], **share: int) -> EpochSampler:
+    def _of_all_languages(self, pairs: Pairs, languages: NDArray[Any], **share: int) -> TableSampler:
         names = list(dict.fromkeys(languages.tolist()))
         if len(names) < 2:
             raise UserError(

@@ -54,7 +54,7 @@ class Continued:
             data: facts about the dataset, see `utils.report.provenance.provenance`.
 
         Raises:
-            UserError: if the weights belong to another model, or the annotations or the noise have changed.
+            UserError: if the weights belong to another model, or the annotations, the noise or the shards have changed.
         """
         load_weights(module, self._checkpoint["state_dict"], source=self.path)
         earlier = self._checkpoint.get(KEY)
@@ -69,6 +69,11 @@ class Continued:
             raise UserError(
                 f"{self.config.dataset.noise_file or 'the noise'} moves other captions than when {self.path} was "
                 "trained: restore the old file, or start a new run without ckpt_path"
+            )
+        if before.get("shards") != data.get("shards"):
+            raise UserError(
+                f"dataset.shards has other shards or another mixture than when {self.path} was trained: restore them, "
+                "or start a new run without ckpt_path"
             )
 
     def take_checkpoint(self) -> dict[str, Any]:

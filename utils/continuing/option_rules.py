@@ -58,6 +58,7 @@ RULES: Final = (
             "trainer.strategy",
             "dataset.num_workers",
             "dataset.cache",
+            "dataset.shard_cache_gb",
             "dataset.augment_on",
             "dataset.eval_batch_size",
             "grad_cache.*",
