@@ -189,9 +189,9 @@ def drawn_batch(
             batch[name] = tokens if module.fixed_length else tokens.cut()
     if MLM_LABELS in batch:
         labels = torch.full_like(batch[TEXT_MASKED].ids, NOT_PREDICTED)
-        words = batch[TEXT_MASKED].mask.flatten().nonzero().squeeze(1)
-        chosen = torch.randperm(len(words), generator=draw)[: len(batch[MLM_POSITIONS]) * len(words) // labels.numel()]
-        places = words[chosen].sort().values
+        there = batch[TEXT_MASKED].mask.flatten().nonzero().squeeze(1)
+        count = len(batch[MLM_POSITIONS]) * len(there) // batch[MLM_LABELS].numel()
+        places = there[torch.randperm(len(there), generator=draw)[:count]].sort().values
         labels.view(-1)[places] = torch.randint(words, places.shape, generator=draw)
         batch |= {MLM_LABELS: labels, MLM_POSITIONS: places}
     return tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)
