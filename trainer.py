@@ -196,8 +196,6 @@ def main(cfg: DictConfig) -> float | None:
 if __name__ == "__main__":
     # Waiting threads sleep. Spinning threads would halve the speed, or worse, if other programs use the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Batches differ in size. Segments that grow leave no gaps between their tensors, about 1 GiB of a 12 GB card.
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     sys.argv += arguments_of_slurm()
     with stopping.on_signals("what was saved stays"), hydra_errors_in_one_sentence(CONFIG_DIR, "demo"):
         main()

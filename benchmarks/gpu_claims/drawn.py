@@ -16,7 +16,7 @@ from data.synthetic import SyntheticSpec, generate
 from prepare_checkpoints import prepare
 
 # Large enough for a meaningful R@1 and small enough to train in seconds; without a GPU, as small as possible.
-LARGE, LARGE_STEPS = SyntheticSpec(train=600, val=60, test=100), 150
+LARGE, LARGE_STEPS = SyntheticSpec(train=600, val=60, test=100), 40
 TINY, TINY_STEPS = SyntheticSpec(train=16, val=4, test=5, images_per_identity=2, height=64, width=32), 2
 BACKBONE = "tiny_siglip"
 

@@ -50,6 +50,7 @@ def kernels(bench: Bench) -> None:
 
 def _profile(bench: Bench, recipe: Recipe) -> None:
     trainee = Trainee(recipe.compose(), bench.device)
+    trainee.step()  # loads the kernels
     seconds = seconds_each(bench, trainee.step, most=1.5)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.on_gpu else [])]
     with profile(activities=activities) as watched:
