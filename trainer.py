@@ -196,6 +196,8 @@ def main(cfg: DictConfig) -> float | None:
 if __name__ == "__main__":
     # Waiting threads sleep. Spinning threads would halve the speed, or worse, if other programs use the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Memory is left without gaps: 0.8 of 12 GB for IRRA on mSigLIP, measured.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     sys.argv += arguments_of_slurm()
     with stopping.on_signals("what was saved stays"), hydra_errors_in_one_sentence(CONFIG_DIR, "demo"):
         main()

@@ -49,7 +49,8 @@ LEAST: Final = 5.0  # seconds that have to be left to start a claim
 def main(arguments: Sequence[str] | None = None, claims: Sequence[Claim] = CLAIMS) -> int:
     """Runs the claims that the command line names, or all claims. Returns the exit status."""
     options = parse(arguments, claims)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads sleep, as in trainer.py
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # both as in trainer.py: waiting threads sleep,
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # and memory is left without gaps
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: cleans up and prints the findings so far
     chosen = [claim for claim in claims if claim.name in options.claims or not options.claims]
     end = time.monotonic() + 60 * options.minutes

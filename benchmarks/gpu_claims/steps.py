@@ -204,4 +204,4 @@ def size_of(tensors: Sequence[Tensor]) -> int:
 
 def requested(device: torch.device) -> int:
     """Returns the bytes that tensors on a GPU have requested, or 0 on a CPU."""
-    return torch.cuda.memory_stats()["requested_bytes.all.current"] if device.type == "cuda" else 0
+    return torch.cuda.memory_stats().get("requested_bytes.all.current", 0) if device.type == "cuda" else 0

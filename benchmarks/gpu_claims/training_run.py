@@ -39,6 +39,9 @@ class CountSynchronizations(Callback):
             self._watch = counted_synchronizations()
             self._counted = self._watch.__enter__()
 
+    def on_validation_start(self, trainer: Any, module: Any) -> None:
+        self._stop(keep=False)  # Lightning validates before the epoch of training ends
+
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         self._stop(keep=False)  # the end of the epoch does not belong to a step
 

@@ -310,9 +310,9 @@ def _of_rows(images: Tensor, values: Tensor, chosen: Tensor, change: Change) -> 
 
 
 def _on(images: Tensor, values: Tensor) -> Tensor:
-    """Returns `values` on the device of `images`, in fp32 if they are fractions; no step waits for the copy."""
+    """Returns `values` on the device of `images`, in fp32 if they are fractions; nothing waits for the copy."""
     values = values.float() if values.is_floating_point() else values
-    return values.pin_memory().to(images.device, non_blocking=True) if images.is_cuda else values.to(images.device)
+    return values.to(images.device, non_blocking=True)
 
 
 def _between(limits: tuple[float, float], draws: Tensor) -> Tensor:
