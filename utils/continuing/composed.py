@@ -182,7 +182,8 @@ def normal_form(keys: Iterable[str], config: DictConfig, choices: Mapping[str, s
         if key == "img_size_str":
             texts.append(f"{key}={'x'.join(map(str, config.img_size))}")
         elif key in BY_NAME:
-            texts.append(f"{key}={Path(OmegaConf.select(config, key)).name}")
+            named = OmegaConf.select(config, key)  # None in a config that the command line does not describe
+            texts.append(f"{key}={as_text(None) if named is None else Path(named).name}")
         elif key in OF_THEIR_OWN or not rule_of(key.split("@")[-1]).changes_result:
             continue
         elif key in choices:

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from tests.small_run import command
 from utils.config.resolvers import register_resolvers, run_info
-from utils.continuing.composed import Composed, with_composed
+from utils.continuing.composed import Composed, normal_form, with_composed
 from utils.continuing.option_rules import RULES, matches, rule_of, table
 from utils.continuing.plain_values import flat
 from utils.report.provenance import code, options_hash
@@ -99,3 +99,11 @@ def test_the_code_is_told_by_commit_and_by_its_files() -> None:
     assert found["commit"] is None or len(found["commit"]) == 40
     assert (found["commit"] is None) == (found["clean"] is None)
     json.dumps(found)
+
+
+def test_a_file_that_another_config_does_not_name_is_null() -> None:
+    config = OmegaConf.create({"dataset": {"annotations": None}, "backbone": {"folder": "a/b"}})
+    assert normal_form(["dataset.annotations", "backbone.folder"], config, {}) == [
+        "backbone.folder=b",
+        "dataset.annotations=null",
+    ]
