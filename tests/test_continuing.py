@@ -221,6 +221,7 @@ def test_metrics_and_checkpoints_say_what_the_run_was_made_with(begun: Path, sma
     assert record["training"]["images_per_s"] == pytest.approx(96 / record["training"]["seconds"], rel=0.01)
     assert 0 < record["training"]["seconds"] < record["wall_seconds"]
     best = read_checkpoint(record["tested"]["path"])
-    assert best["provenance"]["training"]["epochs"] == record["tested"]["epochs"] == 1
+    epochs = int(Path(record["tested"]["path"]).stem.removeprefix("best-")) + 1
+    assert best["provenance"]["training"]["epochs"] == record["tested"]["epochs"] == epochs
     assert best["provenance"]["training"]["steps"] == record["tested"]["step"] == best["global_step"]
     assert best["provenance"]["code"] == record["code"]

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from solver import muon
 from solver.optimizers import build_optimizer, can_fuse, learning_rates, under_settings_of
 from utils.errors import UserError
 
@@ -72,7 +73,21 @@ def test_a_step_equals_one_of_torch_over_groups_made_by_hand(algorithm: str, tor
         torch.testing.assert_close(mine, other, rtol=0, atol=0)
 
 
-def test_muon_moves_the_matrices_of_layers_as_torch_does_and_the_rest_by_adamw():
+def orthogonalized_by_torch(matrix):
+    return torch.optim._muon._zeropower_via_newtonschulz(matrix, muon.COEFFICIENTS, muon.STEPS, 1e-7)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (16, 16)])
+def test_newton_schulz_is_torch_s_without_the_rounding_of_bf16(shape):
+    matrix = torch.randn(*shape)
+    found = muon.orthogonalized(matrix)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, orthogonalized_by_torch(matrix).float(), rtol=0, atol=0.04)
+    assert 0.5 < torch.linalg.svdvals(found).min() < torch.linalg.svdvals(found).max() < 1.3
+
+
+def test_muon_moves_the_matrices_of_layers_as_torch_does_and_the_rest_by_adamw(monkeypatch):
+    monkeypatch.setattr(muon, "orthogonalized", orthogonalized_by_torch)
     groups = {"default": GROUPS["default"], "vectors": {"kind": "bias", "weight_decay": 0.0}}
     ours, theirs = (nn.ModuleDict({"layers": nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 8))}) for _ in range(2))
     ours["end"], theirs["end"] = nn.Linear(8, 1), nn.Linear(8, 1)

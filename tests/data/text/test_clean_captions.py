@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from data.annotations import DatasetSplits, Record
-from data.batch import INDEX, TEXT
+from data.batch import COPIES, INDEX, TEXT
 from data.text.rules import clean_caption
 from data.text.tokens import Tokenize, clean_dataset, load_tokenizer
 from data.views.augmentation import Augmentation, RandomWordDeletion
@@ -188,9 +188,12 @@ def test_one_clean_text_goes_to_tokens_and_tables_of_a_run(both: tuple[OpenAI, P
     assert data.counts.most_tokens == max(len(openai(caption)) for caption in captions)
     (batch,) = data.train_dataloader()
     _, texts = data.test_dataloader()
-    for found in (batch, next(iter(texts))):
-        for index, ids, mask in zip(found[INDEX].tolist(), *found[TEXT], strict=True):
-            assert ids[mask].tolist() == openai(captions[index % 2])
+    for index, ids, mask in zip(batch[INDEX].tolist(), *batch[TEXT], strict=True):
+        assert ids[mask].tolist() == openai(captions[index % 2])
+    [found] = texts
+    assert found[COPIES].tolist() == [2, 2]
+    for index, ids, mask in zip(found[INDEX][::2].tolist(), *found[TEXT], strict=True):
+        assert ids[mask].tolist() == openai(captions[index % 2])
 
 
 def test_what_is_plain_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

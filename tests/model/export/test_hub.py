@@ -84,7 +84,9 @@ def test_transformers_alone_gives_the_same_embeddings(
     torch.testing.assert_close(found["captions"], caption, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("head", [partial(PartHead, coarse=2, fine=2), partial(TokenSelectionHead, width=16)])
+@pytest.mark.parametrize(
+    "head", [partial(PartHead, coarse=2, fine=2), partial(TokenSelectionHead, text_length=LENGTH, width=16)]
+)
 def test_the_project_reads_back_the_grid_of_training_merged_adapters_and_the_head(
     head: Any, small_root: Path, tmp_path: Path
 ) -> None:

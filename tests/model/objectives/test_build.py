@@ -35,7 +35,14 @@ ITC_TERM = {"kind": "ITC", "views": ["image"], "pairs": "all"}
 
 
 def test_terms_keep_their_names_weights_and_order(spec: ModelSpec) -> None:
-    nitc = {"kind": "NITC", "views": ["image"], "sigmoid": True, "softlabel_ratio": 0.0, "weighted": False}
+    nitc = {
+        "kind": "NITC",
+        "views": ["image"],
+        "sigmoid": True,
+        "softlabel_ratio": 0.0,
+        "text_view": "text",
+        "weighted": False,
+    }
     objective = build_objective(config(b=ITC_TERM | {"weight": 0.5}, a=nitc), spec)
     assert list(objective.terms) == ["b", "a"]
     assert objective.terms["b"].weight == 0.5

@@ -437,7 +437,7 @@ def test_what_is_no_plain_value_of_ours_is_refused_by_name(
         (
             "aug.image_aug.0._target_",
             "os.system",
-            r"aug\.image_aug\.0\._target_: os\.system, expected data\.views\.augm",
+            r"aug\.image_aug\.0\._target_: os\.system, expected data\.views\.transf",
         ),
         ("optimizer.param_groups.default.lr", "${x}", r"optimizer\.param_groups\.default\.lr: \$\{x\}, expected plain"),
     ],
