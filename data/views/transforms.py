@@ -6,7 +6,7 @@ CPU, for all images at once, and the number of kernels does not grow with the ba
 """
 
 from collections.abc import Callable, Sequence
-from math import log, prod, sqrt
+from math import log, sqrt
 from typing import Final, Protocol
 
 import torch
@@ -14,9 +14,23 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional
 
-SEEDS: Final = 2**31  # number of seeds for a transform of torchvision
+from data.views.pixels import (
+    Change,
+    below,
+    between,
+    brighten,
+    change_contrast,
+    inside,
+    of_rows,
+    on_device_of,
+    sampled,
+    sampling_grid,
+    saturate,
+    stretched,
+    turn_hue,
+)
 
-Change = Callable[[Tensor, Tensor], Tensor]
+SEEDS: Final = 2**31  # number of seeds for a transform of torchvision
 
 
 class ImageTransform(Protocol):
@@ -46,7 +60,7 @@ class RandomHorizontalFlip:
         self.p = p
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        return _of_rows(images, draws, draws[:, 0] < self.p, lambda rows, _: rows.flip(-1))
+        return of_rows(images, draws, draws[:, 0] < self.p, lambda rows, _: rows.flip(-1))
 
 
 class RandomGrayscale:
@@ -59,7 +73,7 @@ class RandomGrayscale:
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
         grayscale = functional.rgb_to_grayscale
-        return _of_rows(images, draws, draws[:, 0] < self.p, lambda rows, _: grayscale(rows, num_output_channels=3))
+        return of_rows(images, draws, draws[:, 0] < self.p, lambda rows, _: grayscale(rows, num_output_channels=3))
 
 
 class RandomCrop:
@@ -76,7 +90,7 @@ class RandomCrop:
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        places = (_below(2 * self.padding + 1, draw).tolist() for draw in draws.unbind(1))
+        places = (below(2 * self.padding + 1, draw).tolist() for draw in draws.unbind(1))
         padded = F.pad(images, (self.padding,) * 4)
         parts = zip(padded, *places, strict=True)
         return torch.stack([image[:, top : top + height, left : left + width] for image, top, left in parts])
@@ -101,15 +115,17 @@ class RandomResizedCrop:
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        scale = _between(self.scale, draws[:, 0])
-        ratio = _between((log(self.ratio[0]), log(self.ratio[1])), draws[:, 1]).exp()
+        scale = between(self.scale, draws[:, 0])
+        ratio = between((log(self.ratio[0]), log(self.ratio[1])), draws[:, 1]).exp()
         part_height = (height * (scale / ratio).sqrt()).round().clamp(1, height)
         part_width = (width * (scale * ratio).sqrt()).round().clamp(1, width)
-        top = _below(height - part_height + 1, draws[:, 2])
-        left = _below(width - part_width + 1, draws[:, 3])
-        rows, columns = _stretched(top, part_height, height), _stretched(left, part_width, width)
-        grid = _grid(_on(images, columns)[:, None, :], _on(images, rows)[:, :, None], height, width)
-        return _sampled(images, grid, "bilinear")
+        top = below(height - part_height + 1, draws[:, 2])
+        left = below(width - part_width + 1, draws[:, 3])
+        rows, columns = stretched(top, part_height, height), stretched(left, part_width, width)
+        grid = sampling_grid(
+            on_device_of(images, columns)[:, None, :], on_device_of(images, rows)[:, :, None], height, width
+        )
+        return sampled(images, grid, "bilinear")
 
 
 class RandomRotation:
@@ -125,11 +141,11 @@ class RandomRotation:
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        angle = _between((-self.degrees, self.degrees), draws[:, 0]).deg2rad()[:, None, None]
+        angle = between((-self.degrees, self.degrees), draws[:, 0]).deg2rad()[:, None, None]
         x, y = torch.arange(width) - (width - 1) / 2, torch.arange(height)[:, None] - (height - 1) / 2
-        cos, sin, x, y = (_on(images, value) for value in (angle.cos(), angle.sin(), x, y))
+        cos, sin, x, y = (on_device_of(images, value) for value in (angle.cos(), angle.sin(), x, y))
         columns, rows = cos * x - sin * y + (width - 1) / 2, sin * x + cos * y + (height - 1) / 2
-        return _sampled(images, _grid(columns, rows, height, width), "nearest")
+        return sampled(images, sampling_grid(columns, rows, height, width), "nearest")
 
 
 class RandomErasing:
@@ -159,21 +175,21 @@ class RandomErasing:
         self.value = value
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        return _of_rows(images, draws, draws[:, 0] < self.p, self._erase)
+        return of_rows(images, draws, draws[:, 0] < self.p, self._erase)
 
     def _erase(self, images: Tensor, draws: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        area = height * width * _between(self.scale, draws[:, 3 : 3 + self._TRIES])
-        ratio = _between((log(self.ratio[0]), log(self.ratio[1])), draws[:, 3 + self._TRIES :]).exp()
+        area = height * width * between(self.scale, draws[:, 3 : 3 + self._TRIES])
+        ratio = between((log(self.ratio[0]), log(self.ratio[1])), draws[:, 3 + self._TRIES :]).exp()
         heights, widths = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
         fits = (heights < height) & (widths < width)
         first = fits.int().argmax(dim=1, keepdim=True)
         tall, wide = heights.gather(1, first)[:, 0], widths.gather(1, first)[:, 0]
-        top, left = _below(height - tall + 1, draws[:, 1]), _below(width - wide + 1, draws[:, 2])
-        rows = _inside(top, tall.where(fits.any(dim=1), 0), height)[:, None, :, None]
-        columns = _inside(left, wide, width)[:, None, None, :]
-        color = _on(images, torch.tensor(self.value, dtype=images.dtype)).view(3, 1, 1)
-        return color.where(_on(images, rows) & _on(images, columns), images)
+        top, left = below(height - tall + 1, draws[:, 1]), below(width - wide + 1, draws[:, 2])
+        rows = inside(top, tall.where(fits.any(dim=1), 0), height)[:, None, :, None]
+        columns = inside(left, wide, width)[:, None, None, :]
+        color = on_device_of(images, torch.tensor(self.value, dtype=images.dtype)).view(3, 1, 1)
+        return color.where(on_device_of(images, rows) & on_device_of(images, columns), images)
 
 
 class ColorJitter:
@@ -184,12 +200,12 @@ class ColorJitter:
     """
 
     def __init__(self, brightness: float = 0, contrast: float = 0, saturation: float = 0, hue: float = 0) -> None:
-        ranges = (brightness, _brightness), (contrast, _contrast), (saturation, _saturation)
+        ranges = (brightness, brighten), (contrast, change_contrast), (saturation, saturate)
         self._changes: list[tuple[tuple[float, float], Change]] = [
             ((max(0.0, 1 - size), 1 + size), change) for size, change in ranges if size
         ]
         if hue:
-            self._changes.append(((-hue, hue), _hue))
+            self._changes.append(((-hue, hue), turn_hue))
         self.draws = 2 * len(self._changes)
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
@@ -197,8 +213,8 @@ class ColorJitter:
         order = places.argsort(dim=1)
         for place in range(len(self._changes)):
             for number, (limits, change) in enumerate(self._changes):
-                factor = _between(limits, factors[:, number : number + 1])
-                images = _of_rows(images, factor, order[:, place] == number, change)
+                factor = between(limits, factors[:, number : number + 1])
+                images = of_rows(images, factor, order[:, place] == number, change)
         return images
 
 
@@ -220,8 +236,8 @@ class GaussianBlur:
         batch, channels, height, width = images.shape
         half = self.kernel_size // 2
         place = torch.linspace(-half, half, self.kernel_size) / sqrt(2)
-        kernel = (place / _between(self.sigma, draws).float()).square().neg().softmax(dim=1)
-        kernel = _on(images, kernel).repeat_interleave(channels, dim=0)[:, None]
+        kernel = (place / between(self.sigma, draws).float()).square().neg().softmax(dim=1)
+        kernel = on_device_of(images, kernel).repeat_interleave(channels, dim=0)[:, None]
         pixels = images.float().view(1, batch * channels, height, width)
         for side, weight in (((0, 0, half, half), kernel[..., None]), ((half, half, 0, 0), kernel[:, :, None])):
             pixels = F.conv2d(F.pad(pixels, side, mode="reflect"), weight, groups=batch * channels)
@@ -237,7 +253,7 @@ class RandomApply:
         self.draws = 1 + self._chain.draws
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        return _of_rows(images, draws[:, 1:], draws[:, 0] < self.p, self._chain)
+        return of_rows(images, draws[:, 1:], draws[:, 0] < self.p, self._chain)
 
 
 class RandomSubset:
@@ -255,7 +271,7 @@ class RandomSubset:
         order = places.argsort(dim=1)
         for place in range(self._k):
             for number, transform in enumerate(self._pool):
-                images = _of_rows(images, own[number], order[:, place] == number, transform)
+                images = of_rows(images, own[number], order[:, place] == number, transform)
         return images
 
 
@@ -298,81 +314,3 @@ class OneByOne:
 def batched(transform: Callable[..., Tensor]) -> ImageTransform:
     """Returns a transform of batches as it is, and one of torchvision as `OneByOne`."""
     return transform if hasattr(transform, "draws") else OneByOne(transform)
-
-
-def _of_rows(images: Tensor, values: Tensor, chosen: Tensor, change: Change) -> Tensor:
-    """Returns images whose `chosen` rows, bool ``(B,)`` on the CPU, are replaced by ``change(rows, their values)``."""
-    rows = chosen.nonzero().squeeze(1)
-    if len(rows) in (0, len(images)):
-        return change(images, values) if len(rows) else images
-    there = _on(images, rows)
-    return images.index_copy(0, there, change(images[there], values[rows]))
-
-
-def _on(images: Tensor, values: Tensor) -> Tensor:
-    """Returns `values` on the device of `images`, in fp32 if they are fractions; nothing waits for the copy."""
-    values = values.float() if values.is_floating_point() else values
-    return values.to(images.device, non_blocking=True)
-
-
-def _between(limits: tuple[float, float], draws: Tensor) -> Tensor:
-    return limits[0] + (limits[1] - limits[0]) * draws
-
-
-def _below(bound: Tensor | int, draws: Tensor) -> Tensor:
-    """Returns a whole number from 0 up to, but not including, `bound`."""
-    return (bound * draws).long()
-
-
-def _inside(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """Returns bool ``(B, size)``, true in the `length` places from `start` on."""
-    places = torch.arange(size)
-    return (places >= start[:, None]) & (places < (start + length)[:, None])
-
-
-def _stretched(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """Returns where `size` new pixels lie in the part of `length` pixels from `start` on. Shape: ``(B, size)``."""
-    places = (torch.arange(size, dtype=torch.float64) + 0.5) * (length / size)[:, None] - 0.5
-    return start[:, None] + places.clamp(min=0).minimum(length[:, None] - 1)
-
-
-def _grid(columns: Tensor, rows: Tensor, height: int, width: int) -> Tensor:
-    """Returns ``(B, H, W, 2)`` for `grid_sample` from the columns and rows to read, in pixels."""
-    scaled = (2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1
-    return torch.stack(torch.broadcast_tensors(*scaled), dim=-1)
-
-
-def _sampled(images: Tensor, grid: Tensor, mode: str) -> Tensor:
-    return F.grid_sample(images.float(), grid, mode, align_corners=False).round_().to(images.dtype)
-
-
-def _blended(images: Tensor, other: Tensor | float, factor: Tensor) -> Tensor:
-    share = _on(images, factor)[..., None, None]
-    return (images * share + other * (1 - share)).clamp_(0, 255).to(images.dtype)
-
-
-def _brightness(images: Tensor, factor: Tensor) -> Tensor:
-    return _blended(images, 0.0, factor)
-
-
-def _contrast(images: Tensor, factor: Tensor) -> Tensor:
-    total = functional.rgb_to_grayscale(images).flatten(1).sum(dim=1).float()
-    return _blended(images, (total / prod(images.shape[-2:])).view(-1, 1, 1, 1), factor)
-
-
-def _saturation(images: Tensor, factor: Tensor) -> Tensor:
-    return _blended(images, functional.rgb_to_grayscale(images).float(), factor)
-
-
-def _hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Returns the images after their hue, in HSV, was turned by `turns` ``(B, 1)`` of the circle."""
-    pixels = images.float() / 255
-    low, high = pixels.aminmax(dim=1)
-    spread = high - low
-    red, green, blue = (pixels / spread.where(spread > 0, 1.0)[:, None]).unbind(1)
-    most_green = torch.where(pixels[:, 1] == high, 2 + blue - red, 4 + red - green)
-    hue = torch.where(pixels[:, 0] == high, green - blue, most_green) + 6 * _on(images, turns)[..., None]
-    corners = _on(images, torch.tensor([5.0, 3.0, 1.0])).view(3, 1, 1)
-    place = (hue[:, None] + corners).remainder(6)
-    turned = high[:, None] - spread[:, None] * torch.minimum(place, 4 - place).clamp(0, 1)
-    return (turned * 255.999).to(images.dtype)

@@ -51,6 +51,7 @@ class TestConfigs:
             if not transforms:
                 continue
             chain = Chain(transforms)
+            torch.manual_seed(0)
             results = chain(image.expand(8, -1, -1, -1), torch.rand(8, chain.draws, dtype=torch.float64))
             assert all(r.dtype == torch.uint8 and r.shape == image.shape for r in results)
             assert len({r.numpy().tobytes() for r in results}) > 1
@@ -86,6 +87,7 @@ class TestConfigs:
 
     def test_irra_erases_to_the_mean_colour(self) -> None:
         erase = load("irra").image[-1]
+        torch.manual_seed(0)
         white = torch.full((20, 3, 96, 48), 255, dtype=torch.uint8)
         erased = erase(white, torch.rand(20, erase.draws, dtype=torch.float64))
         colors = set(map(tuple, erased.transpose(0, 1).flatten(1).T.unique(dim=0).tolist()))
