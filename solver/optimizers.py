@@ -7,8 +7,8 @@ from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from solver.groups import DEFAULT, ParamGroup, split_parameters
-from solver.muon import MuonAdamW
 from utils.errors import UserError, nearest
+from utils.training.muon import MuonAdamW
 
 
 def build_optimizer(

@@ -1,24 +1,25 @@
 """Contrastive pre-training of a tiny backbone, so that methods have something to fine-tune."""
 
-import re
 from collections.abc import Sequence
 from math import cos, log, pi
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from model.backbones import Backbone
 from model.heads import GlobalHead
 from model.objectives import itc, nitc
 from model.tbps import TBPS
+from utils.training.muon import MuonAdamW, moved_by_muon
 from utils.training.progress import Bar
 
 BATCH_SIZE = 64
 MATRIX_RATE = 1e-2
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.05
+BETAS = (0.9, 0.98)
 WARMUP_STEPS = 25
 
 
@@ -40,8 +41,8 @@ def pretrain(
     """
     encoder = TBPS(backbone, GlobalHead(backbone.embed_dim)).train()
     nn.init.constant_(backbone.hub_model.logit_scale, log(14))
-    optimizers = _optimizers(backbone)
-    schedules = [LambdaLR(optimizer, lambda step: _rate(step, steps)) for optimizer in optimizers]
+    optimizer = _optimizer(backbone)
+    schedule = LambdaLR(optimizer, lambda step: _rate(step, steps))
     random = torch.Generator().manual_seed(seed)
     order = torch.empty(0, dtype=torch.long)
     ids, masks = (torch.cat(parts, dim=1) for parts in zip(*texts, strict=True))
@@ -56,31 +57,28 @@ def pretrain(
         backbone.zero_grad()
         itc(image, text, scale).backward()
         nn.utils.clip_grad_norm_(backbone.parameters(), 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
-            schedule.step()
+        optimizer.step()
+        schedule.step()
     if backbone.sigmoid:
         _fit_temperature(backbone, image.detach(), text.detach())
 
 
-def _optimizers(backbone: Backbone) -> list[Optimizer]:
-    """Returns Muon for the layers' matrices and AdamW for the rest.
-
-    The token table learns faster than the rest, because each of its rows is seen seldom.
-    """
-    named = [(name, p) for name, p in backbone.named_parameters() if p.requires_grad]
-    layers = [p for name, p in named if p.ndim == 2 and re.search(r"\.layers?\.", name)]
-    apart = {id(p) for p in (*layers, backbone.token_table)}
-    rest = [p for _, p in named if id(p) not in apart]
-    groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": WEIGHT_DECAY},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-        {"params": [backbone.token_table], "weight_decay": 0.0, "lr": 3 * LEARNING_RATE},
-    ]
-    return [
-        Muon(layers, lr=MATRIX_RATE, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
-        AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98)),
-    ]
+def _optimizer(backbone: Backbone) -> MuonAdamW:
+    """Returns the optimizer; the token table learns faster than the rest, because each of its rows is seen seldom."""
+    groups: dict[tuple[float, float], dict[str, list[Any]]] = {}
+    for name, parameter in backbone.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if moved_by_muon(name, parameter):
+            setting = MATRIX_RATE, WEIGHT_DECAY
+        elif parameter is backbone.token_table:
+            setting = 3 * LEARNING_RATE, 0.0
+        else:
+            setting = LEARNING_RATE, WEIGHT_DECAY if parameter.ndim >= 2 else 0.0
+        group = groups.setdefault(setting, {"params": [], "names": []})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return MuonAdamW([{"lr": lr, "weight_decay": decay, "betas": BETAS, **g} for (lr, decay), g in groups.items()])
 
 
 def _rate(step: int, steps: int) -> float:

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from solver import muon
 from solver.optimizers import build_optimizer, can_fuse, learning_rates, under_settings_of
 from utils.errors import UserError
+from utils.training import muon
 
 GROUPS = {
     "default": {

@@ -15,6 +15,11 @@ COEFFICIENTS: Final = (3.4445, -4.7750, 2.0315)  # of Newton-Schulz (Jordan et a
 OF_ADAMW: Final = 0.2  # the usual root mean square of AdamW's steps (Liu et al., 2025)
 
 
+def moved_by_muon(name: str, parameter: Tensor) -> bool:
+    """Says whether a parameter is a matrix of a layer."""
+    return parameter.ndim == 2 and LAYER.search(name) is not None
+
+
 class MuonAdamW(AdamW):
     """AdamW whose step leaves the matrices of layers to Muon (Jordan et al., 2024).
 
@@ -34,7 +39,7 @@ class MuonAdamW(AdamW):
             parameter
             for group in self.param_groups
             for name, parameter in zip(group["names"], group["params"], strict=True)
-            if parameter.ndim == 2 and LAYER.search(name)
+            if moved_by_muon(name, parameter)
         }
 
     def moments_of(self, parameter: Tensor) -> tuple[str, ...]:
