@@ -9,7 +9,6 @@ from typing import Any, Final, Protocol
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from peft import PeftModel
 from prettytable import PrettyTable
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
@@ -79,7 +78,7 @@ def export_encoder(cfg: DictConfig, path: Path | None) -> dict[str, float]:
     if towers:
         check_packages()
     loaded, folder = encoder_of(cfg, path, "cpu"), Path(cfg.run_dir)
-    if isinstance(loaded.model.backbone.model, PeftModel):
+    if loaded.model.backbone.has_adapters:
         merge_lora(loaded.model.backbone)
     print(f"exports {loaded}\nto      {folder}", flush=True)
     record: dict[str, Any] = {"source": str(loaded.source), "formats": formats}

@@ -162,8 +162,8 @@ def compared(expected: Expectation, out: Path) -> PairedTest:
     return compare_means(worse, better)
 
 
-def tables(study: Study, out: Path) -> list[PrettyTable]:
-    """Returns the table of the rows and that of the expectations, of what is there."""
+def print_tables(study: Study, out: Path) -> None:
+    """Prints the table of the rows and that of the expectations, of what is there."""
     runs = {row: [found(row, out, metric) for metric in SHOWN] for row in study.rows}
     rows = PrettyTable(["row", "losses", "n", *SHOWN], align="l")
     for row, own in runs.items():
@@ -177,7 +177,9 @@ def tables(study: Study, out: Path) -> list[PrettyTable]:
         shown = test.p_value < SIGNIFICANT
         verdict = "no difference shown" if not shown else "yes" if test.difference > 0 else "the opposite"
         expectations.add_row([f"{expected.better} > {expected.worse}", expected.metric, test, verdict])
-    return [rows, expectations]
+    for table in (rows, expectations):
+        table.set_style(TableStyle.MARKDOWN)
+        print(f"\n{table}")
 
 
 def main() -> int:
@@ -197,9 +199,7 @@ def main() -> int:
     )
     with ThreadPoolExecutor(options.jobs) as pool:
         failed = [status for status in pool.map(lambda job: train(*job), jobs) if status]
-    for table in tables(study, out):
-        table.set_style(TableStyle.MARKDOWN)
-        print(f"\n{table}")
+    print_tables(study, out)
     return 1 if failed else 0
 
 

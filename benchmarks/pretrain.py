@@ -18,9 +18,7 @@ from typing import Final
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from prettytable import TableStyle
-
-from benchmarks.methods import ROOT, Expectation, Row, Study, tables, train
+from benchmarks.methods import ROOT, Expectation, Row, Study, print_tables, train
 from data.synthetic import SyntheticSpec, generate
 
 SEED: Final = 1  # of the population of strangers; that of the drawn dataset is 0
@@ -86,9 +84,7 @@ def main() -> int:
         with ThreadPoolExecutor(options.jobs) as pool:
             done = pool.map(lambda job: run(job[0], made.rows[job[0]], out, job[1], pretraining), jobs)
             failed = [status for status in done if status]
-    for table in tables(made, out):
-        table.set_style(TableStyle.MARKDOWN)
-        print(f"\n{table}")
+    print_tables(made, out)
     return 1 if failed else 0
 
 

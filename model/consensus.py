@@ -8,9 +8,6 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import roc_auc_score
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from model.labeling import EncodedPairs, Labeling
@@ -97,6 +94,8 @@ class Consensus(Labeling):
         figures = {"kept": found.weights.mean().item(), "disputed": found.disputed.float().mean().item()}
         if pairs.true_pairs is not None and 0 < pairs.true_pairs.sum() < len(found.weights):
             truth = pairs.true_pairs.cpu()
+            from sklearn.metrics import roc_auc_score
+
             figures["auc"] = float(roc_auc_score(~truth.numpy(), found.losses.numpy()))
             figures["kept_clean"] = truth[found.weights > 0].float().mean().item()
         return figures
@@ -126,6 +125,9 @@ class Consensus(Labeling):
 
     def _clean(self, losses: NDArray[Any], seed: int) -> NDArray[np.bool_]:
         """Returns bool ``(P,)``: whether each pair is clean by its losses ``(P,)`` in one embedding."""
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.mixture import GaussianMixture
+
         if losses.max() == losses.min():
             return np.ones(len(losses), dtype=bool)
         column = losses[:, None]

@@ -5,6 +5,7 @@
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # figures of the tests are those of a CPU; a GPU has benchmarks/gpu.py
@@ -52,6 +53,7 @@ from transformers import (
 from data.synthetic import SyntheticSpec, generate
 from model.backbones.bert import join_towers
 from prepare_checkpoints import prepare
+from utils.report.run_report import RunReport
 
 TEXT = {
     "vocab_size": 40,
@@ -114,6 +116,17 @@ def hub_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     models |= {vision: join_towers(*small_towers(vision), width=24) for vision in ("resnet", "vit")}
     folders = {name: save_model(model, tmp_path_factory.mktemp(name)) for name, model in models.items()}
     return {**folders, "vision-text-dual-encoder": folders["resnet"]}
+
+
+@pytest.fixture(scope="module")
+def fit_to_fork() -> Iterator[None]:
+    """One thread, because those of a pool are not there in a fork; no pictures, which take as long as the training."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunReport, "draw", lambda *_: None)
+        yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import os
 import runpy
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from tests.same_run import differences
 from tests.small_run import ANY_METHOD, CONFIG_DIR
 from utils.checkpoints.callback import Checkpoints
 from utils.checkpoints.weights import AtomicCheckpointIO, read_checkpoint
-from utils.report.run_report import RunReport
 
 ROOT = Path(__file__).parents[1]
 SHORT = (
@@ -37,18 +36,8 @@ SHORT = (
     "callbacks.last.mode=max",  # R@1 rises in the second epoch, and the best file is to be replaced
 )
 STEPS = 6
+pytestmark = pytest.mark.usefixtures("fit_to_fork")
 Patch = Callable[[pytest.MonkeyPatch], None]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fit_to_fork() -> Iterator[None]:
-    """One thread, because those of a pool are not there in a fork; no pictures, which take as long as the training."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunReport, "draw", lambda *_: None)
-        yield
-    torch.set_num_threads(threads)
 
 
 def train(root: Path, out: Path, *overrides: str) -> dict[str, float]:

@@ -2,12 +2,10 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from data.annotations import read_dataset
 from data.shards.command import main
@@ -20,7 +18,6 @@ from tests.same_run import differences
 from tests.small_run import ANY_METHOD, command
 from trainer import train
 from utils.errors import UserError
-from utils.report.run_report import RunReport
 
 SHORT = (
     "dataset=shards",
@@ -32,17 +29,7 @@ SHORT = (
     "shown_queries=0",
     "callbacks.last.every_n_steps=3",  # of 9 in an epoch
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fit_to_fork() -> Iterator[None]:
-    """One thread, because those of a pool are not there in a fork; no pictures, which take as long as the training."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunReport, "draw", lambda *_: None)
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("fit_to_fork")
 
 
 @pytest.fixture(scope="module")

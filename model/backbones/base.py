@@ -4,7 +4,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -65,7 +64,8 @@ class Backbone(nn.Module):
         self.sigmoid = sigmoid
         self._grid = grid
         self._pos_interpolation = pos_interpolation
-        self.model: PreTrainedModel | PeftModel = model
+        self.model: Any = model  # with adapters a `PeftModel` around it
+        self.has_adapters = False
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self._attention: dict[Tower, PooledAttention] = {}
@@ -74,7 +74,7 @@ class Backbone(nn.Module):
     @property
     def hub_model(self) -> Any:
         """The transformers model, with its adapters if there are any."""
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        return self.model.get_base_model() if self.has_adapters else self.model
 
     @property
     def embed_dim(self) -> int:
