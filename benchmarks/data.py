@@ -119,8 +119,9 @@ def main() -> None:
         cached = ImageCache(Path(temporary), root, resize).reader(records)
         built = time.perf_counter() - start
         from_file = partial(read_image, resize=resize)
-        decoded = [cached(record) for record in records]
-        small = [image[:, :8, :8] for image in decoded]
+        decoded = torch.stack([cached(record) for record in records]).split(options.batch)
+        small = [images[..., :8, :8] for images in decoded]
+        seeds = list(range(options.batch))
         captions = [caption for record in records for caption in record.captions]
         plain, remembering = (Tokenize(draw_tokenizer(captions), TOKENS) for _ in range(2))
         remembering.count(captions)
@@ -139,8 +140,8 @@ def main() -> None:
                 **loaders,
                 "reading files": lambda: [from_file(record) for record in records],
                 "reading the cache": lambda: [cached(record) for record in records],
-                "augmenting": lambda: [views.of_image(image, seed) for seed, image in enumerate(decoded)],
-                "augmenting 8x8": lambda: [views.of_image(image, seed) for seed, image in enumerate(small)],
+                "augmenting": lambda: [views.of_images(images, seeds[: len(images)]) for images in decoded],
+                "augmenting 8x8": lambda: [views.of_images(images, seeds[: len(images)]) for images in small],
                 "tokenising": lambda: [plain(batch) for batch in batches],
                 "remembered tokens": lambda: [remembering(batch) for batch in batches],
             },

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.annotations import DatasetSplits, Record
@@ -135,14 +136,7 @@ class PairDataset(Dataset[Sample]):
         if not self._views.need_image:
             return samples
         images = [self._read(self._records[self._captions[draw.pair].image]) for draw in draws]
-        seeds = [draw.seed for draw in draws]
-        if self._later:
-            views: dict[str, Any] = {SOURCE: images, SEEDS: seeds}
-        else:
-            views = self._views.of_images(torch.stack(images), seeds)
-        for place, sample in enumerate(samples):
-            sample |= {key: rows[place] for key, rows in views.items()}
-        return samples
+        return with_images(samples, images, [draw.seed for draw in draws], None if self._later else self._views)
 
     def _of_text(self, draw: Draw) -> Sample:
         text = self._captions[draw.pair].text
@@ -152,6 +146,22 @@ class PairDataset(Dataset[Sample]):
         if self._pids is not None:
             sample[PIDS] = self._pids[draw.pair]
         return sample
+
+
+def with_images(
+    samples: Sequence[Sample], images: Sequence[Tensor], seeds: Sequence[int], views: Views | None
+) -> list[Sample]:
+    """Returns the samples with the views of their images, which are built together.
+
+    Args:
+        images: uint8 ``(3, H, W)``, one for each sample.
+        seeds: of the draws of the samples.
+        views: None: the samples get `SOURCE` and `SEEDS`, of which the views are built later.
+    """
+    made: Mapping[str, Any] = (
+        {SOURCE: images, SEEDS: seeds} if views is None else views.of_images(torch.stack(list(images)), seeds)
+    )
+    return [sample | {key: rows[place] for key, rows in made.items()} for place, sample in enumerate(samples)]
 
 
 class ImageDataset(Dataset[Sample]):

@@ -1,7 +1,7 @@
 """The pairs of one or more folders of shards as one training set."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -9,12 +9,13 @@ from typing import Any, Final
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.annotations.identities import NO_IDENTITIES
-from data.batch import INDEX, PIDS, SEEDS, SOURCE
+from data.batch import INDEX, PIDS
 from data.images.read import ImageError, Resize
-from data.loading.datasets import Sample
+from data.loading.datasets import Sample, with_images
 from data.loading.samplers import Draw
 from data.shards.layout import ShardIndex, check_extra
 from data.shards.order import WINDOW
@@ -127,24 +128,34 @@ class ShardDataset(Dataset[Sample]):
         return len(self._pairs)
 
     def __getitem__(self, draw: Draw) -> Sample:
-        """Returns the views of pair `draw.pair`; `draw.seed` alone determines their randomness.
+        """Returns the views of pair `draw.pair`; `draw.seed` alone determines their randomness."""
+        return self.__getitems__([draw])[0]
+
+    def __getitems__(self, draws: Sequence[Draw]) -> list[Sample]:
+        """Returns the samples of these draws; the image views of all are built together.
 
         Raises:
-            ImageError: its shard or its image is damaged.
+            ImageError: a shard or an image is damaged.
         """
-        pair = self._pairs[draw.pair]
-        sample: Sample = self._views.of_caption(self._clean(pair.caption), draw.seed)
-        sample |= {INDEX: draw.pair, PIDS: pair.pid}
-        if self._views.need_image:
-            try:
-                image = self._resize(read_rgb(pair.content))
-            except BadImageError as error:
-                raise ImageError(
-                    f"image {pair.image} of the shards of pair {draw.pair} cannot be read ({error}); write them again"
-                ) from error
-            later = {SOURCE: image, SEEDS: draw.seed}
-            sample |= later if self._later else self._views.of_image(image, draw.seed)
-        return sample
+        samples: list[Sample] = []
+        images: list[Tensor] = []
+        for draw in draws:
+            pair = self._pairs[draw.pair]
+            text = self._views.of_caption(self._clean(pair.caption), draw.seed)
+            samples.append({**text, INDEX: draw.pair, PIDS: pair.pid})
+            if self._views.need_image:
+                images.append(self._image(pair, draw.pair))
+        if not images:
+            return samples
+        return with_images(samples, images, [draw.seed for draw in draws], None if self._later else self._views)
+
+    def _image(self, pair: ShardPair, number: int) -> Tensor:
+        try:
+            return self._resize(read_rgb(pair.content))
+        except BadImageError as error:
+            raise ImageError(
+                f"image {pair.image} of the shards of pair {number} cannot be read ({error}); write them again"
+            ) from error
 
 
 def open_shards(dataset: DictConfig) -> ShardMixture:

@@ -69,10 +69,6 @@ class Views:
         """The number of needed image views."""
         return len(self._images)
 
-    def of_image(self, image: Tensor, seed: int) -> dict[str, Tensor]:
-        """Returns image view -> uint8 ``(3, H, W)`` of an image of that shape, on its device."""
-        return {view: rows[0] for view, rows in self.of_images(image[None], [seed]).items()}
-
     def of_images(self, images: Tensor, seeds: Sequence[int]) -> dict[str, Tensor]:
         """Returns image view -> uint8 ``(B, 3, H, W)``; a row depends only on its image and its seed.
 

@@ -73,8 +73,8 @@ class TestPairDataset:
         assert later.keys() == {SOURCE, SEEDS, TEXT, PIDS, INDEX}
         assert later[TEXT] == now[TEXT]
         assert torch.equal(later[SOURCE], READ(records[2]))
-        views = Views({IMAGE, IMAGE_AUG}, 8, ERASING).of_image(later[SOURCE], later[SEEDS])
-        assert all(torch.equal(now[view], views[view]) for view in (IMAGE, IMAGE_AUG))
+        views = Views({IMAGE, IMAGE_AUG}, 8, ERASING).of_images(later[SOURCE][None], [later[SEEDS]])
+        assert all(torch.equal(now[view], views[view][0]) for view in (IMAGE, IMAGE_AUG))
 
     @pytest.mark.parametrize("later", [False, True])
     def test_an_image_is_read_once_and_only_if_needed(self, records: list[Record], later: bool) -> None:
