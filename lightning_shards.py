@@ -9,14 +9,15 @@ from omegaconf import DictConfig
 
 from data.annotations import DatasetSplits
 from data.images.read import Resize
-from data.loading.chosen import chosen_dataset
+from data.loading.chosen import chosen_dataset, division
 from data.loading.counts import DatasetCounts, SplitCounts
 from data.loading.samplers import EpochSampler
-from data.shards.mixture import ShardDataset, ShardMixture, open_shards
+from data.shards.mixture import ShardDataset, ShardMixture, Source, open_shards
 from data.shards.order import ShardSampler
 from data.text.tokens import clean_for
 from lightning_data import TBPSDataModule
 from utils.errors import UserError
+from utils.report.provenance import file_hash
 
 # Options that need all training records at once, or an order of their own -> the value that they must have.
 UNUSED: Final = {
@@ -109,5 +110,21 @@ def build_shards(cfg: DictConfig, splits: Sequence[str], options: dict[str, Any]
             "does not allow; set pseudo_label=none"
         )
     shards = open_shards(cfg.dataset)
-    evaluated = [split for split in splits if split != "train"]
-    return ShardsDataModule(chosen_dataset(cfg, evaluated), shards, splits=splits, **options)
+    dataset = chosen_dataset(cfg, [split for split in splits if split != "train"])
+    for source in shards.sources:
+        _check_apart(source, dataset, division(cfg))
+    return ShardsDataModule(dataset, shards, splits=splits, **options)
+
+
+def _check_apart(source: Source, dataset: DatasetSplits, divided_by: dict[str, Any]) -> None:
+    """Raises `UserError` if shards of the annotations of `dataset` can have images that it validates or tests on."""
+    made_of = source.index.made_of
+    if dataset.file is None or made_of.get("annotations") != file_hash(dataset.file):
+        return
+    split, used = made_of.get("split"), made_of.get("divided_by")
+    if split != "train" or used != divided_by:
+        told = f"divided by {used}, and this run by {divided_by}" if split == "train" else f"of the split {split}"
+        raise UserError(
+            f"dataset.shards.{source.name} was written from {dataset.file}, {told}, so that the run would train on "
+            "images that it validates or tests on; write the shards again, as this run divides the file"
+        )

@@ -1,7 +1,11 @@
 """Runs that train on shards: written by the command, killed and continued, refused combinations."""
 
+import json
 import os
+import re
+import shutil
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +72,10 @@ def test_a_run_killed_within_an_epoch_continues_to_the_same_weights(
     assert "8 images, 16 pairs, no identities: each image counts as a person; 24 of 72 draws of an epoch" in told
     assert forked(killed) == -signal.SIGKILL
     last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
-    assert run(small_root, tmp_path / "cut", shards, f"ckpt_path={last}") == metrics
+    [folder] = {Path(found).parent for found in re.findall(r"/[^ ,}]*", shards)}
+    shutil.copytree(folder, tmp_path / "moved")
+    moved = shards.replace(str(folder), str(tmp_path / "moved"))
+    assert run(small_root, tmp_path / "cut", moved, f"ckpt_path={last}") == metrics
     assert differences(tmp_path / "whole", tmp_path / "cut") == []
 
 
@@ -80,6 +87,8 @@ def test_a_run_killed_within_an_epoch_continues_to_the_same_weights(
         ("pseudo_label=kmeans", "set pseudo_label=none"),
         ("dataset.epoch_pairs=0", "dataset.epoch_pairs: 0 given"),
         ("dataset.epoch_pairs=1", "gives it none of the 1 draws"),
+        ("dataset.epoch_pairs=10000000000000", "expected a number up to"),
+        ("dataset.cache_dir=null", "dataset.cache_dir: None given"),
     ],
 )
 def test_what_does_not_go_with_shards_is_refused(small_root: Path, shards: str, override: str, told: str) -> None:
@@ -107,3 +116,41 @@ def test_the_command_writes_what_training_reads(
     assert isinstance(data, ShardsDataModule)
     assert (data.num_classes, data.counts.splits["train"].captions, data.training_batches()) == (12, 48, 6)
     assert data.max_token_id == max(data.tokenize.tokenizer.get_vocab().values())
+
+
+def test_shards_of_a_dataset_have_none_of_the_images_that_a_run_tests(small_root: Path, tmp_path: Path) -> None:
+    """Also if the file has no splits: the run has to divide it as the shards were divided."""
+    drawn = small_root / "DRAWN-PEDES"
+    records = json.loads((drawn / "data_captions.json").read_text())
+    lines = [f'{r["file_path"]},"{r["en_captions"][0]}",{r["id"]}' for r in records]
+    (tmp_path / "people.csv").write_text("\n".join(["file_path,caption,id", *lines]) + "\n")
+    own = ["dataset=custom", f"dataset.annotations={tmp_path}/people.csv", f"dataset.images={drawn}/imgs"]
+    for name, split in (("a", "train"), ("b", "test")):
+        main([str(tmp_path / name), *own, f"dataset_root_dir={small_root}", "--split", split])
+    common = (*ANY_METHOD, *own, f"dataset_root_dir={small_root}", "dataset.sampler=random")
+    for override, folder, told in (
+        ("split_seed=7", "a", "divided by .*'split_seed': 0.* and this run by .*'split_seed': 7"),
+        ("split_seed=0", "b", "of the split test"),
+        ("split_seed=0", "a", None),
+    ):
+        with command(*common, override, f"dataset.shards={tmp_path}/{folder}") as cfg:
+            cfg.backbone.folder = str(small_root / "tiny_siglip_checkpoints")
+            with nullcontext() if told is None else pytest.raises(UserError, match=told):
+                build_data(cfg)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (["dataset=drawn"], "'dataset=drawn' is no folder; the command is"),
+        (["", "dataset=drawn"], "'' is no folder"),
+        (["s3://bucket/x", "dataset=drawn"], "is no local folder; write to one and copy it"),
+        (["out", "dataset=shards"], "dataset.shards= has no effect on shards"),
+        (["out", "dataset=drawn", "dataset.further_captions={a: 1}"], "dataset.further_captions=.* has no effect"),
+    ],
+)
+def test_the_command_refuses(line: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=told):
+        main(line)
+    assert not list(tmp_path.iterdir())

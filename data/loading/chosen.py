@@ -1,6 +1,7 @@
 """The dataset that a config chooses: its splits, training noise and limits."""
 
 from collections.abc import Collection
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -15,6 +16,11 @@ READING = ("language", "val_protocol", "val_identities", "proportion", "fold_id"
 # Options of a dataset that its data module does not need.
 SHARDS = ("shards", "epoch_pairs", "shard_cache_gb")
 USED = (*READING, *SHARDS, "name", "label", "overfit_pairs", "noise_rate", "noise_file", "description", *GIVEN)
+
+
+def division(cfg: DictConfig) -> dict[str, Any]:
+    """Returns the options that divide the records of a file into splits."""
+    return {key: cfg.dataset[key] for key in ("val_protocol", "val_identities")} | {"split_seed": cfg.split_seed}
 
 
 def chosen_dataset(cfg: DictConfig, splits: Collection[str]) -> DatasetSplits:

@@ -20,6 +20,7 @@ VERSION: Final = 1
 INDEX: Final = "index.json"
 SHARD_BYTES: Final = 32 * 2**20  # of images, after which a shard is full
 _NAME: Final = re.compile(r"\d{5,9}\.arrow")  # never a path
+MOST_BYTES: Final = 2**40  # of a shard, so that counts of an index stay numbers that fit in memory
 _AGAIN: Final = "write the shards again with `uv run python -m data.shards`"
 
 
@@ -62,7 +63,7 @@ class ShardIndex:
         head = {"format": FORMAT, "version": VERSION, "images": self.images, "pairs": self.pairs}
         content = {**head, "identities": self.identities, "made_of": self.made_of}
         shards = ",\n  ".join(json.dumps(shard._asdict()) for shard in self.shards)
-        return f'{json.dumps(content, ensure_ascii=False)[:-1]}, "shards": [\n  {shards}]}}\n'.encode()
+        return f'{json.dumps(content)[:-1]}, "shards": [\n  {shards}]}}\n'.encode()
 
 
 def check_extra() -> None:
@@ -94,8 +95,8 @@ def parse_index(content: bytes, where: str) -> ShardIndex:
         UserError: it is damaged, of another format or version, or names a file outside its folder.
     """
     try:
-        found = json.loads(content)
-    except ValueError as error:
+        found = json.loads(content, parse_constant=_refused)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is damaged or cut off ({error}); {_AGAIN}") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise UserError(f"{where} is not an index of shards; name a folder that `uv run python -m data.shards` wrote")
@@ -106,7 +107,12 @@ def parse_index(content: bytes, where: str) -> ShardIndex:
         raise UserError(f"{where} lists no shards; {_AGAIN}")
     if not (identities is None or _is_count(identities)) or not isinstance(made_of, dict):
         raise UserError(f"{where}: its totals are damaged; {_AGAIN}")
-    return ShardIndex(_shards(entries, where), identities, made_of)
+    index = ShardIndex(_shards(entries, where), identities, made_of)
+    if [found.get("images"), found.get("pairs")] != [index.images, index.pairs] or (identities or 0) > index.images:
+        raise UserError(f"{where}: its totals are not those of its shards; {_AGAIN}")
+    if len({shard.file for shard in index.shards}) < len(index.shards):
+        raise UserError(f"{where} lists a file twice; {_AGAIN}")
+    return index
 
 
 def _shards(entries: Sequence[Any], where: str) -> tuple[Shard, ...]:
@@ -120,10 +126,18 @@ def _shards(entries: Sequence[Any], where: str) -> tuple[Shard, ...]:
                 f"{where}, shard {number}: the file {shard.file!r} is refused, expected a name such as "
                 f"00000.arrow; {_AGAIN}"
             )
-        if not all(_is_count(value) for value in shard[1:4]) or not isinstance(shard.crc, int):
+        if (
+            not all(_is_count(value) for value in shard[1:4])
+            or not isinstance(shard.crc, int)
+            or (max(shard.images, shard.pairs) > shard.bytes or shard.bytes > MOST_BYTES)
+        ):
             raise UserError(f"{where}, shard {number} ({shard.file}): its counts are damaged; {_AGAIN}")
         shards.append(shard)
     return tuple(shards)
+
+
+def _refused(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number of JSON")  # NaN is not equal to itself, so no run could continue
 
 
 def _is_count(value: Any) -> bool:

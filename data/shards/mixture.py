@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -27,7 +28,12 @@ from utils.images import BadImageError, read_rgb
 
 ONLY: Final = "shards"  # name of the only source
 MOST_SOURCES: Final = 255
-_SECRET: Final = re.compile(r"://[^/]*:[^/]*@")
+MOST_DRAWS: Final = 2**32  # of an epoch
+_PASSWORD: Final = re.compile(r"://[^@]*:[^@]*@")
+_QUERY: Final = (  # keys after "?" of an address that are no secrets
+    *("region", "scheme", "endpoint_override", "retry_limit_seconds", "project_id", "enable_tls"),
+    *("blob_storage_authority", "dfs_storage_authority", "credential_kind", "tenant_id", "client_id"),
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,8 @@ class ShardMixture:
         self._first_pid = np.cumsum([0, *(source.index.identities or source.index.images for source in sources)])
         if epoch_pairs is not None:
             check_positive("dataset.epoch_pairs", epoch_pairs)
+            if epoch_pairs is True or epoch_pairs > MOST_DRAWS:
+                raise UserError(f"dataset.epoch_pairs: {epoch_pairs} given, expected a number up to {MOST_DRAWS}")
         self.shares = shares([source.weight for source in sources], epoch_pairs or len(self))
         for source, share in zip(sources, self.shares, strict=True):
             if not share:
@@ -165,6 +173,8 @@ def open_shards(dataset: DictConfig) -> ShardMixture:
         UserError: the option is wrong, a folder holds no shards, or the extra is not installed.
     """
     check_extra()
+    if dataset.shards == "":
+        raise UserError("dataset.shards is not given; name a folder that `uv run python -m data.shards` wrote")
     given: Any = (
         OmegaConf.to_container(dataset.shards, resolve=True)
         if isinstance(dataset.shards, DictConfig)
@@ -176,11 +186,18 @@ def open_shards(dataset: DictConfig) -> ShardMixture:
     gigabytes = dataset.shard_cache_gb
     if isinstance(gigabytes, bool) or not isinstance(gigabytes, int | float) or not 0 < gigabytes < inf:
         raise UserError(f"dataset.shard_cache_gb: {gigabytes} given, expected a number of GB above 0")
-    sources = []
+    if not isinstance(dataset.cache_dir, str):
+        raise UserError(f"dataset.cache_dir: {dataset.cache_dir} given, expected a folder")
+    sources: list[Source] = []
     for name, options in given.items():
         address, weight = _checked(f"dataset.shards.{name}", options)
         folder = ShardFolder(address, Path(dataset.cache_dir), gigabytes)
         index = folder.index()
+        if same := [source.name for source in sources if source.index.digest == index.digest]:
+            raise UserError(
+                f"dataset.shards.{name} has the same pairs as dataset.shards.{same[0]}, and their persons would count "
+                "as different ones; name each folder once, with a weight"
+            )
         sources.append(Source(str(name), weight, folder, index, ShardReader(folder, index, most_open=WINDOW + 1)))
     return ShardMixture(sources, dataset.epoch_pairs)
 
@@ -191,8 +208,8 @@ def shares(weights: list[float], draws: int) -> list[int]:
     >>> shares([2, 1, 1], 10)
     [5, 3, 2]
     """
-    ends = [round(draws * part / sum(weights)) for part in np.cumsum([0.0, *weights]).tolist()]
-    return np.diff(ends).tolist()
+    parts = np.cumsum([0.0, *(weight / max(weights) for weight in weights)])
+    return np.diff(np.round(draws * (parts / parts[-1])).astype(int)).tolist()
 
 
 def _checked(key: str, options: Any) -> tuple[str, float]:
@@ -203,9 +220,11 @@ def _checked(key: str, options: Any) -> tuple[str, float]:
     address, weight = options["folder"], options.get("weight", 1)
     if not isinstance(address, str) or not address:
         raise UserError(f"{key}.folder: {address} given, expected a folder or an address such as s3://bucket/folder")
-    if _SECRET.search(address):
+    query = dict(parse_qsl(urlsplit(address).query, keep_blank_values=True)) if "://" in address else {}
+    if _PASSWORD.search(address) or query.keys() - {*_QUERY}:
+        keys = ", ".join(sorted(query.keys() - {*_QUERY})) or "a password"
         raise UserError(
-            f"{key}.folder: the address has a password, which logs would show; see docs/shards.md for a way"
+            f"{key}.folder: the address has {keys}, and logs would show a secret; see docs/shards.md for a way"
         )
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < inf:
         raise UserError(f"{key}.weight: {weight} given, expected a number above 0")

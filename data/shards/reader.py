@@ -11,7 +11,7 @@ from data.images.read import ImageError
 from data.loading.samplers import Indices
 from data.shards.layout import Shard, ShardIndex, schema
 from data.shards.storage import ShardFolder
-from utils.errors import library_errors
+from utils.errors import UserError, library_errors
 
 AT_ONCE: Final = 2**20  # bytes whose checksum is computed together
 
@@ -73,8 +73,11 @@ class ShardReader:
             self._open.move_to_end(number)
             return self._open[number]
         shard = self._index.shards[number]
-        file = self._folder.local(shard)
-        self._open[number] = _checked(file, shard, self._index.identities)
+        try:
+            with self._folder.held(shard) as file:
+                self._open[number] = _checked(file, shard, self._index.identities)
+        except UserError as error:  # which a loading process could not hand over in one line
+            raise ImageError(str(error)) from error
         if len(self._open) > self._most_open:
             self._open.popitem(last=False)
         return self._open[number]
@@ -87,38 +90,42 @@ def _checked(file: Path, shard: Shard, identities: int | None) -> OpenShard:
     """Returns the content of a shard whose size, checksum, schema and counts are as in the index.
 
     Raises:
-        ImageError: they are not.
+        UserError: they are not.
     """
     import pyarrow as pa
 
-    try:
-        with library_errors(f"the shard {file} is damaged", "restore the file, or write the shards again"):
-            _check_bytes(file, shard)
-            batch = pa.ipc.open_file(pa.memory_map(str(file))).get_batch(0)
-            batch.validate(full=True)  # offsets of a hostile file could lie outside of it
-            if not batch.schema.equals(schema()) or batch.num_rows != shard.images:
-                raise ValueError("it has other columns or counts than its index")
-            captions, pids = batch.column("captions"), batch.column("pid")
-            offsets = captions.offsets.to_numpy()
-            if offsets[0] != 0 or offsets[-1] != shard.pairs or any(column.null_count for column in batch.columns[:2]):
-                raise ValueError("it has other captions than its index counts")
-            if identities is not None:
-                numbers = pids.to_numpy(zero_copy_only=False)
-                if pids.null_count or not 0 <= numbers.min() <= numbers.max() < identities:
-                    raise ValueError("it has other identities than its index counts")
-        return OpenShard(batch.column("image"), captions.values, pids, offsets)
-    except ValueError as error:  # also a `UserError`, which a loading process could not hand over in one line
-        raise ImageError(str(error)) from error
+    with library_errors(f"the shard {file} is damaged", "restore the file, or write the shards again"):
+        _check_bytes(file, shard)
+        opened = pa.ipc.open_file(pa.memory_map(str(file)))
+        if opened.num_record_batches != 1:
+            raise ValueError(f"it has {opened.num_record_batches} record batches, expected 1")
+        batch = opened.get_batch(0)
+        batch.validate(full=True)  # offsets of a hostile file could lie outside of it
+        if not batch.schema.equals(schema()) or batch.num_rows != shard.images:
+            raise ValueError("it has other columns or counts than its index")
+        images, captions, pids = batch.columns
+        offsets = captions.offsets.to_numpy()
+        if offsets[0] != 0 or offsets[-1] != shard.pairs:
+            raise ValueError("it has other captions than its index counts")
+        if images.null_count or captions.null_count or captions.values.null_count:
+            raise ValueError("it has an image or a caption that is null")
+        if identities is not None:
+            numbers = pids.to_numpy(zero_copy_only=False)
+            if pids.null_count or not 0 <= numbers.min() <= numbers.max() < identities:
+                raise ValueError("it has other identities than its index counts")
+    return OpenShard(images, captions.values, pids, offsets)
 
 
 def _check_bytes(file: Path, shard: Shard) -> None:
-    crc = size = 0
+    if file.exists() and not file.is_file():  # a device could be read for ever
+        raise ValueError("it is not a file")
+    found = file.stat().st_size
+    if found != shard.bytes:
+        raise ValueError(f"it has {found:,} bytes, expected {shard.bytes:,}")
+    crc = 0
     with file.open("rb") as stream:  # read, not mapped: pages of a checksum do not count as this process's memory
         while part := stream.read(AT_ONCE):
             crc = zlib.crc32(part, crc)
-            size += len(part)
-    if size != shard.bytes:
-        raise ValueError(f"it has {size:,} bytes, expected {shard.bytes:,}")
     if crc != shard.crc:
         raise ValueError("its checksum is not the one in its index")
 

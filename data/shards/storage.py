@@ -2,10 +2,12 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from data.shards.layout import INDEX, Shard, ShardIndex, parse_index
 from utils.errors import UserError, library_errors
@@ -43,11 +45,15 @@ class ShardFolder:
                 with system.open_input_stream(f"{root}/{INDEX}") as stream:
                     content = stream.read()
             return parse_index(content, where)
-        folder = Path(self.address).expanduser()
-        if not folder.is_dir():
-            raise UserError(f"dataset.shards: the folder {folder} does not exist; `python -m data.shards` writes one")
         try:
-            return parse_index((folder / INDEX).read_bytes(), where)
+            folder = Path(self.address).expanduser()
+            if not folder.is_dir():
+                raise UserError(
+                    f"dataset.shards: the folder {folder} does not exist; `python -m data.shards` writes one"
+                )
+            index = parse_index((folder / INDEX).read_bytes(), where)
+        except RuntimeError as error:
+            raise UserError(f"dataset.shards: {self.address} names no folder ({error})") from error
         except FileNotFoundError as error:
             what = "is not finished" if any(folder.glob("*.arrow")) else "holds no shards"
             raise UserError(
@@ -55,44 +61,56 @@ class ShardFolder:
             ) from error
         except OSError as error:
             raise UserError(f"{where} cannot be read ({error.strerror or error})") from error
+        for shard in index.shards:
+            found = _size(folder / shard.file)
+            if found != shard.bytes:
+                told = "is missing" if found is None else f"has {found:,} bytes, expected {shard.bytes:,}"
+                raise UserError(f"{folder / shard.file} {told}; copy the whole folder again, or write the shards again")
+        return index
 
-    def local(self, shard: Shard) -> Path:
-        """Returns the file of a shard on this machine; copies it from object storage if it is not there.
+    @contextmanager
+    def held(self, shard: Shard) -> Iterator[Path]:
+        """Gives the file of a shard on this machine, which no process deletes meanwhile.
+
+        A shard in object storage is copied if it is not here. A file that is mapped may be deleted: it stays readable.
 
         Raises:
             UserError: it cannot be copied.
         """
         if not self._is_remote:
-            return Path(self.address).expanduser() / shard.file
+            yield Path(self.address).expanduser() / shard.file
+            return
         file = self._copies / f"{shard.crc:08x}-{shard.file}"  # another name if the shard at the address changes
-        if not _has_size(file, shard.bytes):
-            self._copies.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{file}.lock"):
-                if not _has_size(file, shard.bytes):  # another process may have copied it
+        with ExitStack() as stack:
+            with library_errors(f"{self.address}/{shard.file} cannot be copied to {self._copies}", _ADVICE):
+                self._copies.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(_lock(file))
+                if _size(file) != shard.bytes:  # another process may have copied it
+                    self._make_room(shard.bytes)
                     self._copy(shard, file)
-        os.utime(file)
-        return file
+                os.utime(file)
+            yield file
 
     def _copy(self, shard: Shard, file: Path) -> None:
         from pyarrow import fs
 
         partial = file.with_suffix(".partial")
-        with library_errors(f"{self.address}/{shard.file} cannot be copied to {self._copies}", _ADVICE):
-            self._make_room(shard.bytes)
-            system, root = self._remote()
-            here = fs.LocalFileSystem()
-            fs.copy_files(f"{root}/{shard.file}", str(partial), source_filesystem=system, destination_filesystem=here)
-            partial.replace(file)
+        system, root = self._remote()
+        here = fs.LocalFileSystem()
+        fs.copy_files(f"{root}/{shard.file}", str(partial), source_filesystem=system, destination_filesystem=here)
+        partial.replace(file)
 
     def _make_room(self, new: int) -> None:
-        """Deletes the copies that were not used for longest; processes that have one mapped can still read it."""
-        status = {file: file.stat() for file in self._copies.glob("*.arrow")}
-        taken = sum(one.st_size for one in status.values()) + new
-        for file in sorted(status, key=lambda file: status[file].st_mtime_ns):
+        """Deletes the copies that were not used for longest, but those that a process holds."""
+        found = [(file, _status(file)) for file in self._copies.glob("*.arrow")]
+        copies = [(status.st_mtime_ns, status.st_size, file) for file, status in found if status is not None]
+        taken = sum(size for _, size, _ in copies) + new
+        for _, size, file in sorted(copies):
             if taken <= self._most_bytes:
                 break
-            file.unlink(missing_ok=True)
-            taken -= status[file].st_size
+            with suppress(Timeout), _lock(file, timeout=0):
+                file.unlink(missing_ok=True)
+                taken -= size
 
     def _remote(self) -> tuple[Any, str]:
         """Returns pyarrow's file system of the address, made in this process, and the path in it."""
@@ -106,8 +124,18 @@ class ShardFolder:
         return {**self.__dict__, "_system": None}
 
 
-def _has_size(file: Path, size: int) -> bool:
+def _lock(file: Path, timeout: float = -1) -> FileLock:
+    return FileLock(f"{file}.lock", timeout=timeout)
+
+
+def _status(file: Path) -> os.stat_result | None:
+    """Returns the status of a file, or None if there is none, also because a process has just deleted it."""
     try:
-        return file.stat().st_size == size
+        return file.stat()
     except FileNotFoundError:
-        return False
+        return None
+
+
+def _size(file: Path) -> int | None:
+    status = _status(file)
+    return None if status is None else status.st_size

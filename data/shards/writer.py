@@ -53,7 +53,8 @@ class ShardWriter:
 
     Args:
         out: the folder. It may hold a writing of the same records that was killed, which goes on.
-        made_of: facts on the records; a writing goes on only if they are the same.
+        made_of: facts on the records, for the index.
+        chosen: options that chose them; a writing goes on only if `made_of` and these are the same.
         size: (height, width) to which images are resized before they are encoded as JPEG; None: files stay as they are.
         skip: whether images that cannot be read are left out; if not, they are an error.
         with_pids: whether the identities of the records are written.
@@ -67,6 +68,7 @@ class ShardWriter:
         self,
         out: Path,
         made_of: Mapping[str, Any],
+        chosen: Mapping[str, Any] | None = None,
         *,
         size: Sequence[int] | None = None,
         skip: bool = False,
@@ -77,7 +79,8 @@ class ShardWriter:
         self._shard_bytes = shard_bytes
         self._made_of = {**made_of, "size": None if size is None else list(size)}
         self._journal = out / JOURNAL
-        self._settings = json.dumps({"version": VERSION, "shard_bytes": shard_bytes, "made_of": self._made_of})
+        settings = {"version": VERSION, "shard_bytes": shard_bytes, "made_of": self._made_of, "chosen": chosen}
+        self._settings = json.dumps(settings, sort_keys=True)
         self.resumed = self.skipped = 0
 
     def write(self, records: Sequence[Record]) -> ShardIndex:
@@ -133,6 +136,8 @@ class ShardWriter:
         elif not lines and any(self._out.glob("*.arrow")):
             raise UserError(f"{self._out} has Arrow files of something else; name an empty folder")
         kept = {written.shard.file for written in done}
+        if lines and not done:
+            print(f"begins anew: {self._out} has no whole shard of these records and options", flush=True)
         if lines:
             for file in [*self._out.glob("[0-9]*.arrow"), *self._out.glob("*.partial")]:
                 if file.name not in kept:

@@ -119,10 +119,10 @@ RULES: Final = (
         note="where the images lie; the annotations decide which they are",
     ),
     Rule(
-        keys=("backbone.folder", "dataset.annotations"),
+        keys=("backbone.folder", "dataset.annotations", "dataset.shards", "dataset.shards.*"),
         continued="free",
         changes_result=True,
-        note="another place of the same backbone, from which frozen weights are read, and of the same annotations",
+        note="another place of the same backbone, from which frozen weights are read, of the same data",
     ),
     Rule(
         keys=("callbacks.*", "evaluation.*", "trainer.limit_val_batches", "trainer.limit_test_batches", "trainer"),

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import zlib
 from collections import Counter
@@ -259,12 +260,27 @@ def with_bad_offsets(folder: Path) -> bytes:
     return bytes(content)
 
 
-def with_other_columns() -> bytes:
-    batch = pa.record_batch({"image": [b"x"] * 3, "text": ["a"] * 3})
+def encoded(*batches: pa.RecordBatch) -> bytes:
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, batch.schema) as file:
-        file.write_batch(batch)
+    with pa.ipc.new_file(sink, batches[0].schema) as file:
+        for batch in batches:
+            file.write_batch(batch)
     return sink.getvalue().to_pybytes()
+
+
+def with_other_columns() -> bytes:
+    return encoded(pa.record_batch({"image": [b"x"] * 3, "text": ["a"] * 3}))
+
+
+def first_shard(folder: Path) -> pa.RecordBatch:
+    return pa.ipc.open_file((folder / "00000.arrow").read_bytes()).get_batch(0)
+
+
+def with_a_null_caption(folder: Path) -> bytes:
+    batch = first_shard(folder)
+    captions = [[None, *texts[1:]] for texts in batch.column("captions").to_pylist()]
+    changed = pa.array(captions, batch.schema.field("captions").type)
+    return encoded(pa.record_batch([batch.column("image"), changed, batch.column("pid")], schema=batch.schema))
 
 
 class TestDamage:
@@ -282,7 +298,13 @@ class TestDamage:
             (lambda index: index["shards"][0].update(file="../loose/0.png"), r"the file '../loose/0.png' is refused"),
             (lambda index: index["shards"][0].update(file="/etc/passwd"), "is refused"),
             (lambda index: index["shards"][0].update(pairs=-1), "its counts are damaged"),
+            (lambda index: index["shards"][0].update(pairs=10**30), "its counts are damaged"),
             (lambda index: index["shards"][0].pop("crc"), "expected the keys file, images, pairs, bytes, crc"),
+            (lambda index: index["shards"].append(index["shards"][0]), "totals are not those of its shards"),
+            (lambda index: index["shards"].pop(), "totals are not those of its shards"),
+            (lambda index: index.update(identities=10**30), "totals are not those of its shards"),
+            (lambda index: index["shards"][1].update(file="00000.arrow"), "lists a file twice"),
+            (lambda index: index["made_of"].update(of=float("nan")), "is damaged or cut off"),
         ],
     )
     def test_an_index_is_refused(self, folder: Path, tmp_path: Path, change: Any, told: str) -> None:
@@ -293,25 +315,44 @@ class TestDamage:
     def test_a_cut_index_and_foreign_folders_are_refused(self, folder: Path, tmp_path: Path) -> None:
         content = (folder / INDEX_FILE).read_bytes()
         (folder / INDEX_FILE).write_bytes(content[: len(content) // 2])
+        shutil.copytree(folder, tmp_path / "deep")
+        (tmp_path / "deep" / INDEX_FILE).write_bytes(b"[" * 100_000)
         for address, told in (
             (folder, "is damaged or cut off"),
+            (tmp_path / "deep", "is damaged or cut off"),
             (tmp_path / "loose", "holds no shards"),
             (tmp_path / "nowhere", "does not exist"),
             (f"file://{tmp_path}/nowhere", "cannot be read"),
             ("ftp://nowhere/shards", "cannot be read"),
-            ("s3://key:secret@bucket/shards", "has a password"),
+            ("s3://key:hunter2@bucket/shards", "has a password"),
+            ("s3://key:hun/ter2@bucket/shards", "has a password"),
+            ("abfss://account.net/c?sv=2020&sig=hunter2", "has sig, sv, "),
+            ("", "is not given"),
+            ("~nobody-of-this-name/shards", "names no folder"),
+            ("x" * 5000, "cannot be read"),
             ({"a": {"weight": 2}}, r"dataset\.shards\.a: .* given, expected \{folder"),
             ({"a": {"folder": str(tmp_path), "weight": 0}}, r"dataset\.shards\.a\.weight: 0 given"),
         ):
-            with pytest.raises(UserError, match=told):
+            with pytest.raises(UserError, match=told) as caught:
                 opened(address, tmp_path)
+            assert "hunter2" not in str(caught.value)
+
+    def test_a_missing_file_and_pairs_that_come_twice_are_told_at_once(self, folder: Path, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"dataset\.shards\.b has the same pairs as dataset\.shards\.a"):
+            opened({"a": str(folder), "b": str(folder)}, tmp_path)
+        os.truncate(folder / "00001.arrow", 500)
+        with pytest.raises(UserError, match=r"00001\.arrow has 500 bytes, expected"):
+            opened(folder, tmp_path)
+        (folder / "00001.arrow").unlink()
+        with pytest.raises(UserError, match=r"00001\.arrow is missing"):
+            opened(folder, tmp_path)
 
     @pytest.mark.parametrize(
         ("damage", "told"),
         [
-            (lambda folder: (folder / "00000.arrow").unlink(), "No such file"),
-            (lambda folder: os.truncate(folder / "00000.arrow", 500), "it has 500 bytes, expected"),
             (lambda folder: replace_shard(folder, b"x" * 500), "is damaged"),
+            (lambda folder: replace_shard(folder, with_a_null_caption(folder)), "a caption that is null"),
+            (lambda folder: replace_shard(folder, encoded(*[first_shard(folder)] * 2)), "2 record batches"),
             (lambda folder: replace_shard(folder, with_other_columns()), "other columns"),
             (lambda folder: replace_shard(folder, with_bad_offsets(folder)), "is damaged"),
             (lambda folder: change_index(folder, lambda index: index.update(identities=2)), "other identities"),
@@ -322,6 +363,19 @@ class TestDamage:
         with pytest.raises(ImageError, match=told) as caught:
             dataset(opened(folder, tmp_path))[Draw(0, 0)]
         assert "00000.arrow" in str(caught.value)
+
+    def test_what_vanishes_later_is_one_sentence(self, folder: Path, tmp_path: Path) -> None:
+        for address in (folder, f"file://{folder}"):
+            mixture = opened(address, tmp_path)
+            (folder / "00000.arrow").rename(tmp_path / "away")
+            with pytest.raises(ImageError, match=r"00000\.arrow .*No such file"):
+                dataset(mixture)[Draw(0, 0)]
+            (tmp_path / "away").replace(folder / "00000.arrow")
+        mixture = opened(folder, tmp_path)
+        (folder / "00000.arrow").unlink()
+        (folder / "00000.arrow").symlink_to("/dev/zero")
+        with pytest.raises(ImageError, match="it is not a file"):
+            dataset(mixture)[Draw(0, 0)]
 
     def test_a_changed_byte_is_found_and_a_worker_tells_it(self, folder: Path, tmp_path: Path) -> None:
         content = bytearray((folder / "00000.arrow").read_bytes())
