@@ -100,7 +100,7 @@ class NoiseAwareMasking(Resizable):
 
     def __init__(self, *, name: str, share: float, max_length: int) -> None:
         super().__init__()
-        if not 0 < share < 1:
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
             raise UserError(f"masking.share: {share} given, expected a number above 0 and below 1, such as 0.15")
         self.name = name
         self.share = share
@@ -144,4 +144,8 @@ class NoiseAwareMasking(Resizable):
         """
         rows = self.steps.new_full((len(pairs), self.steps.shape[1]), UNSEEN)
         self.columns(rows, probabilities).copy_((STEPS * probabilities).round())
-        self.steps[gather(pairs)] = gather(rows)
+        pairs, rows = gather(pairs), gather(rows)
+        order = pairs.argsort(stable=True)
+        ordered = pairs[order]
+        newest = order[torch.searchsorted(ordered, ordered, right=True) - 1]
+        self.steps[ordered] = rows[newest]  # equal rows for a pair drawn twice: which of two is written is undefined

@@ -14,10 +14,11 @@ class UserError(ValueError):
     """One sentence for the user: what is wrong, where, what was expected and what to do about it.
 
     The message is one line of at most `LONGEST` printable characters, even if it quotes names, paths or file content.
+    PyTorch makes an error of a loading process anew from its printed traceback, of which only the message is kept.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(one_line(message))
+        super().__init__(one_line(message.rpartition(f"{type(self).__name__}: ")[2]))
 
 
 def one_line(message: str) -> str:

@@ -21,16 +21,6 @@ FILTERS: Final[Mapping[str, Image.Resampling]] = {  # dataset.interpolation -> P
 }
 
 
-class ImageError(UserError):
-    """An image that cannot be read.
-
-    PyTorch rebuilds a worker's exception from its printed traceback; this class keeps only the last line, the message.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.rpartition(f"{ImageError.__name__}: ")[2].strip())
-
-
 class BrokenImage(NamedTuple):
     """A record whose image cannot be read, and the reason."""
 
@@ -101,12 +91,12 @@ def read_image(record: Record, resize: Resize) -> Tensor:
     """Returns the image of a record as RGB, uint8 ``(3, H, W)``.
 
     Raises:
-        ImageError: if the file is missing, empty or damaged.
+        UserError: if the file is missing, empty or damaged.
     """
     try:
         return resize(read_rgb(read_bytes(record.image_path)))
     except BadImageError as error:
-        raise ImageError(
+        raise UserError(
             f"{record.image_path} (identity {record.pid}) cannot be read ({error}); "
             "restore the file, `uv run python -m data.doctor <dataset>` lists all such images."
         ) from error

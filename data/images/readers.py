@@ -10,7 +10,7 @@ from data.annotations.identities import shown
 from data.annotations.layouts import Size
 from data.annotations.paths import nearest_name
 from data.images.cache import ImageCache
-from data.images.read import BrokenImage, CheckedImages, FileImages, ImageError, Resize
+from data.images.read import BrokenImage, CheckedImages, FileImages, Resize
 from utils.errors import UserError, check_choice
 
 ON_BROKEN: Final = ("error", "skip")
@@ -46,7 +46,7 @@ def open_images(
         list_in: folder for `LIST_FILE`, which names all unreadable images; None: the file is not written.
 
     Raises:
-        ImageError: if images cannot be read and `on_broken` is ``error``.
+        UserError: if images cannot be read and `on_broken` is ``error``.
         UserError: if a split has no readable image, or the cache cannot be written.
     """
     check_choice("dataset.on_broken", on_broken, ON_BROKEN)
@@ -57,7 +57,7 @@ def open_images(
     if images.broken:
         listed = None if list_in is None else _write_list(list_in, images.broken, dataset.names)
         if on_broken == "error":
-            raise ImageError(_refusal(dataset, images.broken, listed))
+            raise UserError(_refusal(dataset, images.broken, listed))
     return OpenedImages(_readable(dataset, splits, images), images)
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from data.annotations.identities import NO_IDENTITIES
 from data.batch import INDEX, PIDS
-from data.images.read import ImageError, Resize
+from data.images.read import Resize
 from data.loading.datasets import Sample, with_images
 from data.loading.samplers import Draw
 from data.shards.layout import ShardIndex, check_extra
@@ -143,7 +143,7 @@ class ShardDataset(Dataset[Sample]):
         """Returns the samples of these draws; the image views of all are built together.
 
         Raises:
-            ImageError: a shard or an image is damaged.
+            UserError: a shard or an image is damaged.
         """
         samples: list[Sample] = []
         images: list[Tensor] = []
@@ -161,7 +161,7 @@ class ShardDataset(Dataset[Sample]):
         try:
             return self._resize(read_rgb(pair.content))
         except BadImageError as error:
-            raise ImageError(
+            raise UserError(
                 f"image {pair.image} of the shards of pair {number} cannot be read ({error}); write them again"
             ) from error
 

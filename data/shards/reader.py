@@ -7,11 +7,10 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from data.images.read import ImageError
 from data.loading.samplers import Indices
 from data.shards.layout import Shard, ShardIndex, schema
 from data.shards.storage import ShardFolder
-from utils.errors import UserError, library_errors
+from utils.errors import library_errors
 
 AT_ONCE: Final = 2**20  # bytes whose checksum is computed together
 
@@ -58,7 +57,7 @@ class ShardReader:
         """Returns a pair.
 
         Raises:
-            ImageError: the file of its shard is missing or damaged.
+            UserError: the file of its shard is missing or damaged.
         """
         number = int(np.searchsorted(self._first_pair, pair, side="right")) - 1
         shard = self._opened(number)
@@ -73,11 +72,8 @@ class ShardReader:
             self._open.move_to_end(number)
             return self._open[number]
         shard = self._index.shards[number]
-        try:
-            with self._folder.held(shard) as file:
-                self._open[number] = _checked(file, shard, self._index.identities)
-        except UserError as error:  # which a loading process could not hand over in one line
-            raise ImageError(str(error)) from error
+        with self._folder.held(shard) as file:
+            self._open[number] = _checked(file, shard, self._index.identities)
         if len(self._open) > self._most_open:
             self._open.popitem(last=False)
         return self._open[number]

@@ -14,7 +14,6 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from data.annotations import Record
-from data.images.read import ImageError
 from data.shards.layout import INDEX, SHARD_BYTES, VERSION, Shard, ShardIndex, schema
 from utils.errors import UserError
 from utils.images import BadImageError, read_bytes, read_rgb
@@ -87,7 +86,7 @@ class ShardWriter:
         """Writes all records, and the index last, so that a folder with an index is whole.
 
         Raises:
-            ImageError: an image cannot be read.
+            UserError: an image cannot be read.
             UserError: the folder holds something else, no image is left, or the disk is full.
         """
         try:
@@ -165,7 +164,7 @@ class ShardWriter:
             elif self._skip:
                 self.skipped += 1
             else:
-                raise ImageError(
+                raise UserError(
                     f"{record.image_path} cannot be read ({image}): restore it, or go on without it with "
                     "dataset.on_broken=skip"
                 )

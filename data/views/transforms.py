@@ -29,8 +29,32 @@ from data.views.pixels import (
     stretched,
     turn_hue,
 )
+from utils.errors import UserError
 
 SEEDS: Final = 2**31  # number of seeds for a transform of torchvision
+SMALLEST, LARGEST = 1e-6, 1e4  # for numbers that have to be above 0, and those without a natural bound
+
+
+def checked(name: str, value: float, least: float, most: float) -> float:
+    """Returns a number that lies in [least, most].
+
+    Raises:
+        ValueError: it is no number, or lies elsewhere.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise ValueError(f"{name}: {value} given, expected a number from {least:g} to {most:g}")
+    return value
+
+
+def checked_range(name: str, value: Sequence[float], least: float, most: float) -> tuple[float, float]:
+    """Returns the two ends of a range that lies in [least, most].
+
+    Raises:
+        ValueError: it is no range, or lies elsewhere.
+    """
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2 or not value[0] <= value[1]:
+        raise ValueError(f"{name}: {value} given, expected a range such as [{least:g}, {most:g}]")
+    return checked(name, value[0], least, most), checked(name, value[1], least, most)
 
 
 class ImageTransform(Protocol):
@@ -57,7 +81,7 @@ class RandomHorizontalFlip:
     draws = 1
 
     def __init__(self, p: float = 0.5) -> None:
-        self.p = p
+        self.p = checked("p", p, 0, 1)
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
         return of_rows(images, draws, draws[:, 0] < self.p, lambda rows, _: rows.flip(-1))
@@ -69,7 +93,7 @@ class RandomGrayscale:
     draws = 1
 
     def __init__(self, p: float = 0.1) -> None:
-        self.p = p
+        self.p = checked("p", p, 0, 1)
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
         grayscale = functional.rgb_to_grayscale
@@ -86,7 +110,7 @@ class RandomCrop:
     draws = 2
 
     def __init__(self, padding: int) -> None:
-        self.padding = padding
+        self.padding = int(checked("padding", padding, 0, LARGEST))
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
         height, width = images.shape[-2:]
@@ -110,8 +134,8 @@ class RandomResizedCrop:
     draws = 4
 
     def __init__(self, scale: tuple[float, float], ratio: tuple[float, float] = (3 / 4, 4 / 3)) -> None:
-        self.scale = scale
-        self.ratio = ratio
+        self.scale = checked_range("scale", scale, SMALLEST, 1)
+        self.ratio = checked_range("ratio", ratio, SMALLEST, LARGEST)
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
         height, width = images.shape[-2:]
@@ -137,7 +161,7 @@ class RandomRotation:
     draws = 1
 
     def __init__(self, degrees: float) -> None:
-        self.degrees = degrees
+        self.degrees = checked("degrees", degrees, 0, 180)
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
         height, width = images.shape[-2:]
@@ -169,10 +193,12 @@ class RandomErasing:
         p: float = 0.5,
         ratio: tuple[float, float] = (0.3, 3.3),
     ) -> None:
-        self.p = p
-        self.scale = scale
-        self.ratio = ratio
-        self.value = value
+        self.p = checked("p", p, 0, 1)
+        self.scale = checked_range("scale", scale, SMALLEST, 1)
+        self.ratio = checked_range("ratio", ratio, SMALLEST, LARGEST)
+        if not isinstance(value, Sequence) or len(value) != 3:
+            raise ValueError(f"value: {value} given, expected three numbers: R, G and B from 0 to 255")
+        self.value = [int(checked("value", number, 0, 255)) for number in value]
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
         return of_rows(images, draws, draws[:, 0] < self.p, self._erase)
@@ -200,16 +226,18 @@ class ColorJitter:
     """
 
     def __init__(self, brightness: float = 0, contrast: float = 0, saturation: float = 0, hue: float = 0) -> None:
-        ranges = (brightness, brighten), (contrast, change_contrast), (saturation, saturate)
+        named = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
         self._changes: list[tuple[tuple[float, float], Change]] = [
-            ((max(0.0, 1 - size), 1 + size), change) for size, change in ranges if size
+            ((max(0.0, 1 - size), 1 + size), change)
+            for (name, size), change in zip(named.items(), (brighten, change_contrast, saturate), strict=True)
+            if checked(name, size, 0, LARGEST)
         ]
-        if hue:
+        if checked("hue", hue, 0, 0.5):
             self._changes.append(((-hue, hue), turn_hue))
         self.draws = 2 * len(self._changes)
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        places, factors = draws.split(len(self._changes), dim=1)
+        places, factors = draws.tensor_split(2, dim=1)
         order = places.argsort(dim=1)
         for place in range(len(self._changes)):
             for number, (limits, change) in enumerate(self._changes):
@@ -229,12 +257,16 @@ class GaussianBlur:
     draws = 1
 
     def __init__(self, kernel_size: int, sigma: tuple[float, float]) -> None:
+        if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size: {kernel_size} given, expected an odd number of pixels")
         self.kernel_size = kernel_size
-        self.sigma = sigma
+        self.sigma = checked_range("sigma", sigma, SMALLEST, LARGEST)
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
         batch, channels, height, width = images.shape
         half = self.kernel_size // 2
+        if half >= min(height, width):
+            raise UserError(f"aug: GaussianBlur has kernel_size={self.kernel_size}, too large for {height}x{width}")
         place = torch.linspace(-half, half, self.kernel_size) / sqrt(2)
         kernel = (place / between(self.sigma, draws).float()).square().neg().softmax(dim=1)
         kernel = on_device_of(images, kernel).repeat_interleave(channels, dim=0)[:, None]
@@ -248,7 +280,7 @@ class RandomApply:
     """A transform that applies `transforms` one after the other, all or none, with probability `p`."""
 
     def __init__(self, transforms: Sequence[ImageTransform], p: float) -> None:
-        self.p = p
+        self.p = checked("p", p, 0, 1)
         self._chain = Chain(transforms)
         self.draws = 1 + self._chain.draws
 
@@ -307,7 +339,13 @@ class OneByOne:
         with torch.random.fork_rng(devices=[]):
             for image, seed in zip(images, (draws[:, 0] * SEEDS).long().tolist(), strict=True):
                 torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
-                changed.append(self._transform(image))
+                result = self._transform(image)
+                if result.shape != image.shape or result.dtype != image.dtype:
+                    raise UserError(
+                        f"aug: {self._transform} made {result.dtype} {tuple(result.shape)} of an image of "
+                        f"{image.dtype} {tuple(image.shape)}; use a transform that keeps both"
+                    )
+                changed.append(result)
         return torch.stack(changed)
 
 

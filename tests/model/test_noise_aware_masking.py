@@ -111,3 +111,21 @@ def test_a_checkpoint_of_another_training_set_is_refused() -> None:
 def test_a_share_that_masks_none_or_all_is_refused(share: float) -> None:
     with pytest.raises(UserError, match=r"^masking\.share: .* given, expected a number above 0 and below 1"):
         NoiseAwareMasking(name="noise_aware", share=share, max_length=LENGTH)
+
+
+def test_a_pair_that_a_batch_has_twice_keeps_the_newer_row_whole() -> None:
+    """With several threads, torch writes the halves of a row in any order if its index comes twice."""
+    masking = NoiseAwareMasking(name="noise_aware", share=SHARE, max_length=77)
+    masking.begin(256, pads_left=False)
+    draw, threads = torch.Generator().manual_seed(0), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for _ in range(20):
+            pairs = torch.arange(512)[torch.randperm(512, generator=draw)] % 256
+            own = torch.arange(512) % STEPS
+            masking.keep(pairs, (own / STEPS)[:, None].expand(-1, 77))
+            newest = {int(pair): int(step) for pair, step in zip(pairs, own, strict=True)}
+            expected = torch.tensor([newest[pair] for pair in range(256)], dtype=torch.uint8)
+            assert torch.equal(masking.steps, expected[:, None].expand(-1, 77))
+    finally:
+        torch.set_num_threads(threads)

@@ -11,7 +11,7 @@ from torch._utils import ExceptionWrapper
 
 from data.annotations import Record
 from data.images.oddities import jpeg_damage, oddities_of
-from data.images.read import ImageError, Resize, read_image
+from data.images.read import Resize, read_image
 from utils.errors import UserError
 from utils.images import read_rgb
 
@@ -80,7 +80,7 @@ class TestReadImage:
         elif damage != "missing":
             kept = {"empty": b"", "truncated": content[: len(content) // 2], "not an image": b"<html>" * 50}
             bad.image_path.write_bytes(kept[damage])
-        with pytest.raises(ImageError) as error:
+        with pytest.raises(UserError) as error:
             read_image(bad, RESIZE)
         reason = {
             "missing": "there is no such file",
@@ -95,11 +95,11 @@ class TestReadImage:
 
     def test_the_error_crosses_a_worker_as_the_same_sentence(self, tmp_path: Path) -> None:
         missing = Record(17, 0, tmp_path / "nothing.jpg", ("a",))
-        with pytest.raises(ImageError) as error:
+        with pytest.raises(UserError) as error:
             read_image(missing, RESIZE)
         try:
             read_image(missing, RESIZE)
-        except ImageError:
+        except UserError:
             carried = pickle.loads(pickle.dumps(ExceptionWrapper(where="in DataLoader worker process 0")))
         with pytest.raises(UserError) as arrived:
             carried.reraise()

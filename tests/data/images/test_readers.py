@@ -11,7 +11,7 @@ from PIL import Image
 
 from data.annotations import DatasetSplits, Record
 from data.annotations.layouts import SPLITS
-from data.images.read import ImageError, Resize, read_image
+from data.images.read import Resize, read_image
 from data.images.readers import OpenedImages, open_images
 from utils.errors import UserError
 
@@ -68,7 +68,7 @@ def test_all_broken_images_are_named_at_once(dataset: DatasetSplits, opened: Ope
     for record in bad[1:-1]:
         record.image_path.write_bytes(b"")
     bad[-1].image_path.write_bytes(b"<html>quota exceeded</html>")
-    with pytest.raises(ImageError) as error:
+    with pytest.raises(UserError) as error:
         opened(dataset)
     message, file = str(error.value), tmp_path / "outputs" / "run" / "broken_images.txt"
     assert message.startswith(
@@ -89,7 +89,7 @@ def test_all_broken_images_are_named_at_once(dataset: DatasetSplits, opened: Ope
 def test_a_single_one_is_named_with_what_is_there_instead(dataset: DatasetSplits, opened: Open) -> None:
     path = dataset.train[5].image_path
     path.rename(path.with_suffix(".jpeg"))
-    with pytest.raises(ImageError) as error:
+    with pytest.raises(UserError) as error:
         opened(dataset)
     assert str(error.value) == (
         f"{path} (identity 2) cannot be read (there is no such file; there is '00002_1.jpeg'): "

@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import RandomErasing
 
 from data.annotations import Record
 from data.batch import IMAGE, IMAGE_AUG, INDEX, PIDS, TEXT
-from data.images.read import ImageError, Resize, read_image
+from data.images.read import Resize, read_image
 from data.loading.datasets import PairDataset
 from data.loading.loader import ResumableLoader
 from data.loading.samplers import Draw
@@ -33,7 +33,7 @@ from data.shards.order import WINDOW, PairStream, ShardSampler
 from data.shards.writer import JOURNAL, ShardWriter
 from data.views.augmentation import Augmentation, RandomWordDeletion
 from data.views.build import Views
-from tests.forked import start_fork
+from tests.forked import end_of, start_fork
 from utils.errors import UserError
 
 RESIZE = Resize((16, 8), "bicubic")
@@ -110,6 +110,19 @@ class TestReading:
         copies = list((tmp_path / "cache" / "shards").glob("*/*.arrow"))
         assert 1 <= len(copies) <= 2
         assert not list((tmp_path / "cache").glob("shards/*/*.partial"))
+
+
+def test_processes_share_a_cache_that_is_full(tmp_path: Path) -> None:
+    write(tmp_path / "shards", images(tmp_path / "loose", 40))
+    address, cache = f"file://{tmp_path}/shards", tmp_path / "cache"
+
+    def read(seed: int) -> None:
+        mixture = opened(address, cache, shard_cache_gb=2e-6)  # about one shard
+        mixture.sources[0].read._most_open = 1
+        for pair in np.random.default_rng(seed).integers(len(mixture), size=150).tolist():
+            assert mixture[pair].caption
+
+    assert [end_of(child) for child in [start_fork(partial(read, seed)) for seed in range(3)]] == [0, 0, 0]
 
 
 class TestOrder:
@@ -231,7 +244,7 @@ class TestWriting:
     def test_broken_images_are_an_error_or_are_counted(self, tmp_path: Path) -> None:
         records = images(tmp_path / "loose", 6)
         records[1].image_path.write_bytes(b"no image")
-        with pytest.raises(ImageError, match=r"1\.png cannot be read .*dataset\.on_broken=skip"):
+        with pytest.raises(UserError, match=r"1\.png cannot be read .*dataset\.on_broken=skip"):
             write(tmp_path / "error", records)
         writer = ShardWriter(tmp_path / "skip", MADE_OF, skip=True)
         assert writer.write(records).images == 5
@@ -360,7 +373,7 @@ class TestDamage:
     )
     def test_a_damaged_shard_is_one_sentence(self, folder: Path, tmp_path: Path, damage: Any, told: str) -> None:
         damage(folder)
-        with pytest.raises(ImageError, match=told) as caught:
+        with pytest.raises(UserError, match=told) as caught:
             dataset(opened(folder, tmp_path))[Draw(0, 0)]
         assert "00000.arrow" in str(caught.value)
 
@@ -368,13 +381,13 @@ class TestDamage:
         for address in (folder, f"file://{folder}"):
             mixture = opened(address, tmp_path)
             (folder / "00000.arrow").rename(tmp_path / "away")
-            with pytest.raises(ImageError, match=r"00000\.arrow .*No such file"):
+            with pytest.raises(UserError, match=r"00000\.arrow .*No such file"):
                 dataset(mixture)[Draw(0, 0)]
             (tmp_path / "away").replace(folder / "00000.arrow")
         mixture = opened(folder, tmp_path)
         (folder / "00000.arrow").unlink()
         (folder / "00000.arrow").symlink_to("/dev/zero")
-        with pytest.raises(ImageError, match="it is not a file"):
+        with pytest.raises(UserError, match="it is not a file"):
             dataset(mixture)[Draw(0, 0)]
 
     def test_a_changed_byte_is_found_and_a_worker_tells_it(self, folder: Path, tmp_path: Path) -> None:
@@ -383,6 +396,6 @@ class TestDamage:
         (folder / "00000.arrow").write_bytes(content)
         mixture = opened(folder, tmp_path)
         sampler = ShardSampler(mixture.sizes, mixture.shares, 8, seed=1)
-        with pytest.raises(ImageError, match=r"^the shard \S+/00000.arrow is damaged \(its checksum") as caught:
+        with pytest.raises(UserError, match=r"^the shard \S+/00000.arrow is damaged \(its checksum") as caught:
             list(ResumableLoader(dataset(mixture), sampler, collate, num_workers=1))
         assert not re.search("Traceback|\n", str(caught.value))

@@ -9,6 +9,7 @@ from torchvision.transforms.v2 import functional
 
 from data.views import transforms
 from data.views.transforms import Chain, ImageTransform, RandomApply, RandomErasing, RandomResizedCrop, RandomSubset
+from utils.errors import UserError
 
 HEIGHT, WIDTH = 96, 48
 VALUE = [123, 117, 104]
@@ -196,3 +197,43 @@ class TestTransformsOfTorchvision:
         assert len({image.numpy().tobytes() for image in found}) == 4
         assert torch.equal(chain(images[:1], draws[2:3])[0], found[2])
         assert torch.equal(torch.get_rng_state(), state)
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("transform", "settings", "told"),
+        [
+            (transforms.RandomHorizontalFlip, {"p": 50}, "p: 50 given, expected a number from 0 to 1"),
+            (transforms.RandomCrop, {"padding": -40}, "padding: -40 given"),
+            (RandomResizedCrop, {"scale": [20, 80]}, "scale: 20 given, expected a number from 1e-06 to 1"),
+            (RandomResizedCrop, {"scale": [0.2, 1], "ratio": [0, 1]}, "ratio: 0 given"),
+            (RandomErasing, {"scale": 0.02, "value": VALUE}, "scale: 0.02 given, expected a range"),
+            (RandomErasing, {"scale": [0.02, 0.4], "value": [1, 2]}, r"value: \[1, 2\] given"),
+            (RandomErasing, {"scale": [0.02, 0.4], "value": [300, 2, 1]}, "value: 300 given"),
+            (transforms.ColorJitter, {"brightness": -0.4}, "brightness: -0.4 given"),
+            (transforms.ColorJitter, {"hue": 0.6}, "hue: 0.6 given, expected a number from 0 to 0.5"),
+            (transforms.GaussianBlur, {"kernel_size": 8, "sigma": [0.1, 2]}, "kernel_size: 8 given, expected an odd"),
+            (transforms.GaussianBlur, {"kernel_size": 9, "sigma": [0, 0]}, "sigma: 0 given"),
+            (transforms.GaussianBlur, {"kernel_size": 9, "sigma": [2, 0.1]}, "sigma: .* expected a range"),
+        ],
+    )
+    def test_what_would_spoil_images_is_refused(
+        self, transform: Callable[..., ImageTransform], settings: dict[str, object], told: str
+    ) -> None:
+        with pytest.raises(ValueError, match=told):
+            transform(**settings)
+
+    def test_a_color_jitter_without_ranges_changes_nothing(self) -> None:
+        jitter, images = transforms.ColorJitter(), pictures(2)
+        assert torch.equal(jitter(images, drawn(2, jitter)), images)
+
+    def test_a_kernel_larger_than_the_image_is_refused(self) -> None:
+        blur = transforms.GaussianBlur(33, (0.1, 2))
+        with pytest.raises(UserError, match="kernel_size=33, too large for 16x8"):
+            blur(pictures(1, 16, 8), drawn(1, blur))
+
+    @pytest.mark.parametrize("changed", [v2.ToDtype(torch.float32, scale=True), v2.Resize([32, 32])])
+    def test_a_transform_that_changes_type_or_size_is_refused(self, changed: v2.Transform) -> None:
+        chain = Chain([changed])
+        with pytest.raises(UserError, match=rf"{type(changed).__name__}.* made torch\.\S+ \(3, .* use a transform"):
+            chain(pictures(1), drawn(1, chain))
