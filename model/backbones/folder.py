@@ -48,6 +48,10 @@ MOST_LAYERS: Final = 1_000
 PIXELS: Final = ("image_mean", "image_std")
 
 
+class OtherModelError(UserError):
+    """A config that describes another kind of model."""
+
+
 def read_config(path: Path, model_class: type[PreTrainedModel]) -> PreTrainedConfig:
     """Returns the config in the config.json at `path`, which has to describe a `model_class`.
 
@@ -70,7 +74,7 @@ def make_config(options: Mapping[str, Any], model_class: type[PreTrainedModel], 
     family = config_class.model_type
     check_fixed_resolution(options, source)
     if options.get("model_type") != family:
-        raise UserError(f"{source} describes a {options.get('model_type')!r} model, expected {family!r}")
+        raise OtherModelError(f"{source} describes a {options.get('model_type')!r} model, expected {family!r}")
     sections = {name: _section(options, name, kinds, source) for name, kinds in TOWERS[family].items()}
     with library_errors(f"{source} describes no {family!r} model", "expected the config of one"):
         return config_class(**_declared(config_class, options, source), **sections)

@@ -8,7 +8,14 @@ from typing import Any, Final
 from model.backbones.base import Backbone
 from model.backbones.bert import RESNET_STRIDE, BertBackbone
 from model.backbones.clip_like import AltClipBackbone, ChineseClipBackbone, MetaClip2Backbone
-from model.backbones.folder import make_config, pretrained, read_config, read_pixel_statistics, untrained
+from model.backbones.folder import (
+    OtherModelError,
+    make_config,
+    pretrained,
+    read_config,
+    read_pixel_statistics,
+    untrained,
+)
 from model.backbones.open_clip import load_open_clip
 from model.backbones.position_embeddings import MODES, read_positions
 from model.backbones.vision_language import ClipBackbone, SiglipBackbone
@@ -138,10 +145,10 @@ def _advice(name: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(
-            f"backbone {name!r}: {error}; run 'uv run prepare_checkpoints.py {name}' to fill the folder, or choose "
-            "another backbone="
-        ) from error
+        advice = f"run 'uv run prepare_checkpoints.py {name}' to fill the folder, or choose another backbone="
+        if isinstance(error, OtherModelError):  # such as the hub/ of a run on another backbone
+            advice = "choose the backbone= that wrote the folder, or backbone=folder, which finds out what it holds"
+        raise UserError(f"backbone {name!r}: {error}; {advice}") from error
 
 
 def save_backbone(backbone: Backbone, folder: str | Path) -> None:

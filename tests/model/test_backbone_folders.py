@@ -14,7 +14,7 @@ from data.text.tokens import load_tokenizer
 from model.backbones import load_backbone
 from model.backbones.position_embeddings import write_positions
 from model.published.converted import ranking_notes
-from utils.checkpoints.folder import Architecture, IncompleteError, check_folder
+from utils.checkpoints.folder import Architecture, IncompleteError, check_folder, read_interpolation
 from utils.errors import UserError
 
 Change = Callable[[dict[str, Any]], Any]
@@ -67,7 +67,6 @@ def refused(folder: Path, message: str) -> None:
         (lambda c: c["text_config"].update(attention_dropout=7), "attention_dropout is 7"),
         (lambda c: c["text_config"].update(hidden_act="os.system"), "describes no model that can be built"),
         (lambda c: c.update(text_config=5), "text_config is 5, expected the sizes of a tower"),
-        (lambda c: c.update(model_type="x"), "describes a 'x' model, expected 'siglip'"),
         (lambda c: c["vision_config"].update(model_type="bert"), "vision_config is of a 'bert' model"),
     ],
 )
@@ -107,6 +106,17 @@ def test_adapters_and_shards_beside_the_weights_are_not_followed(folder: Path, t
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../x.bin"}, "metadata": {}}))
     refused(folder, "model.safetensors cannot be read: there is no such file")
+
+
+def test_what_a_run_leaves_is_told_from_a_folder_to_fill(folder: Path, tmp_path: Path) -> None:
+    """The hub/ folder of another family, and adapters without a backbone."""
+    change(folder / "config.json", lambda c: {**c, "model_type": "clip"})
+    with pytest.raises(UserError, match="describes a 'clip' model, expected 'siglip'; choose the backbone= that wrote"):
+        load(folder)
+    (tmp_path / "adapters").mkdir()
+    (tmp_path / "adapters" / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"adapters holds LoRA adapters and no backbone; merge them with task=export"):
+        read_interpolation(tmp_path / "adapters")
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,11 @@ def read_interpolation(folder: Path) -> str:
             return str(found)
         resample = read_json(folder / CONFIGS[1]).get("resample")
     except IncompleteError as error:
+        if (folder / "adapter_config.json").is_file():
+            raise UserError(
+                f"{folder} holds LoRA adapters and no backbone; merge them with task=export ckpt_path=FILE "
+                "export.formats=[hub], and name the hub/ folder that it writes"
+            ) from error
         raise UserError(f"{error}, so the interpolation of images is unknown; {advice}") from error
     if resample is None:
         return "bicubic"
