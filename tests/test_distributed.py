@@ -28,6 +28,7 @@ SMALL = (
     "dataset.num_workers=0",
     "dataset.eval_batch_size=4",
     "shown_queries=1",
+    "~evaluation.plots.tsne",  # takes as long as a run
     "logger=csv",
     "trainer=cpu",
     "trainer.accelerator=cpu",

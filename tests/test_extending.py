@@ -84,6 +84,7 @@ def outputs(checkout: Path, small_root: Path, tmp_path_factory: pytest.TempPathF
     shutil.copytree(small_root, root)
     own_dataset(root)
     small = [f"dataset_root_dir={root}", "dataset.batch_size=8", "dataset.num_workers=0", "trainer=cpu"]
+    small += ["shown_queries=0", "~evaluation.plots.tsne"]
     commands, out = [], checkout / "outputs"
     for recipe in RECIPES:
         for command in commands_of(recipe):

@@ -20,10 +20,10 @@ from safetensors.numpy import save
 import prepare_checkpoints
 from model.backbones import load_backbone
 from prepare_checkpoints import prepare, prepare_folder
-from tests.conftest import save_model, small_towers
 from tests.http_server import COMMIT, WebServer, web_server
 from tests.model.openai_clip import PATCH, TEXT_WIDTH, VOCABULARY, WIDTH, Irra
 from tests.small_backbone import SMALL, small
+from tests.small_models import save_model, small_towers
 from utils.checkpoints.folder import Architecture, check_folder
 from utils.continuing.composed import described
 from utils.errors import UserError

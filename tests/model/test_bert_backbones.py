@@ -15,7 +15,7 @@ from model.backbones.bert import BertBackbone, join_folders
 from model.backbones.lora import add_lora
 from model.heads import GlobalHead, PartHead
 from model.tbps import TBPS
-from tests.conftest import save_model, small_towers
+from tests.small_models import save_model, small_towers
 from utils.errors import UserError
 
 CONFIG = Path(__file__).parents[2] / "config"

@@ -11,8 +11,8 @@ from model.backbones import Backbone, load_backbone
 from model.features import Encoded
 from model.heads import GlobalHead, PartHead, TokenSelectionHead
 from model.tbps import TBPS
-from tests.conftest import save_model
 from tests.model.backbones.test_clip_like import CLASSES, by_folder, small
+from tests.small_models import save_model
 
 LENGTH = 12
 IDS = torch.tensor([[2, 5, 6, 7, 3] + [1] * 7, [2, 9, 3] + [1] * 9])

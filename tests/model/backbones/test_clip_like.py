@@ -33,8 +33,8 @@ from model.backbones import Backbone, load_backbone
 from model.backbones.lora import add_lora
 from model.heads import GlobalHead
 from model.tbps import TBPS
-from tests.conftest import TEXT, VISION, save_model
 from tests.model.backbones.test_lora import TARGET
+from tests.small_models import TEXT, VISION, save_model
 from utils.checkpoints.backbone_facts import read_facts
 from utils.checkpoints.folder import Architecture, check_folder
 from utils.config.resolvers import register_resolvers

@@ -20,7 +20,7 @@ from model.export.hub import write_hub
 from model.heads import GlobalHead, PartHead, TokenSelectionHead
 from model.published.converted import load_head
 from model.tbps import TBPS
-from tests.conftest import save_model, small_towers
+from tests.small_models import save_model, small_towers
 from utils.checkpoints.folder import read_interpolation
 from utils.errors import UserError
 from utils.report.model_card import model_card, usage

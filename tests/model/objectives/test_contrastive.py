@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 from model.objectives import citc, itc, nitc, ritc
-from tests.conftest import small_model
+from tests.small_models import small_model
 
 DIM = 16
 SCALE, BIAS = 12.0, -3.0
