@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -21,11 +23,16 @@ ANY_METHOD = (
 SMALL = (*ANY_METHOD, "loss=hybrid_circle", "loss.terms.simclr.hidden_dim=16", "trainer.max_epochs=1")
 
 
+@lru_cache(maxsize=64)  # composing takes a quarter of a second
+def composed(name: str, overrides: tuple[str, ...]) -> DictConfig:
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return compose(name, overrides=list(overrides), return_hydra_config=True)
+
+
 @contextmanager
 def command(*overrides: str, name: str = "demo") -> Iterator[DictConfig]:
     """Gives the config that Hydra composes of a command line, and lets the project know the command line meanwhile."""
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        cfg = compose(name, overrides=list(overrides), return_hydra_config=True)
+    cfg = deepcopy(composed(name, overrides))
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg["hydra"]
