@@ -501,7 +501,7 @@ class TestSettings:
     def test_auto_workers_leave_a_core_to_training(
         self, dataset: DatasetSplits, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        for cores, workers in ((1, 1), (4, 3), (64, 8)):
+        for cores, workers in ((1, 1), (4, 3), (64, 4)):
             monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: set(range(cores)))
             data = TBPSDataModule(dataset, **settings | {"num_workers": "auto"})
             data.set_views(ALL_VIEWS)

@@ -17,7 +17,7 @@ from utils.config.surroundings import DIED, lost_worker
 from utils.errors import UserError
 from utils.training.signals import leave_signals_to_parent
 
-MOST_AUTO_WORKERS: Final = 8
+MOST_AUTO_WORKERS: Final = 4
 
 CollateFn = Callable[[Sequence[Any]], Batch]
 
@@ -131,7 +131,7 @@ def evaluation_loader(
 
 
 def worker_processes(wanted: int | Literal["auto"], training_processes: int) -> int:
-    """Returns the number of loading processes for each training process; ``auto`` uses the remaining cores, up to 8.
+    """Returns the number of loading processes for each training process; ``auto`` uses the remaining cores, up to 4.
 
     Raises:
         UserError: if `wanted` is neither ``auto`` nor a number of processes.
