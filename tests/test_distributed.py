@@ -185,7 +185,7 @@ def test_one_of_two_writes_and_speaks(two: Found) -> None:
 
 
 def test_a_sweep_of_two_jobs_of_two_processes_runs_two_jobs(root: Path, tmp_path: Path) -> None:
-    short = ["loss=itc", f"dataset_root_dir={root}", "seed=1,2"]
+    short = ["loss=itc", f"dataset_root_dir={root}", "seed=1,2", "shown_queries=0"]
     line = [str(ROOT / "trainer.py"), "-m", *SMALL, *TWO, *short, f"hydra.sweep.dir={tmp_path}"]
     done = run_python(*line, env=environment())
     assert done.returncode == 0, done.stderr
