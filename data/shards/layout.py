@@ -129,7 +129,7 @@ def _shards(entries: Sequence[Any], where: str) -> tuple[Shard, ...]:
         if (
             not all(_is_count(value) for value in shard[1:4])
             or not isinstance(shard.crc, int)
-            or (max(shard.images, shard.pairs) > shard.bytes or shard.bytes > MOST_BYTES)
+            or not max(shard.images, shard.pairs) <= shard.bytes <= MOST_BYTES
         ):
             raise UserError(f"{where}, shard {number} ({shard.file}): its counts are damaged; {_AGAIN}")
         shards.append(shard)

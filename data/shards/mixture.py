@@ -30,10 +30,10 @@ ONLY: Final = "shards"  # name of the only source
 MOST_SOURCES: Final = 255
 MOST_DRAWS: Final = 2**32  # of an epoch
 _PASSWORD: Final = re.compile(r"://[^@]*:[^@]*@")
-_QUERY: Final = (  # keys after "?" of an address that are no secrets
+_QUERY: Final = {  # keys after "?" of an address that are no secrets
     *("region", "scheme", "endpoint_override", "retry_limit_seconds", "project_id", "enable_tls"),
     *("blob_storage_authority", "dfs_storage_authority", "credential_kind", "tenant_id", "client_id"),
-)
+}
 
 
 @dataclass(frozen=True)
@@ -221,8 +221,9 @@ def _checked(key: str, options: Any) -> tuple[str, float]:
     if not isinstance(address, str) or not address:
         raise UserError(f"{key}.folder: {address} given, expected a folder or an address such as s3://bucket/folder")
     query = dict(parse_qsl(urlsplit(address).query, keep_blank_values=True)) if "://" in address else {}
-    if _PASSWORD.search(address) or query.keys() - {*_QUERY}:
-        keys = ", ".join(sorted(query.keys() - {*_QUERY})) or "a password"
+    others = sorted(query.keys() - _QUERY)
+    if _PASSWORD.search(address) or others:
+        keys = ", ".join(others) or "a password"
         raise UserError(
             f"{key}.folder: the address has {keys}, and logs would show a secret; see docs/shards.md for a way"
         )

@@ -86,8 +86,7 @@ class ShardWriter:
         """Writes all records, and the index last, so that a folder with an index is whole.
 
         Raises:
-            UserError: an image cannot be read.
-            UserError: the folder holds something else, no image is left, or the disk is full.
+            UserError: an image cannot be read, the folder holds something else, no image is left, or the disk is full.
         """
         try:
             self._out.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from data.batch import (
 )
 from data.text.masking import DRAWS
 from data.views.augmentation import Augmentation, Transforms
-from data.views.transforms import Chain
+from data.views.chain import Chain
 from utils.errors import UserError
 
 PROVIDED_BY: Final = {

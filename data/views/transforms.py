@@ -5,15 +5,15 @@ seed alone decides what happens to it, in any batch and on any device. Parameter
 CPU, for all images at once, and the number of kernels does not grow with the batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import log, sqrt
-from typing import Final, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional
 
+from data.views.chain import Chain, ImageTransform, batched
 from data.views.pixels import (
     Change,
     below,
@@ -29,50 +29,8 @@ from data.views.pixels import (
     stretched,
     turn_hue,
 )
+from data.views.settings import LARGEST, SMALLEST, checked, checked_range
 from utils.errors import UserError
-
-SEEDS: Final = 2**31  # number of seeds for a transform of torchvision
-SMALLEST, LARGEST = 1e-6, 1e4  # for numbers that have to be above 0, and those without a natural bound
-
-
-def checked(name: str, value: float, least: float, most: float) -> float:
-    """Returns a number that lies in [least, most].
-
-    Raises:
-        ValueError: it is no number, or lies elsewhere.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise ValueError(f"{name}: {value} given, expected a number from {least:g} to {most:g}")
-    return value
-
-
-def checked_range(name: str, value: Sequence[float], least: float, most: float) -> tuple[float, float]:
-    """Returns the two ends of a range that lies in [least, most].
-
-    Raises:
-        ValueError: it is no range, or lies elsewhere.
-    """
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2 or not value[0] <= value[1]:
-        raise ValueError(f"{name}: {value} given, expected a range such as [{least:g}, {most:g}]")
-    return checked(name, value[0], least, most), checked(name, value[1], least, most)
-
-
-class ImageTransform(Protocol):
-    """A transform of a batch of images.
-
-    draws: number of random numbers that it reads for an image.
-    """
-
-    draws: int
-
-    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Returns the transformed images.
-
-        Args:
-            images: uint8 ``(B, 3, H, W)``, on any device.
-            draws: fp64 ``(B, draws)``, uniform in [0, 1), on the CPU.
-        """
-        ...
 
 
 class RandomHorizontalFlip:
@@ -305,50 +263,3 @@ class RandomSubset:
             for number, transform in enumerate(self._pool):
                 images = of_rows(images, own[number], order[:, place] == number, transform)
         return images
-
-
-class Chain:
-    """A transform that applies `transforms` one after the other."""
-
-    def __init__(self, transforms: Sequence[Callable[..., Tensor]]) -> None:
-        self._transforms = [batched(transform) for transform in transforms]
-        self.draws = sum(transform.draws for transform in self._transforms)
-
-    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        columns = draws.split([transform.draws for transform in self._transforms], dim=1)
-        for transform, own in zip(self._transforms, columns, strict=True):
-            images = transform(images, own)
-        return images
-
-
-class OneByOne:
-    """A transform of torchvision, applied to one image after the other, with a seed of its own for each.
-
-    Args:
-        transform: ``(3, H, W) -> (3, H, W)``. It may read torch's random state of the CPU. Those that draw pixels, such
-            as ``GaussianNoise``, need ``dataset.augment_on=worker``.
-    """
-
-    draws = 1
-
-    def __init__(self, transform: Callable[[Tensor], Tensor]) -> None:
-        self._transform = transform
-
-    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        changed = []
-        with torch.random.fork_rng(devices=[]):
-            for image, seed in zip(images, (draws[:, 0] * SEEDS).long().tolist(), strict=True):
-                torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
-                result = self._transform(image)
-                if result.shape != image.shape or result.dtype != image.dtype:
-                    raise UserError(
-                        f"aug: {self._transform} made {result.dtype} {tuple(result.shape)} of an image of "
-                        f"{image.dtype} {tuple(image.shape)}; use a transform that keeps both"
-                    )
-                changed.append(result)
-        return torch.stack(changed)
-
-
-def batched(transform: Callable[..., Tensor]) -> ImageTransform:
-    """Returns a transform of batches as it is, and one of torchvision as `OneByOne`."""
-    return transform if hasattr(transform, "draws") else OneByOne(transform)

@@ -7,7 +7,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from data.views.augmentation import Augmentation, RandomWordDeletion, RandomWordSwap
-from data.views.transforms import Chain, RandomSubset
+from data.views.chain import Chain
+from data.views.transforms import RandomSubset
 
 CONFIGS = Path(__file__).parents[3] / "config" / "aug"
 IMAGE_KEYS = ("image", "image_aug", "image_ss")

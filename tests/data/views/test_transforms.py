@@ -8,7 +8,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from data.views import transforms
-from data.views.transforms import Chain, ImageTransform, RandomApply, RandomErasing, RandomResizedCrop, RandomSubset
+from data.views.chain import Chain, ImageTransform
+from data.views.transforms import RandomApply, RandomErasing, RandomResizedCrop, RandomSubset
 from utils.errors import UserError
 
 HEIGHT, WIDTH = 96, 48
